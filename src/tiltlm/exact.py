@@ -1,0 +1,129 @@
+"""The answer sheet: log Z, pi*, psi*, V*, both KLs and E[r] by enumeration of a small world.
+
+Everything is computed over the list of *all* completions of every prompt, for any language model whose list is
+short enough (a table; a small vocabulary and a few tokens). Rows are laid out prompt by prompt: row p·S + s is
+completion s of prompt p, and results come as [P, S].
+
+    log Z(x) = logsumexp_y [log pi_ref(y|x) + r/beta]
+    log psi*_t(y_≤t) = logsumexp over completions y' that begin with y_≤t of [log pi_ref(y') + r(y')/beta]
+                       − logsumexp over the same of log pi_ref(y')                   (= (Q* after t tokens)/beta)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.samples import Samples, Tokens
+from tiltlm.target import Target
+
+LIMIT = 5_000_000
+"""Completions (prompts × list) beyond which enumeration is refused."""
+
+
+def all_completions(vocab_size: int, horizon: int, eos_id: int | None = None) -> Tokens:
+    """Every completion of `horizon` tokens, or that ends sooner at `eos_id`; Tokens [S, horizon].
+
+    A completion is cut off at `horizon` if it has not ended, as a sampler with that limit would.
+    """
+    ids = torch.cartesian_prod(*[torch.arange(vocab_size)] * horizon).reshape(-1, horizon)
+    if eos_id is None:
+        return Tokens.full(ids)
+    ended = (ids == eos_id).cumsum(1)
+    mask = (ended - (ids == eos_id).to(ended)) == 0  # up to and including the first end-of-text
+    unique = torch.unique(torch.where(mask, ids, vocab_size), dim=0)
+    mask = unique < vocab_size
+    return Tokens(torch.where(mask, unique, 0), mask)
+
+
+def every_pair(prompts: Tokens, completions: Tokens) -> Samples:
+    """Every prompt with every completion, prompt by prompt."""
+    n, s = len(prompts), len(completions)
+    if n * s > LIMIT:
+        raise ValueError(
+            f"{n} prompts × {s} completions = {n * s} rows; enumeration stops at {LIMIT}: sample instead"
+        )
+    index = torch.arange(n, device=prompts.device).repeat_interleave(s)
+    each = completions.to(prompts.device)
+    return Samples(prompts, index, each.ids.repeat(n, 1), each.mask.repeat(n, 1))
+
+
+@torch.no_grad()
+def log_density(model: LanguageModel, samples: Samples, batch_size: int = 8192) -> Tensor:
+    """log q(y|x) of every row, [N], in batches."""
+    starts = range(0, len(samples), batch_size)
+    parts = [model.log_prob(samples.select(slice(b, b + batch_size))).sum(1) for b in starts]
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The whole answer. samples [P·S rows], log_ref and log_pi_star and reward [P, S], log_z [P]; nats."""
+
+    samples: Samples
+    log_ref: Tensor
+    reward: Tensor
+    log_pi_star: Tensor
+    log_z: Tensor
+    beta: float
+
+    def density(self, model: LanguageModel) -> Tensor:
+        """log q of every completion, [P, S]."""
+        return log_density(model, self.samples).reshape(self.log_ref.shape)
+
+    def kl_to_target(self, log_q: Tensor) -> Tensor:
+        """KL(q‖pi*) per prompt, [P]."""
+        return kl(log_q, self.log_pi_star)
+
+    def kl_from_target(self, log_q: Tensor) -> Tensor:
+        """KL(pi*‖q) per prompt, [P]."""
+        return kl(self.log_pi_star, log_q)
+
+    def objective(self, log_q: Tensor) -> Tensor:
+        """J(q) = E_q[r] − beta·KL(q‖pi_ref) per prompt, [P], in units of reward."""
+        return (log_q.exp() * self.reward).sum(1) - self.beta * kl(log_q, self.log_ref)
+
+    def v_star(self) -> Tensor:
+        """V*(x) = beta·log Z(x), [P]: the objective's maximum."""
+        return self.beta * self.log_z
+
+    def log_psi_star(self) -> Tensor:
+        """log psi*_t after every token of every row, [P·S, T]; 0 at padding."""
+        tokens, mask = self.samples.tokens, self.samples.mask
+        log_ref = self.log_ref.reshape(-1)
+        tilted = log_ref + self.reward.reshape(-1) / self.beta
+        rows = torch.cat([self.samples.prompt_index[:, None], torch.where(mask, tokens, -1)], 1)
+        columns = []
+        for t in range(tokens.shape[1]):
+            _, group = torch.unique(rows[:, : t + 2], dim=0, return_inverse=True)
+            columns.append(_group_logsumexp(tilted, group) - _group_logsumexp(log_ref, group))
+        return torch.where(mask, torch.stack(columns, 1), 0.0)
+
+
+def _group_logsumexp(x: Tensor, group: Tensor) -> Tensor:
+    """logsumexp of x within groups, handed back to every member."""
+    top = torch.full((int(group.max()) + 1,), -torch.inf, dtype=x.dtype).scatter_reduce(0, group, x, "amax")
+    top = top.clamp_min(torch.finfo(x.dtype).min)
+    total = torch.zeros_like(top).scatter_add(0, group, (x - top[group]).exp())
+    return (total.log() + top)[group]
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p‖q) = Σ p (log p − log q) over the last dimension, with 0·log 0 = 0; nats."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
+@torch.no_grad()
+def solve(target: Target, prompts: Tokens, horizon: int) -> Solution:
+    """Enumerate the target's world: completions of up to `horizon` tokens of every prompt."""
+    reference = target.reference
+    samples = every_pair(prompts, all_completions(reference.vocab_size, horizon, reference.eos_id))
+    log_ref = log_density(reference, samples).reshape(len(prompts), -1)
+    reward = target.reward(samples).to(log_ref).reshape(log_ref.shape)
+    tilted = log_ref + reward / target.beta
+    log_z = tilted.logsumexp(1)
+    return Solution(samples, log_ref, reward, tilted - log_z[:, None], log_z, target.beta)

@@ -1,0 +1,1 @@
+"""Language models and value models: anything that scores or draws tokens. One protocol in `base.py`."""

@@ -1,0 +1,219 @@
+"""A Hugging Face network's body behind a batch of prefixes: hidden states, a growing cache, and `peek`.
+
+Two paths, one padding rule each:
+
+- *scoring* (`hidden`): rows right-padded, no mask at all. Under causal attention no real token sees the
+  padding behind it, so the fast unmasked kernel is exact.
+- *decoding* (`BackboneState`): rows moved to the right edge of the cache, so that the next token of every row
+  is written in the same column and a sliding window sees no holes. The mask is left out when rows are equally
+  long.
+
+`position_ids` are always passed: GPT-2 and GPT-Neo number positions without looking at the mask, OPT with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+from tiltlm.samples import Tokens
+
+
+class BufferLayer(DynamicLayer):
+    """One layer's keys and values in storage allocated once for `capacity` columns.
+
+    transformers' own dynamic layer copies the whole cache at every token; this one writes in place and hands
+    out views, which also makes taking tokens back (`length = …`) free.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+        self.key_store: Tensor | None = None
+        self.value_store: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.key_store is None or self.value_store is None:
+            self.key_store, self.value_store = self._empty(key_states), self._empty(value_states)
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        end = self.length + key_states.shape[-2]
+        if end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens a row; {end} were written: start with more")
+        self.key_store[:, :, self.length : end] = key_states
+        self.value_store[:, :, self.length : end] = value_states
+        self.length = end
+        self.keys, self.values = self.key_store[:, :, :end], self.value_store[:, :, :end]
+        return self.keys, self.values
+
+    def _empty(self, states: Tensor) -> Tensor:
+        n, heads, _, width = states.shape
+        return states.new_empty(n, heads, self.capacity, width)
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def stores(self) -> tuple[Tensor, Tensor]:
+        if self.key_store is None or self.value_store is None:
+            raise RuntimeError("the cache is empty: prefill first")
+        return self.key_store, self.value_store
+
+    def take_rows(self, index: Tensor) -> None:
+        """Rows at `index`, in its order; only the columns in use are copied."""
+        stores = []
+        for store in self.stores():
+            fresh = store.new_empty(len(index), store.shape[1], self.capacity, store.shape[3])
+            fresh[:, :, : self.length] = store[:, :, : self.length].index_select(0, index)
+            stores.append(fresh)
+        self.key_store, self.value_store = stores
+
+    def keep_column(self, column: Tensor) -> None:
+        """Of the columns written beyond `length`, keep row n's column `length + column[n]` as the next one."""
+        for store in self.stores():
+            place = (self.length + column)[:, None, None, None].expand(-1, store.shape[1], 1, store.shape[3])
+            store[:, :, self.length] = store.gather(2, place)[:, :, 0]
+        self.length += 1
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal LM below its output head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def hidden(model: PreTrainedModel, sequences: Tokens) -> Tensor:
+    """Last hidden states of right-padded rows, [N, L, D]; what stands at padding is meaningless."""
+    n, width = sequences.ids.shape
+    positions = torch.arange(width, device=sequences.device).expand(n, width)
+    return body_of(model)(input_ids=sequences.ids, position_ids=positions, use_cache=False).last_hidden_state
+
+
+class BackboneState:
+    """N prefixes behind which the body stands, with `last` [N, D], the hidden state of each row's last token."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Tokens, capacity: int) -> None:
+        self.body, width = body_of(model), prompts.ids.shape[1]
+        if width == 0 or int(prompts.lengths.min()) == 0:
+            raise ValueError(
+                "a prompt is empty: a causal LM needs at least one token (a start token, say) to begin"
+            )
+        limit = getattr(model.config, "max_position_embeddings", None)
+        if limit is not None and width + capacity > limit:
+            raise ValueError(f"prompt ({width}) plus new tokens ({capacity}) exceed the model's {limit} positions")
+        self.lengths = prompts.lengths
+        self.mask = None if bool(prompts.mask.all()) else _left_padded(prompts.mask, self.lengths)
+        self.window = _attention_window(model.config)
+        self._spare = 0  # columns of cache left over for peeking, grown on the first peek
+        self.cache: Cache = Cache(layer_class_to_replicate=lambda: BufferLayer(width + capacity))  # type: ignore[arg-type]
+        ids = prompts.ids if self.mask is None else _left_padded(prompts.ids, self.lengths)
+        start = torch.arange(width, device=ids.device) - (width - self.lengths)[:, None]
+        self.last = self._forward(ids, start.clamp_min(0), self.mask)[:, -1]
+        self._peeked: tuple[Tensor, Tensor] | None = None  # candidates [N, K] and their hidden states [N, K, D]
+
+    @property
+    def layers(self) -> list[BufferLayer]:
+        return self.cache.layers  # type: ignore[return-value]
+
+    def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        output = self.body(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def append(self, tokens: Tensor) -> None:
+        """Extend row n by `tokens[n]`; free if it was among the candidates just peeked at."""
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+        if not self._append_peeked(tokens):
+            self.last = self._forward(tokens[:, None], self.lengths[:, None], self.mask)[:, -1]
+        self.lengths = self.lengths + 1
+        self._peeked = None
+
+    def _append_peeked(self, tokens: Tensor) -> bool:
+        if self._peeked is None:
+            return False
+        candidates, states = self._peeked
+        found = candidates == tokens[:, None]
+        if not bool(found.any(1).all()):
+            return False
+        column = found.to(torch.int64).argmax(1)
+        for layer in self.layers:
+            layer.keep_column(column)
+        self.last = states[torch.arange(len(tokens), device=tokens.device), column]
+        return True
+
+    def peek(self, candidates: Tensor) -> Tensor:
+        """Hidden states of prefix n + candidates[n, k], [N, K, D], in ONE forward; the prefixes stay put.
+
+        All candidates of a row carry the same position id and see the prefix and themselves, not each other.
+        """
+        n, k = candidates.shape
+        if self.window is not None and self.layers[0].length + k > self.window:
+            return self._peek_in_rows(candidates)
+        self._make_room(k)
+        length = self.layers[0].length
+        seen = torch.ones(n, 1, k, length + k, dtype=torch.bool, device=candidates.device)
+        if self.mask is not None:
+            seen[..., :length] = self.mask[:, None, None, :]
+        seen[..., length:] = torch.eye(k, dtype=torch.bool, device=candidates.device)
+        states = self._forward(candidates, self.lengths[:, None].expand(n, k), self._float_mask(seen))
+        for layer in self.layers:
+            layer.length = length
+        self._peeked = (candidates, states)
+        return states
+
+    def _peek_in_rows(self, candidates: Tensor) -> Tensor:
+        """`peek` for a window of attention counted in columns: every candidate gets a row of its own."""
+        n, k = candidates.shape
+        rows = torch.arange(n, device=candidates.device).repeat_interleave(k)
+        kept = [(layer.length, *layer.stores()) for layer in self.layers]
+        for layer in self.layers:
+            layer.take_rows(rows)
+        mask = None if self.mask is None else torch.nn.functional.pad(self.mask[rows], (0, 1), value=True)
+        states = self._forward(candidates.reshape(-1, 1), self.lengths[rows, None], mask)
+        for layer, (length, keys, values) in zip(self.layers, kept, strict=True):
+            layer.length, layer.key_store, layer.value_store = length, keys, values
+        return states.reshape(n, k, -1)
+
+    def _float_mask(self, seen: Tensor) -> Tensor:
+        """Additive form of a boolean mask: what both eager and fused attention accept."""
+        zeros = torch.zeros(seen.shape, dtype=self.last.dtype, device=seen.device)
+        return zeros.masked_fill_(~seen, torch.finfo(self.last.dtype).min)
+
+    def _make_room(self, k: int) -> None:
+        if k <= self._spare:
+            return
+        for layer in self.layers:
+            layer.capacity += k - self._spare
+            layer.take_rows(torch.arange(len(self.lengths), device=self.lengths.device))
+        self._spare = k
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows at `index`, in its order."""
+        for layer in self.layers:
+            layer.take_rows(index)
+        self.lengths, self.last = self.lengths[index], self.last[index]
+        self.mask = None if self.mask is None else self.mask[index]
+        self._peeked = None
+
+
+def _attention_window(config: Any) -> int | None:
+    """The narrowest attention window of any layer, in tokens, or None where every layer sees everything."""
+    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's name for it
+        return int(config.window_size)
+    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
+        return int(config.sliding_window)
+    return None
+
+
+def _left_padded(x: Tensor, lengths: Tensor) -> Tensor:
+    """Right-padded rows [N, L] shifted to the right edge; zeros (False) in front."""
+    width = x.shape[1]
+    source = torch.arange(width, device=x.device) - (width - lengths)[:, None]
+    return torch.where(source >= 0, x.gather(1, source.clamp_min(0)), torch.zeros_like(x))

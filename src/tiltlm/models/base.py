@@ -1,0 +1,127 @@
+"""The protocols every model speaks: `LanguageModel` with its decoding `State`, and `Values` with theirs.
+
+A language model here is anything with next-token distributions: a Hugging Face network, a table, a reference
+guided by a twist, a model warped by top-p. Its *state* stands behind a batch of prefixes and is how samplers
+talk to it; because a guided model has a state too, everything that draws has a density.
+
+    state = model.start(prompts, capacity)   prefill once; `capacity` = tokens that may be appended
+    state.logits()                           [N, V], log p(next | prefix) up to a constant per row
+    state.append(tokens)                     every row grows by one token
+    state.select(index)                      rows reordered, repeated or dropped (resampling, prompt -> K copies)
+
+Values attach numbers to prefixes (a success logit, a histogram of returns). Their state adds
+
+    state.peek(candidates [N, K])            [N, K, A], values of prefix + candidate, in one forward pass
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tiltlm.samples import Samples, Tokens
+
+
+class State(ABC):
+    """A batch of N prefixes a language model stands behind."""
+
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Log-probabilities of the next token up to a constant per row, [N, V]; −inf means impossible."""
+
+    @abstractmethod
+    def append(self, tokens: Tensor) -> None:
+        """Extend row n by `tokens[n]`; int64 [N]."""
+
+    @abstractmethod
+    def select(self, index: Tensor) -> None:
+        """Keep the rows at `index` (int64), in its order; a row may be named many times or not at all."""
+
+    def log_next(self) -> Tensor:
+        """Log-probabilities of the next token in nats, [N, V], float32 or wider."""
+        logits = self.logits()
+        return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+
+
+class LanguageModel(nn.Module, ABC):
+    """A distribution over completions of a prompt.
+
+    vocab_size  V
+    eos_id      the token that ends a completion, or None if completions have a length the caller sets
+    """
+
+    vocab_size: int
+    eos_id: int | None
+
+    @abstractmethod
+    def start(self, prompts: Tokens, capacity: int) -> State:
+        """A state behind `prompts`, ready to grow by up to `capacity` tokens."""
+
+    def log_prob(self, samples: Samples) -> Tensor:
+        """Log-probability of every completion token given what stands before it; nats, [N, T], 0 at padding.
+
+        This default walks the state along the given tokens; models that can score in parallel override it.
+        """
+        state = self.start(samples.row_prompts, samples.tokens.shape[1])
+        columns = []
+        for t in range(samples.tokens.shape[1]):
+            token = samples.tokens[:, t]
+            columns.append(state.log_next().gather(1, token[:, None])[:, 0])
+            state.append(token)
+        if not columns:
+            return torch.zeros(samples.tokens.shape, device=samples.device)
+        log_p = torch.stack(columns, 1)
+        return torch.where(samples.mask, log_p, torch.zeros_like(log_p))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's parameters live (the CPU if it has none)."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+
+class ValueState(Protocol):
+    """A batch of N prefixes a value model stands behind."""
+
+    def peek(self, candidates: Tensor) -> Tensor:
+        """Values of prefix n followed by candidates[n, k]; int64 [N, K] -> [N, K, A]. The state stays put."""
+
+    def append(self, tokens: Tensor) -> None:
+        """Extend row n by `tokens[n]`."""
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows at `index`."""
+
+
+class Values(nn.Module, ABC):
+    """A scorer of prefixes with A numbers each (A = 1: one logit or scalar; A > 1: logits of a histogram)."""
+
+    @abstractmethod
+    def start(self, prompts: Tokens, capacity: int) -> ValueState:
+        """A state behind `prompts`, ready to grow by up to `capacity` tokens."""
+
+    @abstractmethod
+    def values(self, samples: Samples) -> Tensor:
+        """Values of every completion prefix that ends in token t, [N, T, A], 0 at padding."""
+
+
+class TwistState(Protocol):
+    """A batch of N prefixes a twist stands behind."""
+
+    def log_psi(self, candidates: Tensor) -> Tensor:
+        """log psi(prefix n followed by candidates[n, k]); int64 [N, K] -> [N, K], up to a constant per row."""
+
+    def append(self, tokens: Tensor) -> None:
+        """Extend row n by `tokens[n]`."""
+
+    def select(self, index: Tensor) -> None:
+        """Keep the rows at `index`."""
+
+
+class Twist(Protocol):
+    """log psi over prefixes: how much more (or less) likely pi* makes a prefix than the reference does."""
+
+    def start(self, prompts: Tokens, capacity: int) -> TwistState:
+        """A state behind `prompts`, ready to grow by up to `capacity` tokens."""

@@ -1,0 +1,188 @@
+"""`CausalLM`: any Hugging Face causal language model, spoken to through the protocol of `base.py`.
+
+Scoring never holds [B, T, V]: hidden states are gathered at completion positions only, and the output head is
+applied to them in chunks. In the backward pass a chunk's logits are computed again instead of kept; with
+p = softmax(h·Wᵀ + b) and g the gradient reaching log p(y),
+
+    d/d logits = g · (onehot(y) − p),   d/dh = (d/d logits)·W,   dW = (d/d logits)ᵀ·h.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from tiltlm.models.backbone import BackboneState, body_of, hidden
+from tiltlm.models.base import LanguageModel, State
+from tiltlm.samples import Samples, Tokens
+
+CHUNK_ENTRIES = 4_000_000
+"""Logits held at once while scoring, in entries: 16 MB of float32, which stays inside a large cache."""
+
+
+class CausalLM(LanguageModel):
+    """A Hugging Face causal LM with explicit positions, dtype and device.
+
+    Args: `model`, a `PreTrainedModel` with a linear output head (or a PEFT model around one); `eos_id`, the
+    token that ends a completion (None: completions end at the caller's length).
+    Raises ValueError if the network does something between head and logits (soft-capping, scaling): that
+    would be lost here.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, eos_id: int | None = None) -> None:
+        super().__init__()
+        self.peft = model if isinstance(model, PeftModel) else None
+        self.model: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise ValueError(f"the output head must be linear; this model's is a {type(head).__name__}")
+        self.head = head
+        self.vocab_size, self.eos_id = int(self.model.config.vocab_size), eos_id
+        self._check_head()
+
+    @staticmethod
+    def load(
+        name: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        eos_id: int | None = None,
+    ) -> CausalLM:
+        """Load a folder or hub name in `dtype` (a checkpoint's own dtype is never kept silently)."""
+        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
+        return CausalLM(model, eos_id).eval().to(device)
+
+    @staticmethod
+    def from_config(
+        config: PretrainedConfig, *, seed: torch.Generator | int = 0, eos_id: int | None = None
+    ) -> CausalLM:
+        """A freshly initialised model; `seed` (an int, or a generator to draw one from) decides its weights."""
+        number = seed if isinstance(seed, int) else int(torch.randint(2**62, (1,), generator=seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(number)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return CausalLM(model, eos_id)
+
+    def with_lora(self, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any) -> CausalLM:
+        """This model with LoRA adapters of `rank` injected; its own weights are frozen."""
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)
+        return CausalLM(get_peft_model(self.model, config), self.eos_id)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `from_pretrained` reads (LoRA: the adapter's files)."""
+        (self.peft or self.model).save_pretrained(str(folder))
+
+    def _check_head(self) -> None:
+        """Head ∘ body must be the whole network: compared on a few tokens (not one: a padding id embeds to 0)."""
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            ids = torch.arange(min(8, self.vocab_size), device=self.device)[None]
+            whole = self.model(input_ids=ids, use_cache=False).logits.float()
+            parts = self.head(body_of(self.model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+        self.model.train(was_training)
+        if not torch.allclose(whole, parts, atol=1e-3, rtol=1e-3):
+            name = type(self.model).__name__
+            raise ValueError(f"{name} changes its logits after the output head (soft-cap or scale): not supported")
+
+    def start(self, prompts: Tokens, capacity: int) -> CausalState:
+        return CausalState(self, BackboneState(self.model, prompts, capacity))
+
+    def log_prob(self, samples: Samples) -> Tensor:
+        return self.log_prob_of_hidden(hidden(self.model, samples.sequences()), samples)
+
+    def log_prob_of_hidden(self, states: Tensor, samples: Samples) -> Tensor:
+        """`log_prob` from the hidden states [N, L, D] of `samples.sequences()`, for those who need both."""
+        rows, columns = samples.mask.nonzero(as_tuple=True)
+        before = samples.row_prompts.lengths[rows] - 1 + columns
+        values = head_log_prob(states[rows, before], self.head, samples.tokens[rows, columns])
+        return values.new_zeros(samples.mask.shape).index_put((rows, columns), values)
+
+
+class CausalState(State):
+    """The decoding state of a `CausalLM`: a body's state with the output head on its last hidden states."""
+
+    def __init__(self, model: CausalLM, state: BackboneState) -> None:
+        self.model, self.state = model, state
+
+    def logits(self) -> Tensor:
+        return self.model.head(self.state.last)
+
+    def append(self, tokens: Tensor) -> None:
+        self.state.append(tokens)
+
+    def select(self, index: Tensor) -> None:
+        self.state.select(index)
+
+
+def head_log_prob(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """log softmax(head(states))[targets] in float32: [M, D], [M] -> [M], chunked in both directions."""
+    bias = head.bias if head.bias is not None else head.weight.new_zeros(0)
+    chunk = max(1, CHUNK_ENTRIES // head.weight.shape[0])
+    return _HeadLogProb.apply(states, head.weight, bias, targets, chunk)
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    logits = states @ weight.t() if bias.numel() == 0 else torch.addmm(bias, states, weight.t())
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _HeadLogProb(torch.autograd.Function):
+    """See the module's docstring. An empty bias stands for none."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        picked: list[Tensor] = []
+        norms: list[Tensor] = []
+        for h, y in zip(states.split(chunk), targets.split(chunk), strict=True):
+            logits = _logits(h, weight, bias)
+            picked.append(logits.gather(1, y[:, None])[:, 0])
+            norms.append(logits.logsumexp(1))
+        empty = states.new_zeros(0, dtype=torch.promote_types(states.dtype, torch.float32))
+        log_norm = torch.cat([empty, *norms])
+        ctx.save_for_backward(states, weight, bias, targets, log_norm)
+        ctx.chunk = chunk
+        return torch.cat([empty, *picked]) - log_norm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, log_norm = ctx.saved_tensors
+        to_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        to_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] and bias.numel() else None
+        for begin in range(0, len(states), ctx.chunk):
+            part = slice(begin, begin + ctx.chunk)
+            d = _logit_gradient(states[part], weight, bias, targets[part], log_norm[part], grad[part])
+            if to_states is not None:
+                torch.mm(d, weight, out=to_states[part])
+            if to_weight is not None:
+                to_weight.addmm_(d.t(), states[part])
+            if to_bias is not None:
+                to_bias += d.sum(0)
+        return to_states, to_weight, to_bias, None, None
+
+
+def _logit_gradient(h: Tensor, weight: Tensor, bias: Tensor, y: Tensor, log_norm: Tensor, grad: Tensor) -> Tensor:
+    """grad · (onehot(y) − softmax), in the states' dtype, [chunk, V]."""
+    d = _logits(h, weight, bias).sub_(log_norm[:, None]).exp_().mul_(-grad[:, None])
+    d[torch.arange(len(y), device=y.device), y] += grad
+    return d.to(h.dtype)
+
+
+def copy_of(model: CausalLM) -> CausalLM:
+    """An independent copy of `model` (its own parameters, the same values)."""
+    return CausalLM(copy.deepcopy(model.peft or model.model), model.eos_id).train(model.training)
+
+
+def decode(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of token rows; nothing is skipped or cleaned up."""
+    return [tokenizer.decode(row, skip_special_tokens=False) for row in rows]

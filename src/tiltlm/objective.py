@@ -1,0 +1,56 @@
+"""What every method is to the training loop: an `Objective`, and the `Outcome` of one evaluation of it.
+
+A method = objective × experience. The objective turns model and batch into one number per row; the loop alone
+reduces, as Σ loss / Σ weight over the *global* batch, so a result depends neither on micro-batches nor on how
+many processes share the work. The rows of a batch may count differently (tokens, say): `weight` says how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Batch(Protocol):
+    """Anything with rows: Samples, Pairs, …"""
+
+    def __len__(self) -> int: ...
+
+    def select(self, index: Tensor | slice) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """loss [n]: one number per row, with gradient. metrics: detached [n] each; NaN where one does not apply."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """What is minimised. `optimum` says in one line where the expected gradient vanishes."""
+
+    optimum: str
+
+    def prepare(self, batch: Any) -> Any:
+        """Whole-batch quantities (baselines), computed once before the batch is cut into micro-batches."""
+
+    def weight(self, batch: Any) -> Tensor:
+        """Each row's share in the denominator, [n]."""
+
+    def loss(self, model: Any, batch: Any) -> Outcome:
+        """One number per row."""
+
+
+def one_per_row(batch: Any) -> Tensor:
+    """The weight of methods whose loss is averaged over rows: ones, [n]."""
+    return torch.ones(len(batch))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers training may change."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,54 @@
+"""RPO: DPO plus the likelihood of the chosen answer (Pang et al. 2024, arXiv:2404.19733, eq. 1).
+
+    L = L_DPO − alpha · log p(y_c|x)            `normalise="sum"`  (the star-graph experiments of Q#, alpha 1)
+    L = L_DPO − alpha · log p(y_c|x) / |y_c|    `normalise="mean"` (Pang et al.)
+
+Biased on purpose: at pi* the DPO part's expected gradient vanishes and the likelihood's does not, unless the
+chosen answers follow pi* themselves. ("Reward-aware preference optimisation" is another method of the same
+initials.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.objective import Outcome, one_per_row
+from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
+from tiltlm.samples import Pairs
+
+
+def rpo_loss(h_chosen: Tensor, h_rejected: Tensor, log_p_chosen: Tensor, beta: float, alpha: float) -> Tensor:
+    """dpo_loss − alpha·log_p_chosen, all [n]; pass log_p_chosen summed or averaged over tokens, as meant."""
+    return dpo_loss(h_chosen, h_rejected, beta) - alpha * log_p_chosen
+
+
+@dataclass(frozen=True)
+class RPO:
+    """DPO + `alpha` times the chosen answer's negative log-likelihood, per sequence `sum` or per-token `mean`."""
+
+    beta: float = 0.1
+    alpha: float = 1.0
+    normalise: Literal["sum", "mean"] = "sum"
+    optimum: ClassVar[str] = "biased: DPO's, pulled towards the distribution of the chosen answers"
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0 or self.alpha < 0:
+            raise ValueError(f"beta must be positive and alpha not negative; got {self.beta} and {self.alpha}")
+
+    def prepare(self, batch: Pairs) -> Pairs:
+        return batch
+
+    def weight(self, batch: Pairs) -> Tensor:
+        return one_per_row(batch)
+
+    def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        h_chosen, h_rejected, log_p_chosen = log_ratios(model, batch)
+        if self.normalise == "mean":
+            log_p_chosen = log_p_chosen / batch.chosen.mask.sum(1)
+        loss = rpo_loss(h_chosen, h_rejected, log_p_chosen, self.beta, self.alpha)
+        metrics = preference_metrics(h_chosen, h_rejected, self.beta) | {"log_p_chosen": log_p_chosen.detach()}
+        return Outcome(loss, metrics)

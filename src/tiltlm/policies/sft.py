@@ -1,0 +1,52 @@
+"""Supervised fine-tuning, which is also pre-training: maximum likelihood of given completions.
+
+    L = − Σ_rows Σ_t log p(y_t | x, y_<t) / number of tokens
+
+Expected gradient zero at: the distribution the completions were drawn from (pi* if they are exact samples of
+pi*). It knows neither reward nor reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.objective import Outcome
+from tiltlm.samples import Samples
+
+
+def sft_loss(log_p: Tensor) -> Tensor:
+    """Negative log-likelihood of each row, summed over its tokens: [n, T] (0 at padding) -> [n]."""
+    return -log_p.sum(1)
+
+
+def by_position(name: str, values: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """One metric per completion position, `name/1` for the first; NaN where a row has no such token."""
+    values = torch.where(mask, values.detach(), torch.nan)
+    return {f"{name}/{t + 1}": values[:, t] for t in range(values.shape[1])}
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Maximum likelihood. `watch_positions` reports the loss of every target position apart."""
+
+    watch_positions: bool = False
+    optimum: ClassVar[str] = "the distribution the completions were drawn from"
+
+    def prepare(self, batch: Samples) -> Samples:
+        return batch
+
+    def weight(self, batch: Samples) -> Tensor:
+        return batch.mask.sum(1)
+
+    def loss(self, model: LanguageModel, batch: Samples) -> Outcome:
+        log_p = model.log_prob(batch)
+        loss = sft_loss(log_p)
+        metrics = {"nll_per_token": loss.detach() / batch.mask.sum(1)}
+        if self.watch_positions:
+            metrics |= by_position("nll", -log_p, batch.mask)
+        return Outcome(loss, metrics)

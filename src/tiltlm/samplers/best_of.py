@@ -1,0 +1,48 @@
+"""Best of n: draw n completions of each prompt and keep the one of highest reward.
+
+No language model draws these, so they carry no log_q. Their divergence obeys
+
+    KL(best-of-n ‖ pi_ref) ≤ log n − (n − 1)/n     (nats),
+
+an upper bound, with equality only when rewards never tie (Beirami et al. 2024, arXiv:2401.01879, thm. 1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.samplers.ancestral import draw_in_batches
+from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import Stream
+from tiltlm.target import Reward
+
+
+def best_of(
+    model: LanguageModel,
+    reward: Reward,
+    prompts: Tokens,
+    *,
+    n: int,
+    max_new_tokens: int,
+    stream: Stream,
+    batch_size: int = 256,
+) -> Samples:
+    """The best of `n` draws per prompt: Samples with one row a prompt, `reward` set; ties go to the first."""
+    if n < 1:
+        raise ValueError(f"best_of needs n >= 1 draws per prompt; got {n}")
+    drawn = draw_in_batches(
+        model, prompts, n=n, max_new_tokens=max_new_tokens, stream=stream, batch_size=batch_size
+    )
+    rewards = reward(drawn).reshape(len(prompts), n)
+    best = rewards.argmax(1) + torch.arange(len(prompts), device=rewards.device) * n
+    return drawn.with_(reward=rewards.flatten(), log_q=None).select(best)
+
+
+def kl_upper_bound(n: int) -> float:
+    """log n − (n − 1)/n in nats: the most that best-of-n can move away from what it draws from."""
+    if n < 1:
+        raise ValueError(f"best_of needs n >= 1 draws per prompt; got {n}")
+    return math.log(n) - (n - 1) / n

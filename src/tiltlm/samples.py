@@ -1,0 +1,279 @@
+"""What travels between the rooms: `Tokens`, `Samples`, `Pairs`. Plain frozen dataclasses of tensors.
+
+Padding is decided here and nowhere else: ids are always **right-padded**, a mask is a run of True followed by
+a run of False, and what stands under False has no meaning (it is set to 0). Length, never a token's id, says
+where a row ends: a pad token that equals the end-of-text token is harmless.
+
+Shapes: P distinct prompts, N samples, T completion positions. Log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def _expect(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A ragged batch of token sequences: ids int64 [N, L], mask bool [N, L], right-padded."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        _expect(self.ids.ndim == 2, f"Tokens.ids must be [N, L]; got shape {list(self.ids.shape)}")
+        _expect(self.ids.dtype == torch.int64, f"Tokens.ids must be int64; got {self.ids.dtype}")
+        _expect(
+            self.mask.shape == self.ids.shape and self.mask.dtype == torch.bool,
+            f"Tokens.mask must be bool {list(self.ids.shape)}; got {self.mask.dtype} {list(self.mask.shape)}",
+        )
+        _expect(
+            bool((self.mask[:, 1:] <= self.mask[:, :-1]).all()),
+            "Tokens.mask must be right-padded: True up to the row's length, False after it",
+        )
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Tokens:
+        """Tokens from lists of ids, one list a row (rows may be empty)."""
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        width = int(lengths.max()) if len(rows) else 0
+        mask = torch.arange(width)[None, :] < lengths[:, None]
+        ids = torch.zeros(len(rows), width, dtype=torch.int64)
+        ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.int64)
+        return Tokens(ids.to(device), mask.to(device))
+
+    @staticmethod
+    def full(ids: Tensor) -> Tokens:
+        """Tokens of equal length: every entry of `ids` [N, L] is real."""
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Tensor:
+        """The rows' lengths, int64 [N]."""
+        return self.mask.sum(1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    def select(self, index: Tensor | slice) -> Tokens:
+        """The rows at `index`, in its order."""
+        return Tokens(self.ids[index], self.mask[index])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+    def lists(self) -> list[list[int]]:
+        """The rows as lists of ids, padding left out."""
+        lengths = self.lengths.tolist()
+        return [row[:length] for row, length in zip(self.ids.tolist(), lengths, strict=True)]
+
+    def followed_by(self, other: Tokens) -> Tokens:
+        """Row by row, this batch's tokens with `other`'s right behind them, right-padded."""
+        if bool(self.mask.all()):
+            ids, mask = torch.cat([self.ids, other.ids], 1), torch.cat([self.mask, other.mask], 1)
+            return Tokens(ids, mask)
+        width = self.ids.shape[1] + other.ids.shape[1]
+        ids = torch.zeros(len(self), width, dtype=torch.int64, device=self.device)
+        ids[:, : self.ids.shape[1]] = self.ids
+        place = self.lengths[:, None] + torch.arange(other.ids.shape[1], device=self.device)
+        row = torch.arange(len(self), device=self.device)[:, None].expand_as(place)
+        ids[row, place] = torch.where(other.mask, other.ids, 0)
+        lengths = self.lengths + other.lengths
+        mask = torch.arange(width, device=self.device)[None, :] < lengths[:, None]
+        keep = int(lengths.max()) if len(self) else 0
+        return Tokens(torch.where(mask, ids, 0)[:, :keep], mask[:, :keep])
+
+
+def _pad_to(x: Tensor, width: int) -> Tensor:
+    """`x` [N, L] widened with zeros to [N, width]."""
+    return x if x.shape[1] == width else torch.nn.functional.pad(x, (0, width - x.shape[1]))
+
+
+def cat_tokens(parts: Sequence[Tokens]) -> Tokens:
+    """The rows of all `parts`, one after the other, padded to the widest."""
+    width = max(part.ids.shape[1] for part in parts)
+    ids = torch.cat([_pad_to(part.ids, width) for part in parts])
+    return Tokens(ids, torch.cat([_pad_to(part.mask, width) for part in parts]))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions of prompts, with whatever is known about them.
+
+    prompts       Tokens [P, L]: the distinct prompts
+    prompt_index  int64 [N]: which prompt each row answers
+    tokens, mask  int64, bool [N, T]: the completions, right-padded; an end-of-text token counts as drawn
+    finished      bool [N]: ended by itself (end of text, or the task's fixed length), not cut off
+    log_q         [N, T]: log-probability of each token under what really drew it (0 under the padding)
+    log_ref       [N, T]: the same under the reference
+    reward        [N]: r(x, y)
+    log_w         [N]: log importance weight towards a target, up to the caller's constant
+    """
+
+    prompts: Tokens
+    prompt_index: Tensor
+    tokens: Tensor
+    mask: Tensor
+    finished: Tensor | None = None
+    log_q: Tensor | None = None
+    log_ref: Tensor | None = None
+    reward: Tensor | None = None
+    log_w: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n, t = self.completions.ids.shape
+        _expect(
+            self.prompt_index.shape == (n,),
+            f"prompt_index must be [{n}]; got {list(self.prompt_index.shape)}",
+        )
+        if n:
+            low, high = int(self.prompt_index.min()), int(self.prompt_index.max())
+            _expect(
+                low >= 0 and high < len(self.prompts),
+                f"prompt_index names prompts {low} to {high}; there are {len(self.prompts)} prompts",
+            )
+        shapes = {"finished": (n,), "reward": (n,), "log_w": (n,), "log_q": (n, t), "log_ref": (n, t)}
+        for name, value in self.optional().items():
+            _expect(
+                value.shape == shapes[name],
+                f"Samples.{name} must be {list(shapes[name])}; got {list(value.shape)}",
+            )
+
+    def optional(self) -> dict[str, Tensor]:
+        """The optional fields that are set, by name."""
+        names = [f.name for f in fields(self) if f.default is None]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def completions(self) -> Tokens:
+        return Tokens(self.tokens, self.mask)
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @property
+    def row_prompts(self) -> Tokens:
+        """Each row's prompt, Tokens [N, L]."""
+        return self.prompts.select(self.prompt_index)
+
+    def sequences(self) -> Tokens:
+        """Prompt and completion in one row, right-padded, the completion right behind the prompt's last token."""
+        return self.row_prompts.followed_by(self.completions)
+
+    def select(self, index: Tensor | slice) -> Samples:
+        """The rows at `index`; the prompts stay as they are."""
+        picked = {name: value[index] for name, value in self.optional().items()}
+        return Samples(self.prompts, self.prompt_index[index], self.tokens[index], self.mask[index], **picked)
+
+    def to(self, device: torch.device | str) -> Samples:
+        """A copy with every tensor on `device`."""
+        return self._map(lambda x: x.to(device))
+
+    def with_(self, **values: Tensor | None) -> Samples:
+        """A copy with some fields replaced; shapes are checked again."""
+        return replace(self, **values)  # type: ignore[arg-type]
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> Samples:
+        return Samples(
+            Tokens(f(self.prompts.ids), f(self.prompts.mask)),
+            f(self.prompt_index),
+            f(self.tokens),
+            f(self.mask),
+            **{name: f(value) for name, value in self.optional().items()},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write every tensor to one safetensors file."""
+        tensors = {
+            "prompts.ids": self.prompts.ids,
+            "prompts.mask": self.prompts.mask,
+            "prompt_index": self.prompt_index,
+            "tokens": self.tokens,
+            "mask": self.mask,
+            **self.optional(),
+        }
+        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, str(path))
+
+    @staticmethod
+    def load(path: str | Path) -> Samples:
+        """Read what `save` wrote."""
+        tensors = load_file(str(path))
+        prompts = Tokens(tensors.pop("prompts.ids"), tensors.pop("prompts.mask"))
+        return Samples(prompts, **tensors)
+
+
+def cat_samples(parts: Sequence[Samples]) -> Samples:
+    """All parts' rows in one batch. Prompts are laid side by side; fields that some part lacks are dropped."""
+    _expect(len(parts) > 0, "cat_samples needs at least one part")
+    offsets = [0]
+    for part in parts[:-1]:
+        offsets.append(offsets[-1] + len(part.prompts))
+    width = max(part.tokens.shape[1] for part in parts)
+    shared = set.intersection(*(set(part.optional()) for part in parts))
+
+    def join(name: str) -> Tensor:
+        values = [getattr(part, name) for part in parts]
+        return torch.cat([_pad_to(v, width) if v.ndim == 2 else v for v in values])
+
+    index = torch.cat([part.prompt_index + k for part, k in zip(parts, offsets, strict=True)])
+    prompts = cat_tokens([part.prompts for part in parts])
+    return Samples(prompts, index, join("tokens"), join("mask"), **{name: join(name) for name in sorted(shared)})
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Preferences: row i of `chosen` was preferred to row i of `rejected`, both answering the same prompt."""
+
+    chosen: Samples
+    rejected: Samples
+
+    def __post_init__(self) -> None:
+        _expect(
+            len(self.chosen) == len(self.rejected),
+            f"Pairs need as many rejected rows as chosen ones; got {len(self.rejected)} and {len(self.chosen)}",
+        )
+        _expect(
+            torch.equal(self.chosen.prompt_index, self.rejected.prompt_index)
+            and torch.equal(self.chosen.prompts.ids, self.rejected.prompts.ids),
+            "row i of chosen and of rejected must answer the same prompt (same prompts, same prompt_index)",
+        )
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def select(self, index: Tensor | slice) -> Pairs:
+        return Pairs(self.chosen.select(index), self.rejected.select(index))
+
+    def to(self, device: torch.device | str) -> Pairs:
+        return Pairs(self.chosen.to(device), self.rejected.to(device))
+
+    def both(self) -> Samples:
+        """Chosen rows, then rejected rows, as one batch over the same prompts: one forward scores both."""
+        width = max(self.chosen.tokens.shape[1], self.rejected.tokens.shape[1])
+        shared = sorted(set(self.chosen.optional()) & set(self.rejected.optional()))
+
+        def join(name: str) -> Tensor:
+            values = [getattr(part, name) for part in (self.chosen, self.rejected)]
+            return torch.cat([_pad_to(v, width) if v.ndim == 2 else v for v in values])
+
+        names = ["prompt_index", "tokens", "mask", *shared]
+        return Samples(self.chosen.prompts, **{name: join(name) for name in names})

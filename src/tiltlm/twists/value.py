@@ -1,0 +1,142 @@
+"""The value-learning core of Q#, CD and FUDGE: the law of the reward-to-go under the reference, by likelihood.
+
+Draw completions from pi_ref, score each once, and fit at every prefix the distribution of the final reward:
+
+    L = Σ_t − log pmf_t[bin(r)] / number of tokens          (binary rewards: cross-entropy on one logit)
+
+Expected gradient zero at: the true law P_ref(r | prefix), whatever beta will be used; one value model serves
+every beta and all three ways of turning a law into a twist (Zhou et al. 2025, arXiv:2502.20548, §3). With
+`lm_weight` > 0 the body's own language-modelling loss on the same completions is added (same optimum: it asks
+the body's own head for pi_ref), which keeps the features that pre-training found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from tiltlm.models.base import TwistState, Values, ValueState
+from tiltlm.models.heads import ValueHead
+from tiltlm.objective import Outcome
+from tiltlm.policies.sft import by_position
+from tiltlm.samples import Samples, Tokens
+
+BINARY = (0.0, 1.0)
+"""Atoms of a reward that is 0 or 1."""
+
+
+def log_pmf(values: Tensor) -> Tensor:
+    """The law a value model states, in log space: [..., A] -> [..., number of atoms].
+
+    A = 1 is one success logit z: (log σ(−z), log σ(z)). A > 1 are the logits of a histogram.
+    """
+    if values.shape[-1] == 1:
+        return torch.cat([logsigmoid(-values), logsigmoid(values)], -1)
+    return torch.log_softmax(values, -1)
+
+
+def nearest_atom(reward: Tensor, atoms: tuple[float, ...]) -> Tensor:
+    """Index of the atom nearest to each reward, int64. Binary atoms demand rewards of exactly 0 or 1."""
+    grid = torch.tensor(atoms, dtype=reward.dtype, device=reward.device)
+    distance = (reward[..., None] - grid).abs()
+    if len(atoms) == 2 and bool((distance.amin(-1) > 0).any()):
+        bad = reward[distance.amin(-1) > 0][0].item()
+        raise ValueError(f"reward {bad} is neither {atoms[0]} nor {atoms[1]}: give the value model more atoms")
+    return distance.argmin(-1)
+
+
+def value_loss(values: Tensor, reward: Tensor, atoms: tuple[float, ...] = BINARY) -> Tensor:
+    """−log pmf[bin(r)] at every prefix: [n, T, A], [n] -> [n, T]."""
+    index = nearest_atom(reward, atoms)[:, None, None].expand(*values.shape[:2], 1)
+    return -log_pmf(values).gather(2, index)[..., 0]
+
+
+@dataclass(frozen=True)
+class ValueLearning:
+    """Fit the law of r over `atoms` at every prefix; `lm_weight` adds the body's language-modelling loss."""
+
+    atoms: tuple[float, ...] = BINARY
+    lm_weight: float = 0.0
+    watch_positions: bool = False
+    optimum: ClassVar[str] = "the reference's law of the reward given the prefix (psi* through Q#)"
+
+    def __post_init__(self) -> None:
+        if len(self.atoms) < 2 or list(self.atoms) != sorted(set(self.atoms)):
+            raise ValueError(f"atoms must be two or more increasing numbers; got {self.atoms}")
+        if self.lm_weight < 0:
+            raise ValueError(f"lm_weight must not be negative; got {self.lm_weight}")
+
+    @property
+    def width(self) -> int:
+        """How many outputs a value model needs: one logit for two atoms, else one per atom."""
+        return 1 if len(self.atoms) == 2 else len(self.atoms)
+
+    def prepare(self, batch: Samples) -> Samples:
+        if batch.reward is None:
+            raise ValueError("these samples have no reward: score them first")
+        return batch
+
+    def weight(self, batch: Samples) -> Tensor:
+        return batch.mask.sum(1)
+
+    def loss(self, model: Values, batch: Samples) -> Outcome:
+        assert batch.reward is not None
+        if self.lm_weight > 0 and isinstance(model, ValueHead):
+            values, log_p = model.values_and_log_prob(batch)
+            extra = -self.lm_weight * log_p.sum(1)
+        else:
+            values, extra = model.values(batch), torch.zeros(())
+        per_token = torch.where(batch.mask, value_loss(values, batch.reward, self.atoms), 0.0)
+        loss = per_token.sum(1)
+        metrics = {"value_loss": loss.detach() / batch.mask.sum(1)}
+        if self.watch_positions:
+            metrics |= by_position("value_loss", per_token, batch.mask)
+        return Outcome(loss + extra, metrics)
+
+
+class Rule(Protocol):
+    """How a law of the reward becomes a twist."""
+
+    def log_psi(self, law: Tensor, atoms: Tensor) -> Tensor:
+        """law: log pmf [..., A]; atoms [A] -> log psi [...], up to a constant shared by all prefixes."""
+
+
+@dataclass(frozen=True)
+class ValueTwist:
+    """The twist that `rule` makes of the law that `values` states.
+
+    `log_odds` is added to a binary value's logit: a value trained on half successes, half failures states
+    logit p̃ = logit p − logit p₀(x), with p₀ the reference's success rate; log_odds = logit p₀ puts it right.
+    """
+
+    values: Values
+    rule: Rule
+    atoms: tuple[float, ...] = BINARY
+    log_odds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.log_odds and len(self.atoms) != 2:
+            raise ValueError("log_odds corrects a binary value; this one has more than two atoms")
+
+    def start(self, prompts: Tokens, capacity: int) -> TwistState:
+        return _ValueTwistState(self, self.values.start(prompts, capacity))
+
+
+class _ValueTwistState:
+    def __init__(self, twist: ValueTwist, state: ValueState) -> None:
+        self.twist, self.state = twist, state
+
+    def log_psi(self, candidates: Tensor) -> Tensor:
+        values = self.state.peek(candidates) + self.twist.log_odds
+        law = log_pmf(values.to(torch.promote_types(values.dtype, torch.float32)))
+        return self.twist.rule.log_psi(law, torch.tensor(self.twist.atoms, dtype=law.dtype, device=law.device))
+
+    def append(self, tokens: Tensor) -> None:
+        self.state.append(tokens)
+
+    def select(self, index: Tensor) -> None:
+        self.state.select(index)
