@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Batch(Protocol):
@@ -34,7 +34,7 @@ class Outcome:
 class Objective(Protocol):
     """What is minimised. `optimum` says in one line where the expected gradient vanishes."""
 
-    optimum: str
+    optimum: ClassVar[str]
 
     def prepare(self, batch: Any) -> Any:
         """Whole-batch quantities (baselines), computed once before the batch is cut into micro-batches."""
@@ -49,8 +49,3 @@ class Objective(Protocol):
 def one_per_row(batch: Any) -> Tensor:
     """The weight of methods whose loss is averaged over rows: ones, [n]."""
     return torch.ones(len(batch))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many numbers training may change."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

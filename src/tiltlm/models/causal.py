@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -79,6 +80,15 @@ class CausalLM(LanguageModel):
     def save(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` reads (LoRA: the adapter's files)."""
         (self.peft or self.model).save_pretrained(str(folder))
+
+    def restore(self, folder: str | Path) -> None:
+        """Take the weights that `save` wrote to `folder` into this model, bit by bit."""
+        if self.peft is not None:
+            adapter = load_file(str(Path(folder) / "adapter_model.safetensors"), device=str(self.device))
+            set_peft_model_state_dict(self.peft, adapter)
+            return
+        saved = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
 
     def _check_head(self) -> None:
         """Head ∘ body must be the whole network: compared on a few tokens (not one: a padding id embeds to 0)."""

@@ -34,8 +34,8 @@ def reinforce_loss(log_p: Tensor, advantage: Tensor) -> Tensor:
 def leave_one_out(returns: Tensor, prompt_index: Tensor) -> Tensor:
     """Mean return of the other rows that answer the same prompt, [n]. Raises if a prompt has one row only."""
     size = int(prompt_index.max()) + 1
-    count = torch.zeros(size, dtype=returns.dtype).index_add(0, prompt_index, torch.ones_like(returns))
-    total = torch.zeros(size, dtype=returns.dtype).index_add(0, prompt_index, returns)
+    count = returns.new_zeros(size).index_add(0, prompt_index, torch.ones_like(returns))
+    total = returns.new_zeros(size).index_add(0, prompt_index, returns)
     if bool((count[prompt_index] < 2).any()):
         raise ValueError("leave_one_out needs at least two samples of every prompt; draw with n >= 2")
     return (total[prompt_index] - returns) / (count[prompt_index] - 1)

@@ -1,0 +1,131 @@
+"""The command line: list | run | sweep | sample | score | measure | demo.
+
+A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
+standard output, progress to standard error. Mistakes by the user end in one line that says what to do, and
+exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from tiltlm import __version__
+
+USAGE = """\
+tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in nats how close you came.
+
+  tiltlm demo                                   the whole story on a laptop CPU: a table and a picture
+  tiltlm list                                   every recipe, one line each
+  tiltlm run   star-graph/q-sharp --target.beta 0.1
+                                                build a recipe (and what it needs that is not there yet)
+  tiltlm sweep star-graph/q-sharp --seed 1,2,3 --target.beta 0.1,1
+                                                run a grid: values separated by commas
+  tiltlm sample MODEL --prompts p.jsonl --n 4 --out y.jsonl
+                                                draw completions from a model folder, hub name or run
+  tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
+  tiltlm measure RUN…                           finished runs side by side, compared prompt by prompt
+
+Every command takes --help; `tiltlm run RECIPE --help` lists that recipe's settings and their defaults.
+Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, finished or half-way.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status (0 fine, 2 the user's mistake, 130 interrupted)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if args[0] == "--version":
+        print(f"tiltlm {__version__}")
+        return 0
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        return _mistake(f"there is no command {command!r}." + (f" Did you mean {near[0]}?" if near else ""))
+    try:
+        return COMMANDS[command](rest)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        if os.environ.get("TILTLM_TRACEBACK"):
+            raise
+        return _mistake(str(error))
+
+
+def _mistake(text: str) -> int:
+    print(f"tiltlm: {text}", file=sys.stderr)
+    return 2
+
+
+def _list(args: list[str]) -> int:
+    """Recipes by family; reads them without importing torch."""
+    from tiltlm.recipes import catalogue
+
+    if args and args[0] in ("-h", "--help"):
+        print("usage: tiltlm list [WORD]   every recipe (whose name contains WORD), one line each")
+        return 0
+    word = args[0] if args else ""
+    for entry in catalogue():
+        for family, line in entry.families.items():
+            names = [
+                (f"{family}/{stage}", text) for stage, text in entry.stages.items() if word in f"{family}/{stage}"
+            ]
+            if names:
+                print(f"\n{family}: {line}")
+                print("\n".join(f"  {name:<28}{text}" for name, text in names))
+    return 0
+
+
+def _run(args: list[str]) -> int:
+    from tiltlm.commands.run import run
+
+    return run(args)
+
+
+def _sweep(args: list[str]) -> int:
+    from tiltlm.commands.run import sweep
+
+    return sweep(args)
+
+
+def _sample(args: list[str]) -> int:
+    from tiltlm.commands.sample import sample
+
+    return sample(args)
+
+
+def _score(args: list[str]) -> int:
+    from tiltlm.commands.score import score
+
+    return score(args)
+
+
+def _measure(args: list[str]) -> int:
+    from tiltlm.commands.measure import measure
+
+    return measure(args)
+
+
+def _demo(args: list[str]) -> int:
+    from tiltlm.commands.demo import demo
+
+    return demo(args)
+
+
+COMMANDS = {
+    "list": _list,
+    "run": _run,
+    "sweep": _sweep,
+    "sample": _sample,
+    "score": _score,
+    "measure": _measure,
+    "demo": _demo,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

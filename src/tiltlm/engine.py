@@ -1,0 +1,105 @@
+"""The engine turns an objective's numbers into an update of a model. Loop and methods speak to it alone.
+
+One process for now. What a distributed engine must keep is written here once: the denominator of a step is the
+sum of weights over the *whole* batch, known before the first forward pass, so micro-batches (and, later,
+ranks) add up to exactly the same gradient as the batch in one piece.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tiltlm.objective import Objective
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW (decay on tensors of two or more dimensions only), gradient clipping and micro-batches.
+
+    clip: largest gradient norm (0: never clipped). micro_batch: rows per forward pass (0: the whole batch).
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    micro_batch: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.weight_decay < 0 or self.clip < 0 or self.micro_batch < 0:
+            raise ValueError(f"lr must be positive; weight_decay, clip, micro_batch not negative; got {self}")
+
+
+class Engine:
+    """A model in training: its optimizer, and one `update` per step."""
+
+    def __init__(self, model: nn.Module, optim: Optim) -> None:
+        self.model, self.optim = model, optim
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("nothing to train: every parameter of the model is frozen")
+        matrices = [p for p in self.parameters if p.ndim >= 2]
+        others = [p for p in self.parameters if p.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True
+        )
+
+    def update(self, objective: Objective, batch: Any, lr_factor: float = 1.0) -> dict[str, float]:
+        """One optimizer step on Σ loss / Σ weight over `batch`; returns the step's metrics, averaged over rows.
+
+        Raises FloatingPointError, before any weight is touched, if loss or gradient is not finite.
+        """
+        batch = objective.prepare(batch)
+        total = self.total(objective.weight(batch))
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = [self._accumulate(objective, batch.select(part), total) for part in self._micro(len(batch))]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"the gradient's norm is {norm.item()}: nothing was updated; lower lr or check the data"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optim.lr * lr_factor
+        self.optimizer.step()
+        metrics = {name: _mean([part[name] for part in parts]) for name in parts[0]}
+        loss = sum(part["loss"].sum().item() for part in parts) / total
+        return metrics | {"loss": loss, "grad_norm": norm.item(), "lr": self.optim.lr * lr_factor}
+
+    def total(self, weight: Tensor) -> float:
+        """The denominator: the weight of the whole global batch."""
+        total = float(weight.sum())
+        if not total > 0:
+            raise ValueError("this batch weighs nothing: every row is empty")
+        return total
+
+    def _micro(self, size: int) -> list[slice]:
+        step = self.optim.micro_batch or size
+        return [slice(begin, min(begin + step, size)) for begin in range(0, size, step)]
+
+    def _accumulate(self, objective: Objective, part: Any, total: float) -> dict[str, Tensor]:
+        outcome = objective.loss(self.model, part)
+        if not bool(torch.isfinite(outcome.loss).all()):
+            row = int((~torch.isfinite(outcome.loss)).nonzero()[0])
+            raise FloatingPointError(f"the loss of row {row} is {outcome.loss[row].item()}: nothing was updated")
+        (outcome.loss.sum() / total).backward()
+        return {**outcome.metrics, "loss": outcome.loss.detach()}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides the model's own folder."""
+        return self.optimizer.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def _mean(parts: list[Tensor]) -> float:
+    return torch.cat([part.float() for part in parts]).nanmean().item()

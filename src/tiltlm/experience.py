@@ -1,0 +1,127 @@
+"""Who draws, who scores: where a training step's batch comes from.
+
+An experience answers `batch(step)` and depends on nothing but the step number, its own stream and (if it draws
+live) the policy's weights. So it has no position to save: after an interruption, the same step gives the same
+batch.
+
+    Offline     rows of fixed data, reshuffled every epoch
+    Generated   fresh rows made for every step
+    Live        completions drawn by the policy being trained, scored as they come
+    Referenced  pairs, with a live reference's log-probabilities filled in
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samples import Pairs, Samples, Tokens
+from tiltlm.seeds import Stream
+from tiltlm.target import Reward
+
+
+class Experience(Protocol):
+    """Answers with the batch of a training step."""
+
+    def batch(self, step: int) -> Any:
+        """The batch of step 0, 1, 2, …"""
+
+
+def rows_of_step(size: int, batch_size: int, step: int, stream: Stream) -> Tensor:
+    """Which of `size` rows step `step` uses: each epoch is one random order, cut into whole batches."""
+    if not 1 <= batch_size <= size:
+        raise ValueError(f"batch size {batch_size} does not fit {size} rows of data (1 to {size})")
+    epoch, place = divmod(step, size // batch_size)
+    return stream.child("epoch", epoch).permutation(size)[place * batch_size : (place + 1) * batch_size]
+
+
+@dataclass(frozen=True)
+class Offline:
+    """Fixed rows (Samples, Pairs): `batch_size` a step, every epoch in a new order."""
+
+    data: Any
+    batch_size: int
+    stream: Stream
+
+    def batch(self, step: int) -> Any:
+        return self.data.select(rows_of_step(len(self.data), self.batch_size, step, self.stream))
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Fresh rows for every step: `make(stream)` builds a batch from a stream of its own."""
+
+    make: Callable[[Stream], Any]
+    stream: Stream
+
+    def batch(self, step: int) -> Any:
+        return self.make(self.stream.child(step))
+
+
+@dataclass(frozen=True)
+class Live:
+    """`n` completions by `policy` of `batch_size` prompts a step, scored by `reward` (and `reference`, if given).
+
+    `prompt_index` of a batch counts within all `prompts`, so a reward that knows its prompts stays aligned.
+    """
+
+    policy: LanguageModel
+    reward: Reward
+    prompts: Tokens
+    batch_size: int
+    max_new_tokens: int
+    stream: Stream
+    n: int = 1
+    reference: LanguageModel | None = None
+
+    def batch(self, step: int) -> Samples:
+        chosen = rows_of_step(len(self.prompts), self.batch_size, step, self.stream.child("prompts"))
+        drawn = draw(
+            self.policy,
+            self.prompts.select(chosen),
+            n=self.n,
+            max_new_tokens=self.max_new_tokens,
+            stream=self.stream.child("draw", step),
+        )
+        samples = replace(drawn, prompts=self.prompts, prompt_index=chosen[drawn.prompt_index])
+        scored = samples.with_(reward=self.reward(samples))
+        return scored if self.reference is None else referenced(scored, self.reference)
+
+
+@torch.no_grad()
+def referenced(samples: Samples, reference: LanguageModel) -> Samples:
+    """`samples` with the reference's log-probability of every token."""
+    return samples.with_(log_ref=reference.log_prob(samples))
+
+
+def referenced_pairs(pairs: Pairs, reference: LanguageModel, batch_size: int = 256) -> Pairs:
+    """`pairs` with the reference's log-probability of every token: once, before training starts."""
+    starts = range(0, len(pairs), batch_size)
+    parts = [_referenced_pairs(pairs.select(slice(b, b + batch_size)), reference) for b in starts]
+    chosen, rejected = (torch.cat(side) for side in zip(*parts, strict=True))
+    return Pairs(pairs.chosen.with_(log_ref=chosen), pairs.rejected.with_(log_ref=rejected))
+
+
+@torch.no_grad()
+def _referenced_pairs(pairs: Pairs, reference: LanguageModel) -> tuple[Tensor, Tensor]:
+    log_ref = reference.log_prob(pairs.both())
+    widths = pairs.chosen.tokens.shape[1], pairs.rejected.tokens.shape[1]
+    return log_ref[: len(pairs), : widths[0]], log_ref[len(pairs) :, : widths[1]]
+
+
+@dataclass(frozen=True)
+class Referenced:
+    """Another experience's batches of pairs, referenced as they come by a live reference."""
+
+    experience: Experience
+    reference: LanguageModel
+
+    def batch(self, step: int) -> Pairs:
+        pairs = self.experience.batch(step)
+        return referenced_pairs(pairs, self.reference, len(pairs))

@@ -1,0 +1,62 @@
+"""Progress on long work: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+OnStep = Callable[[int, int, dict[str, float]], None]
+"""Called after every step with (steps done, step limit, metrics)."""
+
+console = Console(file=sys.stderr, highlight=False)
+"""Where progress goes: standard error, so that standard output holds results alone."""
+
+QUIET_SECONDS = 10.0
+
+
+def note(text: str) -> None:
+    """One line for whoever watches."""
+    console.print(text)
+
+
+@contextmanager
+def steps(name: str) -> Iterator[OnStep]:
+    """Progress of a stage that counts steps; yields what to call after each."""
+    if console.is_terminal:
+        with _live(name) as on_step:
+            yield on_step
+    else:
+        yield _lines(name)
+
+
+@contextmanager
+def _live(name: str) -> Iterator[OnStep]:
+    columns = [TextColumn("{task.description:<28}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*columns, TextColumn("{task.fields[now]}"), console=console, transient=False) as bar:
+        task = bar.add_task(name, total=None, now="")
+
+        def on_step(step: int, limit: int, metrics: dict[str, float]) -> None:
+            bar.update(task, completed=step, total=limit, now=_now(metrics))
+
+        yield on_step
+        bar.update(task, total=bar.tasks[0].completed)
+
+
+def _lines(name: str) -> OnStep:
+    last = [time.monotonic()]
+
+    def on_step(step: int, limit: int, metrics: dict[str, float]) -> None:
+        if time.monotonic() - last[0] > QUIET_SECONDS:
+            last[0] = time.monotonic()
+            note(f"{name}: {step} of at most {limit}  {_now(metrics)}")
+
+    return on_step
+
+
+def _now(metrics: dict[str, float]) -> str:
+    return f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""

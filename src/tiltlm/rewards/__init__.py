@@ -1,0 +1,1 @@
+"""Rewards. A reward is a callable `Samples -> Tensor [N]`, float; adding one is one file here and its test."""

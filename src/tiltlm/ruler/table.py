@@ -1,0 +1,40 @@
+"""Report rows as a table for people: one line per method, metrics across."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+HEADINGS = {
+    "accuracy": "accuracy",
+    "valid_rate": "valid arms",
+    "reward": "E[r]",
+    "kl_to_reference": "KL(q‖ref)",
+    "kl_to_target": "KL(q‖pi*)",
+    "objective_gap": "J(pi*) − J(q)",
+}
+"""Metrics of the standard table, in its order, and what stands over them."""
+
+
+def cell(row: Mapping[str, Any] | None) -> str:
+    """value ± stderr, or a dash where nothing was measured."""
+    if row is None:
+        return "–"
+    value = f"{row['value']:.3f}"
+    return value if not row["stderr"] > 0 else f"{value} ± {row['stderr']:.3f}"
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[str, str] = HEADINGS) -> Table:
+    """One line per method (in the order of first appearance), the metrics of `headings` that any row has."""
+    present = [name for name in headings if any(row["metric"] == name for row in rows)]
+    out = Table(title=title, title_justify="left", header_style="bold")
+    out.add_column("method", no_wrap=True)
+    for name in present:
+        out.add_column(escape(headings[name]), justify="right", no_wrap=True)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        found = {row["metric"]: row for row in rows if row["method"] == method}
+        out.add_row(method, *(cell(found.get(name)) for name in present))
+    return out

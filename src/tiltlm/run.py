@@ -1,0 +1,157 @@
+"""Recipes and their runs: a frozen value in, a folder out.
+
+A recipe is a frozen dataclass whose fields are its settings. Its run lives in `ROOT/name/key`, the key a hash
+of the settings: the same settings find the same folder, finished or half-way, and go on there. A recipe may
+need other recipes' results (`inputs`); `ensure` builds those first, or finds them finished.
+
+A run folder holds config.json (the resolved settings), provenance.json (where the numbers come from), DONE
+once it is finished, and whatever the recipe makes: metrics.jsonl, checkpoint-N/, samples.jsonl, report.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import tyro
+
+from tiltlm.progress import note
+
+ROOT = Path("runs")
+R = TypeVar("R", bound="Recipe")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make one result. Subclasses add settings, and say what they need and how they build it."""
+
+    seed: int = 0
+    """Every random choice follows from this number."""
+
+    family: tyro.conf.Suppress[str] = ""
+    """Which catalogue entry the settings started from; the first part of the name."""
+
+    stage: ClassVar[str] = ""
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, `family/stage`."""
+        return f"{self.family}/{self.stage}"
+
+    @property
+    def key(self) -> str:
+        """A short hash of every setting."""
+        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+    def inputs(self) -> dict[str, Recipe]:
+        """The recipes whose results this one needs, by the name it calls them."""
+        return {}
+
+    def build(self, run: Run[Self]) -> None:
+        """Make the result in `run.folder`. May be called again on a half-made folder, and goes on there."""
+        raise NotImplementedError
+
+    def up(self, kind: type[R]) -> R:
+        """The recipe this one extends, with the same settings: a recipe has all the fields of what it needs."""
+        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
+
+
+@dataclass(frozen=True)
+class Run(typing.Generic[R]):
+    """A recipe, its folder, and the runs of its inputs."""
+
+    recipe: R
+    folder: Path
+    inputs: dict[str, Run[Any]]
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "DONE").is_file()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as JSON, aside first: a reader never sees half a file."""
+        aside = self.folder / f".{name}.tmp"
+        aside.write_text(json.dumps(value, indent=1, default=str) + "\n")
+        aside.rename(self.folder / name)
+
+    def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Write rows as JSON lines, aside first."""
+        aside = self.folder / f".{name}.tmp"
+        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        aside.rename(self.folder / name)
+
+
+def find(recipe: R, root: Path = ROOT) -> Run[R]:
+    """The run of a recipe under `root`, whether or not anything is there yet."""
+    inputs = {name: find(needed, root) for name, needed in recipe.inputs().items()}
+    return Run(recipe, root / recipe.name / recipe.key, inputs)
+
+
+def ensure(recipe: R, root: Path = ROOT) -> Run[R]:
+    """The finished run of a recipe: found, or built (its inputs first)."""
+    run = find(recipe, root)
+    if run.done:
+        return run
+    for needed in run.inputs.values():
+        ensure(needed.recipe, root)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    note(f"{recipe.name}  ->  {run.folder}")
+    run.write_json("config.json", {"recipe": recipe.name, "settings": asdict(recipe)})
+    started = time.time()
+    run.write_json("provenance.json", provenance(recipe.seed))
+    recipe.build(run)
+    run.write_json("provenance.json", provenance(recipe.seed) | {"seconds": round(time.time() - started, 1)})
+    (run.folder / "DONE").write_text("")
+    return run
+
+
+def provenance(seed: int) -> dict[str, Any]:
+    """What one needs to make the numbers again: commit, versions, command, seed."""
+    packages = ["tiltlm", "torch", "transformers", "numpy"]
+    return {
+        "command": " ".join(["tiltlm", *sys.argv[1:]]),
+        "seed": seed,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, with a + if files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain", "."], capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def from_json(kind: Any, value: Any) -> Any:
+    """Settings read back from JSON: dataclasses, tuples and plain values, as their annotations say."""
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        unknown = set(value) - {f.name for f in fields(kind)}
+        if unknown:
+            raise ValueError(f"{kind.__name__} has no setting {sorted(unknown)}: written by another version?")
+        return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
+    if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
+        (kind,) = [option for option in typing.get_args(kind) if option is not type(None)]
+        return from_json(kind, value)
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)
+        return tuple(from_json(inner[0] if inner[-1] is ... else inner[i], v) for i, v in enumerate(value))
+    return value

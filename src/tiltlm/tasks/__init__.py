@@ -1,0 +1,1 @@
+"""Where x comes from and when y is right: prompts, splits, answers, checkers."""

@@ -1,0 +1,180 @@
+"""The one loop: experience -> objective -> update; every so often a line of metrics and a checkpoint.
+
+A checkpoint is written beside its place and renamed, so a folder called `checkpoint-N` is whole or not there;
+COMPLETE is written last inside it. It holds the model (a `from_pretrained` folder), the optimizer, and the
+pace. Random streams have no state: step N's randomness is a function of N.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from tiltlm.engine import Engine
+from tiltlm.experience import Experience
+from tiltlm.objective import Objective
+from tiltlm.seeds import Stream
+
+
+class Saveable(Protocol):
+    """A model that can write itself to a folder and read itself back."""
+
+    def save(self, folder: Path) -> None: ...
+
+    def restore(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a stage trains, and the learning rate's course (a factor on `Optim.lr`).
+
+    The rate rises linearly over `warmup` steps, then follows `decay` to `floor` at step `steps`. With
+    `until` > 0 it stays flat instead, until the running mean (factor `smoothing`) of every metric in `watch`
+    is below `until`, at step `at_least` or later; then it falls linearly to 0 over `cool_down` steps, and
+    training ends. `steps` is the limit either way; reaching it unsolved is reported, not hidden.
+    """
+
+    steps: int = 1000
+    warmup: int = 0
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    floor: float = 0.1
+    until: float = 0.0
+    watch: tuple[str, ...] = ()
+    at_least: int = 200
+    smoothing: float = 0.97
+    cool_down: int = 150
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.warmup < 0 or not 0 <= self.floor <= 1:
+            raise ValueError(f"steps must be ≥ 1, warmup ≥ 0, floor within [0, 1]; got {self}")
+        if self.until > 0 and not self.watch:
+            raise ValueError("a pace with `until` needs the names of the metrics to `watch`")
+
+    def factor(self, step: int, course: Course) -> float:
+        """The learning rate's factor at `step`."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.until > 0:
+            left = 1.0 if course.solved_at is None else 1 - (step - course.solved_at) / (self.cool_down + 1)
+            return warm * max(0.0, left)
+        done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
+        shape = {"none": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[self.decay]
+        return warm * (self.floor + (1 - self.floor) * shape)
+
+    def observe(self, step: int, metrics: dict[str, float], course: Course) -> None:
+        """Take note of a step's metrics; may declare the stage solved."""
+        for name in self.watch:
+            if name not in metrics:
+                raise ValueError(f"the pace watches {name!r}; this stage reports {', '.join(sorted(metrics))}")
+            last = course.running.get(name, metrics[name])
+            course.running[name] = self.smoothing * last + (1 - self.smoothing) * metrics[name]
+        below = all(value < self.until for value in course.running.values())
+        if self.until > 0 and course.solved_at is None and below and step + 1 >= self.at_least:
+            course.solved_at = step + 1
+
+    def over(self, step: int, course: Course) -> bool:
+        """Whether `step` steps are enough."""
+        solved = course.solved_at is not None and step >= course.solved_at + self.cool_down
+        return step >= self.steps or solved
+
+
+@dataclass
+class Course:
+    """Where a pace stands: running means of what it watches, and the step at which it was solved."""
+
+    running: dict[str, float] = field(default_factory=dict)
+    solved_at: int | None = None
+
+
+@dataclass
+class Training:
+    """One stage of training, resumable. `folder` receives metrics.jsonl and checkpoints.
+
+    checkpoint_every: steps between checkpoints (0: only at the end). The last checkpoint alone is kept.
+    on_step(step, limit, metrics): called after every step, for progress bars.
+    """
+
+    model: Any
+    engine: Engine
+    objective: Objective
+    experience: Experience
+    pace: Pace
+    stream: Stream
+    folder: Path
+    checkpoint_every: int = 200
+    on_step: Callable[[int, int, dict[str, float]], None] = lambda step, limit, metrics: None
+
+    def run(self) -> Course:
+        """Train to the end of the pace, from the last checkpoint if there is one; returns the course taken."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step, course = self._resume()
+        self.model.train()
+        with (self.folder / "metrics.jsonl").open("a") as log:
+            while not self.pace.over(step, course):
+                metrics = self._step(step, course)
+                log.write(json.dumps({"step": step, **metrics}) + "\n")
+                step += 1
+                self.on_step(step, self.pace.steps, metrics)
+                if self.checkpoint_every and step % self.checkpoint_every == 0:
+                    log.flush()
+                    self._save(step, course)
+        self._save(step, course)
+        self.model.eval()
+        return course
+
+    def _step(self, step: int, course: Course) -> dict[str, float]:
+        self.model.eval()  # drawing and scoring happen without dropout
+        batch = self.experience.batch(step)
+        self.model.train()
+        self.stream.child("dropout", step).seed_everything()
+        metrics = self.engine.update(self.objective, batch, self.pace.factor(step, course))
+        self.pace.observe(step, metrics, course)
+        return metrics
+
+    def _save(self, step: int, course: Course) -> None:
+        final, aside = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.tmp"
+        if final.exists():
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        self.model.save(aside)
+        torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, aside / "trainer.pt")
+        (aside / "COMPLETE").write_text("")
+        aside.rename(final)
+        for old in checkpoints(self.folder)[:-1]:
+            shutil.rmtree(old)
+
+    def _resume(self) -> tuple[int, Course]:
+        found = checkpoints(self.folder)
+        if not found:
+            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+            return 0, Course()
+        state = torch.load(found[-1] / "trainer.pt", weights_only=True)
+        self.model.restore(found[-1])
+        self.engine.load_state(state["engine"])
+        _forget_after(self.folder / "metrics.jsonl", state["step"])
+        return state["step"], Course(**state["course"])
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / "COMPLETE").is_file()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that the checkpoint does not know of (the last may be cut in half)."""
+    kept = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break
+    path.write_text("".join(line + "\n" for line in kept))

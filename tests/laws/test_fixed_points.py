@@ -1,0 +1,352 @@
+"""The law of every objective: its exact expected gradient vanishes where it says, and only there.
+
+Populations are enumerated with their exact drawing probabilities, so nothing here is a matter of luck. Every
+class with an `optimum` needs a law in `FIXED_POINTS` or in `BIASED`; a new method without one fails
+`test_every_objective_has_a_law`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiltlm.policies
+import tiltlm.twists
+from families import VOCAB as HF_VOCAB
+from families import build
+from laws.world import (
+    N_PROMPTS,
+    VOCAB,
+    WORLDS,
+    World,
+    all_batches,
+    expected_gradient,
+    flat_gradient,
+    perturbed,
+    world,
+)
+from tiltlm.models.causal import copy_of
+from tiltlm.models.heads import ValueHead
+from tiltlm.models.table import TableLM, TableValues
+from tiltlm.policies.dpo import DPO
+from tiltlm.policies.reinforce import Advantages, Baseline, Reinforce
+from tiltlm.policies.rpo import RPO
+from tiltlm.policies.sft import SFT
+from tiltlm.samples import Pairs, Samples, Tokens
+from tiltlm.twists.value import ValueLearning
+
+ZERO = 1e-10  # identities
+CLEARLY = 1e-2  # the norm of a gradient that is not zero; those below are 0.03 to 1
+
+Point = Callable[[World], nn.Module]
+
+
+@dataclass(frozen=True)
+class Law:
+    """`gradient(world, model)` is exact; it vanishes at `optimum` and at none of `elsewhere`."""
+
+    objective: type
+    gradient: Callable[[World, nn.Module], Tensor]
+    optimum: Point = World.optimum
+    elsewhere: tuple[Point, ...] = (lambda w: w.reference, lambda w: perturbed(w.optimum()))
+    worlds: tuple[str, ...] = tuple(WORLDS)
+
+
+# ---- populations --------------------------------------------------------------------------------------------
+
+
+def preferences(w: World, *, hard: bool = False) -> tuple[Pairs, Tensor]:
+    """Every (y1, y2) ~ pi_ref × pi_ref with both outcomes of the comparison, and the probability of each row."""
+    samples, p_ref, size = w.samples(), w.p_ref().flatten() / N_PROMPTS**0.5, w.reward.shape[1]
+    first = torch.arange(len(samples)).repeat_interleave(size)
+    second = (torch.arange(size).repeat(len(samples))) + first // size * size
+    gap = samples.reward[first] - samples.reward[second]
+    wins = (gap.sign() + 1) / 2 if hard else gap.sigmoid()
+    p = p_ref[first] * p_ref[second]
+    chosen, rejected = torch.cat([first, second]), torch.cat([second, first])
+    return Pairs(samples.select(chosen), samples.select(rejected)), torch.cat([p * wins, p * (1 - wins)])
+
+
+def on_policy(w: World, model: nn.Module) -> tuple[Samples, Tensor]:
+    """Every completion as `model` itself would draw it: log_q filled in, probability per row."""
+    samples = w.samples()
+    log_q = model.log_prob(samples).detach()
+    return samples.with_(log_q=log_q), log_q.sum(1).exp() / N_PROMPTS
+
+
+# ---- exact expected gradients -------------------------------------------------------------------------------
+
+
+def of_sft(w: World, model: nn.Module) -> Tensor:
+    return expected_gradient(SFT(), model, w.samples(), w.p_star().flatten() / N_PROMPTS)
+
+
+def of_dpo(w: World, model: nn.Module, beta: float | None = None, hard: bool = False) -> Tensor:
+    return expected_gradient(DPO(beta or w.beta), model, *preferences(w, hard=hard))
+
+
+def of_rpo(w: World, model: nn.Module, alpha: float, normalise: Any) -> Tensor:
+    return expected_gradient(RPO(w.beta, alpha, normalise), model, *preferences(w))
+
+
+def of_reinforce(w: World, model: nn.Module, baseline: Baseline, beta: float) -> Tensor:
+    """Two samples of one prompt per batch, all such batches; the mean over prompts."""
+    objective, size = Reinforce(baseline, beta), w.reward.shape[1]
+    samples, p = on_policy(w, model)
+    slots = [list(range(x * size, (x + 1) * size)) for x in range(N_PROMPTS)]
+    parts = [batch_gradient(objective, model, samples, p * N_PROMPTS, [rows, rows]) for rows in slots]
+    return torch.stack(parts).mean(0)
+
+
+def batch_gradient(
+    objective: Reinforce, model: nn.Module, samples: Samples, p: Tensor, slots: list[list[int]]
+) -> Tensor:
+    """Expected gradient of a batch with `slots`, each batch prepared by itself."""
+    singles, index, chance = all_batches(samples, p, slots)
+    advantage = torch.cat([objective.prepare(batch).advantage for batch in singles])
+    every = Advantages(samples.select(index.flatten()), advantage)
+    share = chance.repeat_interleave(len(slots)) / len(slots)
+    return flat_gradient((share * objective.loss(model, every).loss).sum(), model)
+
+
+def of_value(w: World, model: nn.Module) -> Tensor:
+    return expected_gradient(ValueLearning(w.atoms), model, w.samples(), w.p_ref().flatten() / N_PROMPTS)
+
+
+def values_law(worlds: tuple[str, ...], width: int) -> Law:
+    return Law(
+        ValueLearning,
+        of_value,
+        lambda w: w.law(width=width),
+        (lambda w: fresh_values(width), lambda w: perturbed(w.law(width=width))),
+        worlds,
+    )
+
+
+def fresh_values(width: int) -> TableValues:
+    return TableValues(N_PROMPTS, VOCAB, 3, width)
+
+
+FIXED_POINTS = {
+    "sft": Law(SFT, of_sft),
+    "dpo": Law(DPO, of_dpo),
+    "rpo with alpha = 0 (dpo)": Law(RPO, lambda w, m: of_rpo(w, m, 0.0, "sum")),
+    "reinforce": Law(Reinforce, lambda w, m: of_reinforce(w, m, "none", w.beta)),
+    "reinforce, batch_mean": Law(Reinforce, lambda w, m: of_reinforce(w, m, "batch_mean", w.beta)),
+    "reinforce, leave_one_out": Law(Reinforce, lambda w, m: of_reinforce(w, m, "leave_one_out", w.beta)),
+    "values, one logit": values_law(("fixed length, binary", "with eos, binary"), 1),
+    "values, two atoms": values_law(("fixed length, binary", "with eos, binary"), 2),
+    "values, four atoms": values_law(("fixed length, graded", "with eos, graded"), 4),
+}
+
+BIASED = {RPO: "test_rpo_is_biased_by_exactly_the_likelihood_of_the_chosen_answers"}
+"""Objectives whose `optimum` says so, each with the test of precisely that claim."""
+
+
+def in_each_world() -> list[Any]:
+    pairs = [(name, place) for name, law in FIXED_POINTS.items() for place in law.worlds]
+    return [pytest.param(*pair, id=" | ".join(pair)) for pair in pairs]
+
+
+@pytest.mark.parametrize(("name", "place"), in_each_world())
+def test_expected_gradient_is_zero_at_the_claimed_optimum_and_not_elsewhere(name, place):
+    law, w = FIXED_POINTS[name], WORLDS[place]()
+    assert law.gradient(w, law.optimum(w)).abs().max() < ZERO
+    for point in law.elsewhere:
+        assert law.gradient(w, point(w)).norm() > CLEARLY
+
+
+# ---- the open set -------------------------------------------------------------------------------------------
+
+
+def modules(package: ModuleType) -> list[ModuleType]:
+    return [importlib.import_module(m.name) for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+
+
+def objectives(module: ModuleType) -> list[type]:
+    """The classes that `module` itself defines and that name an optimum."""
+    own = [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__]
+    return [x for x in own if hasattr(x, "optimum")]
+
+
+def lawless(found: list[type]) -> list[str]:
+    lawful = {law.objective for law in FIXED_POINTS.values()} | set(BIASED)
+    return [cls.__qualname__ for cls in found if cls not in lawful]
+
+
+def test_every_objective_has_a_law():
+    found = [x for package in (tiltlm.policies, tiltlm.twists) for m in modules(package) for x in objectives(m)]
+    assert {SFT, DPO, RPO, Reinforce, ValueLearning} <= set(found)
+    assert lawless(found) == [], "give each of these a Law in FIXED_POINTS, or a test of its bias in BIASED"
+
+
+def test_every_policy_module_holds_an_objective():
+    empty = [m.__name__ for m in modules(tiltlm.policies) if not objectives(m)]
+    assert empty == [], "a module in policies/ is one method; it must hold a class with `optimum`"
+
+
+def test_an_objective_without_a_law_is_found_out():
+    class Newcomer:
+        optimum = "somewhere"
+
+    assert lawless([SFT, Newcomer]) == [Newcomer.__qualname__]
+
+
+def test_what_calls_itself_biased_is_registered_as_biased_and_nothing_else_is():
+    found = [x for package in (tiltlm.policies, tiltlm.twists) for m in modules(package) for x in objectives(m)]
+    assert {x for x in found if x.optimum.startswith("biased")} == set(BIASED)
+    assert all(name in globals() for name in BIASED.values())
+
+
+# ---- what the laws leave open -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_the_optimum_used_here_is_pi_star(place):
+    """The table at which gradients vanish has density pi_ref·exp(r/beta)/Z, by plain multiplication."""
+    w = WORLDS[place]()
+    torch.testing.assert_close(w.density(w.optimum()), w.p_star(), atol=1e-12, rtol=0)
+    assert (w.p_star() - w.p_ref()).abs().max() > 0.05
+
+
+def test_sft_ends_at_whatever_the_completions_were_drawn_from():
+    w = world()
+    from_ref = w.p_ref().flatten() / N_PROMPTS
+    assert expected_gradient(SFT(), w.reference, w.samples(), from_ref).abs().max() < ZERO
+    assert expected_gradient(SFT(), w.optimum(), w.samples(), from_ref).norm() > CLEARLY
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_dpo_ends_at_pi_star_of_its_own_beta_not_of_another(place):
+    w = WORLDS[place]()
+    other = 2 * w.beta
+    assert of_dpo(w, w.optimum(), beta=other).norm() > CLEARLY
+    assert of_dpo(w, w.table_of(w.p_star(other)), beta=other).abs().max() < ZERO
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_dpo_on_hard_labels_does_not_end_at_pi_star(place):
+    w = WORLDS[place]()
+    assert of_dpo(w, w.optimum(), hard=True).norm() > CLEARLY
+
+
+@pytest.mark.parametrize("place", WORLDS)
+@pytest.mark.parametrize("normalise", ["sum", "mean"])
+def test_rpo_is_biased_by_exactly_the_likelihood_of_the_chosen_answers(place, normalise):
+    """At pi* RPO's gradient is alpha·∇NLL of the chosen answers, whose law is Σ over rejected of the pairs'."""
+    w, alpha = WORLDS[place](), 0.7
+    policy = w.optimum()
+    pairs, p = preferences(w)
+    keys = [(x, *y) for x, y in zip(pairs.chosen.prompt_index.tolist(), pairs.chosen.completions.lists(), strict=True)]
+    share = dict.fromkeys(w.rows, 0.0)
+    for key, chance in zip(keys, p.tolist(), strict=True):
+        share[key] += chance
+    length = torch.tensor([len(row) - 1 if normalise == "mean" else 1 for row in w.rows])
+    q_chosen = torch.tensor([share[row] for row in w.rows], dtype=torch.float64)
+    assert abs(q_chosen.sum() - 1) < 1e-12
+    nll = -(q_chosen * policy.log_prob(w.samples()).sum(1) / length).sum()
+    gradient = of_rpo(w, policy, alpha, normalise)
+    torch.testing.assert_close(gradient, alpha * flat_gradient(nll, policy), atol=ZERO, rtol=0)
+    assert gradient.norm() > CLEARLY
+
+
+@pytest.mark.parametrize("place", WORLDS)
+@pytest.mark.parametrize("beta", [0.0, 0.6])
+def test_reinforce_climbs_the_objective(place, beta):
+    """E[∇L] = −∇J, J = E_p[r] − beta·KL(p‖pi_ref) differentiated through the enumeration itself."""
+    w = WORLDS[place]()
+    policy = perturbed(w.optimum())
+    samples = w.samples()
+    log_p, log_ref = policy.log_prob(samples).sum(1), samples.log_ref.sum(1)
+    j = (log_p.exp() * (samples.reward - beta * (log_p - log_ref))).sum() / N_PROMPTS
+    torch.testing.assert_close(
+        of_reinforce(w, policy, "none", beta), -flat_gradient(j, policy), atol=ZERO, rtol=0
+    )
+
+
+@pytest.mark.parametrize("place", WORLDS)
+@pytest.mark.parametrize("baseline", ["none", "batch_mean", "leave_one_out"])
+def test_reinforce_without_beta_does_not_stop_at_pi_star(place, baseline):
+    w = WORLDS[place]()
+    assert of_reinforce(w, w.optimum(), baseline, 0.0).norm() > CLEARLY
+
+
+@pytest.mark.parametrize("baseline", ["none", "batch_mean", "leave_one_out"])
+def test_reinforce_without_beta_stops_on_the_best_answers(baseline):
+    """pi* of beta = 0.01 holds all but e^{-70} of its mass on the best answers."""
+    w = world()
+    assert of_reinforce(w, w.table_of(w.p_star(0.01)), baseline, 0.0).abs().max() < ZERO
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.6])
+def test_leave_one_out_leaves_the_expectation_alone_and_batch_mean_shrinks_it_by_one_nth(beta):
+    w = world()
+    policy = perturbed(w.optimum())
+    plain = of_reinforce(w, policy, "none", beta)
+    torch.testing.assert_close(of_reinforce(w, policy, "leave_one_out", beta), plain, atol=ZERO, rtol=0)
+    torch.testing.assert_close(of_reinforce(w, policy, "batch_mean", beta), plain / 2, atol=ZERO, rtol=0)
+    assert plain.norm() > CLEARLY
+
+
+def test_baselines_with_two_prompts_in_one_batch():
+    """Two samples of each of two prompts, one token each: 3^4 batches; batch_mean shrinks by 1 − 1/4."""
+    reference = TableLM(N_PROMPTS, VOCAB, 1).randomise(torch.Generator().manual_seed(5))
+    rows = [(x, v) for x in range(N_PROMPTS) for v in range(VOCAB)]
+    reward = torch.tensor([[0.0, 0.3, 1.0], [1.0, 0.5, -0.4]], dtype=torch.float64)
+    w = World(reference, rows, reward, (), 0.6)
+    policy = TableLM(N_PROMPTS, VOCAB, 1).randomise(torch.Generator().manual_seed(6))
+    samples, p = on_policy(w, policy)
+    slots = [[0, 1, 2], [3, 4, 5], [0, 1, 2], [3, 4, 5]]
+
+    def gradient(baseline: Baseline) -> Tensor:
+        return batch_gradient(Reinforce(baseline, w.beta), policy, samples, p * N_PROMPTS, slots)
+
+    plain = gradient("none")
+    torch.testing.assert_close(gradient("leave_one_out"), plain, atol=ZERO, rtol=0)
+    torch.testing.assert_close(gradient("batch_mean"), 0.75 * plain, atol=ZERO, rtol=0)
+    assert plain.norm() > CLEARLY
+
+
+def test_values_are_learnt_under_the_reference_not_under_another_drawer():
+    """Rollouts of pi* teach another law: the population matters."""
+    w = world(binary=True)
+    p_star = w.p_star().flatten() / N_PROMPTS
+    gradient = expected_gradient(ValueLearning(), w.law(width=1), w.samples(), p_star)
+    assert gradient.norm() > CLEARLY
+
+
+def test_the_language_modelling_term_asks_the_body_for_the_reference():
+    """lm_weight adds exactly lm_weight·∇NLL: zero in expectation at a body that is pi_ref, not elsewhere."""
+    reference = build("gpt2")
+    reference.model.double()
+    ids = torch.arange(HF_VOCAB)[:, None]
+    samples = Samples(
+        Tokens.of([[4, 7]]), torch.zeros(HF_VOCAB, dtype=torch.int64), ids, torch.ones_like(ids, dtype=torch.bool),
+        reward=(torch.arange(HF_VOCAB) % 2).double(),
+    )  # fmt: skip
+    p = reference.log_prob(samples).detach().sum(1).exp()
+
+    def gradient(shift: float) -> Tensor:
+        value = ValueHead(copy_of(reference))
+        next(value.body.head.parameters()).data[:, 0] += shift * torch.arange(HF_VOCAB)
+        parts = [expected_gradient_of_body(value, weight, samples, p) for weight in (0.0, 2.0)]
+        return parts[1] - parts[0]
+
+    assert gradient(0.0).abs().max() < ZERO
+    assert gradient(0.1).norm() > CLEARLY
+
+
+def expected_gradient_of_body(value: ValueHead, lm_weight: float, samples: Samples, p: Tensor) -> Tensor:
+    objective = ValueLearning(lm_weight=lm_weight)
+    total = (p * objective.loss(value, samples).loss).sum()
+    used = torch.autograd.grad(total, list(value.body.parameters()), allow_unused=True)
+    named = zip(used, value.body.parameters(), strict=True)
+    return torch.cat([(torch.zeros_like(x) if g is None else g).flatten() for g, x in named])
