@@ -126,7 +126,7 @@ def test_a_row_s_token_does_not_depend_on_its_batch_mates():
 
 
 def ending(model: CausalLM, drawer: LanguageModel | None = None) -> CausalLM:
-    """`model`, ending completions at the token that `drawer` (default: itself) draws most often after the first."""
+    """`model`, ending at the token that `drawer` (default: itself) draws most often after the first."""
     drawn = draw(drawer or model, RAGGED, n=20, max_new_tokens=3, stream=stream(0, "eos"))
     model.eos_id = int(drawn.tokens[:, 1:].flatten().mode().values)
     return model
@@ -194,6 +194,24 @@ def test_when_all_rows_end_early_no_empty_columns_are_left():
     table.tables[0].data[0, 0] = torch.tensor([-torch.inf, -torch.inf, 0.0])
     samples = draw(table, Tokens.of([[0]]), n=4, max_new_tokens=3, stream=stream(0))
     assert samples.tokens.tolist() == 4 * [[2]] and samples.finished.all() and (samples.log_q == 0).all()
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_fewer_than_one_draw_of_a_prompt_is_refused(n):
+    with pytest.raises(ValueError, match="n"):
+        draw(world().reference, PROMPTS, n=n, max_new_tokens=HORIZON, stream=stream(0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("score", ["log_prob", "values"])
+def test_an_empty_prompt_is_refused_when_scoring_as_it_is_when_drawing(score):
+    """There is no position before the first token: reading one further along would be a silent mistake."""
+    model = build("gpt2")
+    ids = torch.tensor([[1, 2], [5, 6]])
+    samples = Samples(Tokens.of([[], [3, 4]]), torch.tensor([0, 1]), ids, torch.ones_like(ids, dtype=torch.bool))
+    scorer = model.log_prob if score == "log_prob" else random_values(model, per_token=True).values
+    with pytest.raises(ValueError, match="prompt is empty"):
+        scorer(samples)
 
 
 def test_row_r_answers_prompt_r_div_n():
@@ -280,7 +298,7 @@ def test_warp_is_temperature_then_top_k_then_top_p(temperature, top_k, top_p):
 
 
 def test_temperature_comes_before_top_p():
-    """p = (.6, .3, .1), T = 1/2 sharpens to (.36, .09, .01)/.46: the first reaches .75 alone. Cut first: two stay."""
+    """p = (.6, .3, .1), T = 1/2 sharpens to (.36, .09, .01)/.46: the first reaches .75 alone; else two stay."""
     logits = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64).log()
     assert Warp(temperature=0.5, top_p=0.75)(logits).isfinite().tolist() == [[True, False, False]]
     assert Warp(top_p=0.75)(logits).isfinite().tolist() == [[True, True, False]]
@@ -291,6 +309,17 @@ def test_top_k_comes_before_top_p():
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log()
     assert Warp(top_k=2, top_p=0.5)(logits).isfinite().tolist() == [[True, False, False, False]]
     assert Warp(top_p=0.5)(logits).isfinite().tolist() == [[True, True, False, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("top_p", [0.5, 0.9])
+def test_the_nucleus_really_reaches_top_p(dtype, top_p):
+    """2000 tokens: what is kept holds p of the mass by a float64 sum, and its least token was needed for it."""
+    logits = torch.randn(3, 2000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    p = logits.double().softmax(1)
+    kept = Warp(top_p=top_p)(logits).isfinite()
+    mass, least = (p * kept).sum(1), torch.where(kept, p, 1.0).amin(1)
+    assert (mass >= top_p - 1e-6).all() and (mass - least < top_p + 1e-6).all()
 
 
 @pytest.mark.parametrize("vocab", [10, 50, 600])
@@ -532,6 +561,15 @@ def test_best_of_one_is_plain_sampling():
     prompts = Tokens.of([[0], [1], [0]])
     best = best_of(w.reference, w.reward_of, prompts, **options)
     assert torch.equal(best.tokens, draw(w.reference, prompts, **options).tokens)
+
+
+def test_best_of_refuses_a_reward_that_is_nan():
+    """argmax would take it for the highest."""
+    w = world()
+    with pytest.raises(ValueError, match=r"(?i)nan"):
+        best_of(
+            w.reference, lambda s: w.reward_of(s) * torch.nan, PROMPTS, n=2, max_new_tokens=3, stream=stream(0)
+        )
 
 
 @pytest.mark.parametrize("n", [0, -1])

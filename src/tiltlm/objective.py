@@ -49,3 +49,9 @@ class Objective(Protocol):
 def one_per_row(batch: Any) -> Tensor:
     """The weight of methods whose loss is averaged over rows: ones, [n]."""
     return torch.ones(len(batch))
+
+
+def by_position(name: str, values: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """One metric per completion position, `name/1` for the first; NaN where a row has no such token."""
+    values = torch.where(mask, values.detach(), torch.nan)
+    return {f"{name}/{t + 1}": values[:, t] for t in range(values.shape[1])}

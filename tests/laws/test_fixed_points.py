@@ -168,7 +168,9 @@ def test_expected_gradient_is_zero_at_the_claimed_optimum_and_not_elsewhere(name
 
 
 def modules(package: ModuleType) -> list[ModuleType]:
-    return [importlib.import_module(m.name) for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+    return [
+        importlib.import_module(m.name) for m in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+    ]
 
 
 def objectives(module: ModuleType) -> list[type]:
@@ -245,7 +247,9 @@ def test_rpo_is_biased_by_exactly_the_likelihood_of_the_chosen_answers(place, no
     w, alpha = WORLDS[place](), 0.7
     policy = w.optimum()
     pairs, p = preferences(w)
-    keys = [(x, *y) for x, y in zip(pairs.chosen.prompt_index.tolist(), pairs.chosen.completions.lists(), strict=True)]
+    keys = [
+        (x, *y) for x, y in zip(pairs.chosen.prompt_index.tolist(), pairs.chosen.completions.lists(), strict=True)
+    ]
     share = dict.fromkeys(w.rows, 0.0)
     for key, chance in zip(keys, p.tolist(), strict=True):
         share[key] += chance
@@ -267,9 +271,7 @@ def test_reinforce_climbs_the_objective(place, beta):
     samples = w.samples()
     log_p, log_ref = policy.log_prob(samples).sum(1), samples.log_ref.sum(1)
     j = (log_p.exp() * (samples.reward - beta * (log_p - log_ref))).sum() / N_PROMPTS
-    torch.testing.assert_close(
-        of_reinforce(w, policy, "none", beta), -flat_gradient(j, policy), atol=ZERO, rtol=0
-    )
+    torch.testing.assert_close(of_reinforce(w, policy, "none", beta), -flat_gradient(j, policy), atol=ZERO, rtol=0)
 
 
 @pytest.mark.parametrize("place", WORLDS)

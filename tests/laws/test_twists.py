@@ -308,7 +308,7 @@ def half_and_half(w: World) -> Tensor:
 def test_log_odds_puts_values_learnt_from_balanced_pairs_right(place, x, width):
     """The exact law under half successes, half failures, plus logit p0(x), guides to pi* exactly.
 
-    p0 differs by prompt, so each prompt is tried by itself. Without the correction, or with another, pi* is missed.
+    p0 differs by prompt, so each prompt is tried by itself. Uncorrected, or corrected otherwise, it misses.
     """
     w = WORLDS[place]()
     p0 = float((w.p_ref() * w.reward)[x].sum())
@@ -337,7 +337,7 @@ TREE = {
     (0.5, 0.02): ((1.0, 1.0, 3.6889, 0.92622), (0.0759, 0.1683, 0.6519, 0.15524), 0.92622),
     (0.1, 0.1): ((0.9997, 0.9989, 3.0889, 0.69000), (0.8452, 0.8599, 2.5385, 0.60608), 0.69000),
 }
-"""(p_left, beta): Q#'s and CD's P(right), E r, KL over the trajectory, J; and V* (star-graph specification, §2)."""
+"""(p_left, beta): Q#'s and CD's P(right), E r, KL over the trajectory, J; and V* (star-graph spec, §2)."""
 
 
 def tree_law(reference: TableLM, atoms: tuple[float, ...], solution: Solution) -> TableValues:

@@ -10,7 +10,6 @@ p = softmax(h·Wᵀ + b) and g the gradient reaching log p(y),
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ class CausalLM(LanguageModel):
     """A Hugging Face causal LM with explicit positions, dtype and device.
 
     Args: `model`, a `PreTrainedModel` with a linear output head (or a PEFT model around one); `eos_id`, the
-    token that ends a completion (None: completions end at the caller's length).
+    token that ends a completion (None: completions end at the caller's length). `tokenizer`, if set, is
+    saved beside the weights, so that the folder is complete.
     Raises ValueError if the network does something between head and logits (soft-capping, scaling): that
     would be lost here.
     """
@@ -46,6 +46,7 @@ class CausalLM(LanguageModel):
         if not isinstance(head, nn.Linear):
             raise ValueError(f"the output head must be linear; this model's is a {type(head).__name__}")
         self.head = head
+        self.tokenizer: Any = None
         self.vocab_size, self.eos_id = int(self.model.config.vocab_size), eos_id
         self._check_head()
 
@@ -80,6 +81,8 @@ class CausalLM(LanguageModel):
     def save(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` reads (LoRA: the adapter's files)."""
         (self.peft or self.model).save_pretrained(str(folder))
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(str(folder))
 
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder` into this model, bit by bit."""
@@ -190,9 +193,6 @@ def _logit_gradient(h: Tensor, weight: Tensor, bias: Tensor, y: Tensor, log_norm
 
 def copy_of(model: CausalLM) -> CausalLM:
     """An independent copy of `model` (its own parameters, the same values)."""
-    return CausalLM(copy.deepcopy(model.peft or model.model), model.eos_id).train(model.training)
-
-
-def decode(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
-    """Texts of token rows; nothing is skipped or cleaned up."""
-    return [tokenizer.decode(row, skip_special_tokens=False) for row in rows]
+    fresh = CausalLM(copy.deepcopy(model.peft or model.model), model.eos_id).train(model.training)
+    fresh.tokenizer = model.tokenizer
+    return fresh

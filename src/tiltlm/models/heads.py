@@ -87,6 +87,11 @@ class ValueHead(Values):
         shape = {"width": self.width, "per_token": self.per_token, "mlp_layers": self.mlp_layers}
         (Path(folder) / "head.json").write_text(json.dumps(shape))
 
+    def restore(self, folder: str | Path) -> None:
+        """Take the weights that `save` wrote to `folder` into this model, bit by bit."""
+        self.body.restore(folder)
+        self.head.load_state_dict(load_file(str(Path(folder) / "head.safetensors"), device=str(self.body.device)))
+
     @staticmethod
     def load(
         folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

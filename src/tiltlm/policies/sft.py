@@ -11,23 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome
+from tiltlm.objective import Outcome, by_position
 from tiltlm.samples import Samples
 
 
 def sft_loss(log_p: Tensor) -> Tensor:
     """Negative log-likelihood of each row, summed over its tokens: [n, T] (0 at padding) -> [n]."""
     return -log_p.sum(1)
-
-
-def by_position(name: str, values: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """One metric per completion position, `name/1` for the first; NaN where a row has no such token."""
-    values = torch.where(mask, values.detach(), torch.nan)
-    return {f"{name}/{t + 1}": values[:, t] for t in range(values.shape[1])}
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,12 @@ class Base(Recipe):
         )
 
     def reference(self, run: Run[Any]) -> CausalLM:
-        """The pre-trained model, from the run of `base` among the inputs."""
-        return CausalLM.load(checkpoints(run.inputs["base"].folder)[-1], device=self.network.device)
+        """The pre-trained model: the base among the inputs, or this run's own."""
+        return self.lab().load(checkpoints(run.inputs.get("base", run).folder)[-1])
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        """What `tiltlm sample RUN` draws from."""
+        return self.reference(run)
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,7 @@ class Policy(Rollouts):
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         """The trained policy."""
-        return CausalLM.load(checkpoints(run.folder)[-1], device=self.network.device)
+        return self.lab().load(checkpoints(run.folder)[-1])
 
     def measured(self, run: Run[Any]) -> None:
         lab = self.lab()

@@ -192,7 +192,7 @@ class Lab:
     def fresh_network(self) -> CausalLM:
         """The network before any training here: the named one's weights, or new ones from the seed."""
         if self.network.name:
-            return CausalLM.load(self.network.name, device=self.device)
+            return self.load(self.network.name)
         from transformers import GPT2Config
 
         n, rate = self.network, self.network.dropout
@@ -202,7 +202,15 @@ class Lab:
             resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate, initializer_range=n.init_std,
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
-        return CausalLM.from_config(config, seed=self.stream.child("init").generator()).to(self.device)
+        model = CausalLM.from_config(config, seed=self.stream.child("init").generator()).to(self.device)
+        model.tokenizer = self.tokenizer.hf
+        return model
+
+    def load(self, name: str | Path) -> CausalLM:
+        """The causal LM in a folder or of a hub name, with this world's tokenizer."""
+        model = CausalLM.load(name, device=self.device)
+        model.tokenizer = self.tokenizer.hf
+        return model
 
     def ruler(self, reference: LanguageModel, beta: float, test: Test) -> Ruler:
         """The ruler every method is held to: test graphs, exact log Z, exact expected reward."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,30 +23,54 @@ def binary_curve(log_p: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
     return kl, torch.stack([t.success.mean() for t in targets])
 
 
+MARKERS = "osD^vP*X<>"
+
+
 def frontier_plot(
     rows: Sequence[Mapping[str, Any]], curve: tuple[Tensor, Tensor], path: str | Path, title: str = ""
 ) -> Path:
-    """Draw every method of the report `rows` (their reward and kl_to_reference, with error bars); writes a PNG."""
+    """Draw every method of the report `rows` (their reward and kl_to_reference, with error bars); writes a PNG.
+
+    A method measured at several temperatures, "name" and "name (beta …)", keeps one colour; the further ones
+    are hollow. The KL axis is a square root, because near the reference reward grows like the root of the KL.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 5.0), dpi=130, layout="constrained")
+    figure = Figure(figsize=(9.0, 5.0), dpi=130, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(curve[0], curve[1], color="0.35", zorder=1, label="optimum pi*, every beta (exact)")
+    axes.plot(curve[0], curve[1], color="0.25", linewidth=1.5, zorder=1, label="optimum, every beta (exact)")
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    points = [(name, _point(rows, name)) for name in methods]
-    drawn = [(name, point) for name, point in points if point is not None]
-    for k, (name, (kl, reward)) in enumerate(drawn):
-        axes.errorbar(
-            kl["value"], reward["value"], xerr=_bar(kl), yerr=_bar(reward), fmt="osD^vP*X<>"[k % 10], capsize=3,
-            color=f"C{k % 10}", markersize=7, label=name, zorder=2,
-        )  # fmt: skip
-    axes.set_xlabel("KL(q ‖ reference), nats")
-    axes.set_ylabel("expected reward E[r]")
+    families = list(dict.fromkeys(name.split(" (beta")[0] for name in methods))
+    for name in methods:
+        point = _point(rows, name)
+        if point is not None:
+            _mark(axes, name, families.index(name.split(" (beta")[0]), *point)
+    axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
+    axes.set_xlim(left=0)
+    axes.set_xticks([0, 0.02, 0.1, 0.25, 0.5, 1, 2, 4, 8], ["0", "0.02", "0.1", "0.25", "0.5", "1", "2", "4", "8"])
+    axes.set_xlim(0, 1.3 * max([float(curve[0].max()), *(_reach(rows, name) for name in methods)]))
+    axes.set(xlabel="KL(q ‖ reference), nats (square-root scale)", ylabel="expected reward E[r]")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=9, loc="outside right center")
     figure.savefig(path)
     return Path(path)
+
+
+def _mark(axes: Any, name: str, k: int, kl: Mapping[str, Any], reward: Mapping[str, Any]) -> None:
+    """One method's point; later methods are smaller, so that points on top of each other all show."""
+    color = f"C{k % 10}"
+    axes.errorbar(
+        kl["value"], reward["value"], xerr=_bar(kl), yerr=_bar(reward), fmt=MARKERS[k % len(MARKERS)], capsize=2,
+        color=color, markerfacecolor="white" if "(beta" in name else color, markersize=12 - k, label=name,
+        elinewidth=1, zorder=3 + k, clip_on=False,
+    )  # fmt: skip
+
+
+def _reach(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    point = _point(rows, name)
+    return 0.0 if point is None else point[0]["value"] + _bar(point[0])
 
 
 def _point(rows: Sequence[Mapping[str, Any]], method: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:

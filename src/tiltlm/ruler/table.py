@@ -36,5 +36,5 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[
         out.add_column(escape(headings[name]), justify="right", no_wrap=True)
     for method in dict.fromkeys(row["method"] for row in rows):
         found = {row["metric"]: row for row in rows if row["method"] == method}
-        out.add_row(method, *(cell(found.get(name)) for name in present))
+        out.add_row(escape(method), *(cell(found.get(name)) for name in present))
     return out

@@ -67,6 +67,11 @@ class GraphTokenizer(ABC):
         self._node_ids = np.array(alphabet.nodes, dtype=np.int64)
         self._step = 1 if alphabet.comma is None else 2
 
+    @property
+    @abstractmethod
+    def hf(self) -> PreTrainedTokenizerBase:
+        """The same tokenizer as transformers has them, to save beside a model's weights."""
+
     @abstractmethod
     def decode(self, rows: Tokens) -> list[str]:
         """Texts of token rows, commas included; the text of prompt and answer together is the graph's line."""
@@ -153,6 +158,22 @@ class NumeralTokenizer(GraphTokenizer):
         """Texts of token rows; neighbouring nodes get their comma back. Raises ValueError for an unknown id."""
         return [self._text(row) for row in rows.lists()]
 
+    @property
+    def hf(self) -> PreTrainedTokenizerBase:
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        numbers = {str(i): i for i in self.alphabet.nodes}
+        signs = {sign: self.world.nodes + k for k, sign in enumerate("|=/$")}
+        tokenizer = Tokenizer(models.WordLevel(numbers | signs))
+        tokenizer.normalizer = normalizers.Replace(",", " ")
+        isolated = pre_tokenizers.Split(Regex("[|=/$]"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([isolated, pre_tokenizers.WhitespaceSplit()])
+        comma_first = decoders.Replace(Regex("^(?=[0-9])"), ",")
+        after_signs = decoders.Replace(Regex("^,|(?<=[|=/$]),"), "")
+        tokenizer.decoder = decoders.Sequence([comma_first, decoders.Fuse(), after_signs])
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
     def _text(self, row: list[int]) -> str:
         n, text = self.world.nodes, ""
         for place, i in enumerate(row):
@@ -171,19 +192,23 @@ class BPETokenizer(GraphTokenizer):
     """
 
     def __init__(self, world: StarGraph, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+        self._hf = tokenizer
         nodes = tuple(self._single(str(node)) for node in range(world.nodes))
         bar, equals, slash, dummy, comma = (self._single(sign) for sign in "|=/$,")
         super().__init__(world, Alphabet(nodes, bar, equals, slash, dummy, comma), len(tokenizer))
         self._check_lines()
 
+    @property
+    def hf(self) -> PreTrainedTokenizerBase:
+        return self._hf
+
     def decode(self, rows: Tokens) -> list[str]:
         """Texts of token rows; nothing is skipped or cleaned up."""
         clean = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-        return [str(self.tokenizer.decode(row, **clean)) for row in rows.lists()]
+        return [str(self._hf.decode(row, **clean)) for row in rows.lists()]
 
     def _single(self, piece: str) -> int:
-        ids = self.tokenizer.encode(piece, add_special_tokens=False)
+        ids = self._hf.encode(piece, add_special_tokens=False)
         if len(ids) != 1:
             raise ValueError(
                 f"every node and sign must be one token, so that all rows have equal length; this tokenizer "
@@ -197,7 +222,7 @@ class BPETokenizer(GraphTokenizer):
         graphs = generate(self.world, enough, np.random.default_rng(0))
         prompts, answers = self.prompts(graphs), Tokens.full(torch.from_numpy(self._forwards(graphs)))
         for line, ours in zip(to_lines(graphs), prompts.followed_by(answers).lists(), strict=True):
-            theirs = self.tokenizer.encode(line, add_special_tokens=False)
+            theirs = self._hf.encode(line, add_special_tokens=False)
             if ours != theirs:
                 raise ValueError(
                     f"this tokenizer joins signs and nodes: {line!r} becomes {len(theirs)} tokens, and its "

@@ -21,8 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from tiltlm.models.base import TwistState, Values, ValueState
 from tiltlm.models.heads import ValueHead
-from tiltlm.objective import Outcome
-from tiltlm.policies.sft import by_position
+from tiltlm.objective import Outcome, by_position
 from tiltlm.samples import Samples, Tokens
 
 BINARY = (0.0, 1.0)

@@ -1,0 +1,129 @@
+"""`tiltlm sample MODEL --prompts p.jsonl --out y.jsonl`: completions of every prompt in a file.
+
+Each output line: prompt, completion (text, if there is a tokenizer), completion_ids, log_q (nats, under what was
+really drawn from, warping included), finished. Draw k of prompt i depends on seed, i and k alone: batch size
+changes nothing, and an interrupted file is taken up where it stops.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from tiltlm.commands.models import Decoder, load_decoder
+from tiltlm.commands.run import prepare
+from tiltlm.jsonl import read_rows, whole_lines
+from tiltlm.progress import note, steps
+from tiltlm.samplers.ancestral import Warp, Warped, draw
+from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import stream
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw completions from a model folder, a hub name or a finished run."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A folder or hub name that transformers loads, or a run folder of this library."""
+
+    prompts: Path
+    """A .jsonl file with a `prompt` on every line: text, or a list of token ids."""
+
+    out: Path
+    """The .jsonl file to write; if it is there already, it is completed."""
+
+    n: int = 1
+    """Completions per prompt."""
+
+    max_new_tokens: int = 64
+    """Tokens at most; a completion that has not ended by then is marked finished=false."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    """Keep the k likeliest tokens (0: all)."""
+
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability (1: all)."""
+
+    eos_id: int | None = None
+    """The token that ends a completion (default: the tokenizer's own)."""
+
+    seed: int = 0
+    batch_size: int = 64
+    """Rows drawn at once; changes speed only."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+def sample(args: list[str]) -> int:
+    """Run the command."""
+    settings = tyro.cli(Sample, prog="tiltlm sample", args=args)
+    prepare()
+    _same_settings(settings)
+    done, per = whole_lines(settings.out), settings.n
+    rows = list(read_rows(settings.prompts, needs=("prompt",)))
+    if done >= len(rows) * per:
+        note(f"{settings.out} is complete: {done} completions")
+        return 0
+    decoder = load_decoder(settings.model, settings.device, settings.dtype, settings.eos_id)
+    ids = [decoder.encode(row["prompt"], f"{settings.prompts}: prompt {i + 1}") for i, row in enumerate(rows)]
+    with settings.out.open("a", encoding="utf-8") as file, steps("sample") as on_step:
+        for begin in range(done // per, len(rows), max(1, settings.batch_size // per)):
+            part = slice(begin, min(begin + max(1, settings.batch_size // per), len(rows)))
+            lines = list(_lines(settings, decoder, ids[part], rows[part], begin))
+            file.writelines(lines[max(0, done - begin * per) :])
+            file.flush()
+            on_step(part.stop, len(rows), {})
+    note(f"{settings.out}: {len(rows) * per} completions of {len(rows)} prompts")
+    return 0
+
+
+def _lines(
+    settings: Sample, decoder: Decoder, ids: list[list[int]], rows: list[dict[str, Any]], begin: int
+) -> Iterator[str]:
+    warp = Warp(settings.temperature, settings.top_k, settings.top_p)
+    model = decoder.model if warp == Warp() else Warped(decoder.model, warp)
+    drawn = draw(
+        model,
+        Tokens.of(ids, settings.device),
+        n=settings.n,
+        max_new_tokens=decoder.most_new_tokens or settings.max_new_tokens,
+        stream=stream(settings.seed, "sample"),
+        rows=torch.arange(begin * settings.n, (begin + len(ids)) * settings.n),
+    )
+    for k, row in enumerate(_rows(drawn, decoder)):
+        yield json.dumps(rows[k // settings.n] | row, ensure_ascii=False) + "\n"
+
+
+def _rows(drawn: Samples, decoder: Decoder) -> Iterator[dict[str, Any]]:
+    assert drawn.log_q is not None and drawn.finished is not None
+    log_q, finished = drawn.log_q.sum(1).tolist(), drawn.finished.tolist()
+    for row, number, ended in zip(drawn.completions.lists(), log_q, finished, strict=True):
+        text = decoder.decode(row)
+        shown = {} if text is None else {"completion": text}
+        yield {**shown, "completion_ids": row, "log_q": number, "finished": ended}
+
+
+def _same_settings(settings: Sample) -> None:
+    """Remember what a file was made with beside it; refuse to complete it with other settings."""
+    beside = settings.out.with_name(settings.out.name + ".settings.json")
+    now = {name: str(value) for name, value in asdict(settings).items() if name not in ("batch_size", "out")}
+    if settings.out.exists() and beside.exists():
+        before = json.loads(beside.read_text())
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            raise ValueError(
+                f"{settings.out} was begun with {changed[0]}={before.get(changed[0])}, not {now[changed[0]]}: "
+                "choose another --out, or remove the file to start again"
+            )
+    elif settings.out.exists() and whole_lines(settings.out):
+        raise FileExistsError(f"{settings.out} exists and was not made by this command: choose another --out")
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text(json.dumps(now, indent=1) + "\n")

@@ -1,0 +1,106 @@
+"""`tiltlm score REWARD y.jsonl --out s.jsonl`: a reward for every completion; the input is never written over."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tiltlm.jsonl import read_rows
+from tiltlm.progress import note
+
+RowReward = Callable[[Sequence[dict[str, Any]]], Sequence[float]]
+"""Rows of the file -> one number each."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Add a `reward` to every line of a .jsonl file of completions."""
+
+    reward: Annotated[str, tyro.conf.Positional]
+    """`exact-answer` (1 if completion equals the line's `answer`), or FILE.py:FUNCTION, a function of your own
+    that takes the lines (a list of dicts) and returns one number for each."""
+
+    rows: Annotated[Path, tyro.conf.Positional]
+    """The .jsonl file of completions."""
+
+    out: Path
+    """The .jsonl file to write."""
+
+
+def exact_answer(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """1 where `completion` (surrounding blanks aside) or `completion_ids` equals `answer`."""
+    return [float(_given(row) == _trimmed(row["answer"])) for row in rows]
+
+
+def _given(row: dict[str, Any]) -> Any:
+    name = "completion_ids" if isinstance(row["answer"], list) else "completion"
+    if name not in row:
+        raise ValueError(f"a line with answer {row['answer']!r} has no {name!r}")
+    return _trimmed(row[name])
+
+
+def _trimmed(value: Any) -> Any:
+    return value.strip() if isinstance(value, str) else value
+
+
+REWARDS: dict[str, tuple[RowReward, tuple[str, ...]]] = {"exact-answer": (exact_answer, ("answer",))}
+"""Rewards by name, and the columns each needs."""
+
+
+def score(args: list[str]) -> int:
+    """Run the command."""
+    settings = tyro.cli(Score, prog="tiltlm score", args=args)
+    reward, needs = find_reward(settings.reward)
+    if settings.out.resolve() == settings.rows.resolve():
+        raise ValueError(f"--out must be another file than {settings.rows}: results never replace their input")
+    rows = list(read_rows(settings.rows, needs))
+    values = [float(value) for value in reward(rows)]
+    if len(values) != len(rows):
+        raise ValueError(f"{settings.reward} returned {len(values)} numbers for {len(rows)} lines")
+    bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
+    if bad:
+        raise ValueError(
+            f"{settings.reward} gave line {bad[0] + 1} of {settings.rows} the reward {values[bad[0]]}"
+        )
+    lines = [
+        json.dumps({**row, "reward": v}, ensure_ascii=False) + "\n" for row, v in zip(rows, values, strict=True)
+    ]
+    aside = settings.out.with_name(f".{settings.out.name}.tmp")
+    aside.write_text("".join(lines), encoding="utf-8")
+    aside.rename(settings.out)
+    mean = sum(values) / max(1, len(values))
+    note(f"{settings.out}: {len(rows)} completions, mean reward {mean:.4f}")
+    return 0
+
+
+def find_reward(name: str) -> tuple[RowReward, tuple[str, ...]]:
+    """A reward by name or FILE.py:FUNCTION, and the columns it needs."""
+    path, colon, function = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_file(Path(path), function), ()
+    if name in REWARDS:
+        return REWARDS[name]
+    near = get_close_matches(name, REWARDS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise ValueError(f"there is no reward {name!r}.{hint} Known: {', '.join(REWARDS)}, or FILE.py:FUNCTION")
+
+
+def _from_file(path: Path, function: str) -> RowReward:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError(f"{path}: no such file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = vars(module).get(function)
+    if not callable(found):
+        have = ", ".join(name for name, value in vars(module).items() if callable(value)) or "none"
+        raise ValueError(f"{path} has no function {function!r}; it has {have}")
+    return found

@@ -1,0 +1,59 @@
+"""Imports flow one way: a room imports only rooms before it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "tiltlm"
+ORDER = [
+    {"seeds", "samples", "jsonl", "progress"},
+    {"models"},
+    {"target", "objective"},
+    {"exact"},
+    {"rewards"},
+    {"samplers"},
+    {"tasks"},
+    {"experience"},
+    {"policies"},
+    {"twists"},
+    {"engine"},
+    {"train"},
+    {"ruler"},
+    {"run"},
+    {"recipes"},
+    {"commands"},
+    {"cli"},
+]
+FLOOR = {room: k for k, rooms in enumerate(ORDER) for room in rooms}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms of this package that a file imports, at any depth of nesting."""
+    names = [
+        name
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [node.module or ""] if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        )
+    ]  # fmt: skip
+    return {name.split(".")[1] for name in names if name.startswith("tiltlm.")}
+
+
+def test_every_room_imports_only_rooms_before_it():
+    backward = [
+        f"{path.relative_to(SOURCE)} imports {other}"
+        for path in SOURCE.rglob("*.py")
+        if (room := path.relative_to(SOURCE).parts[0].removesuffix(".py")) != "__init__"
+        for other in imported_rooms(path)
+        if other != room and FLOOR[other] >= FLOOR[room]
+    ]
+    assert not backward, backward
+
+
+def test_every_room_has_a_place_in_the_order():
+    rooms = {
+        p.name.removesuffix(".py") for p in SOURCE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    assert rooms - {"__init__"} == set(FLOOR)

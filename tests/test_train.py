@@ -1,0 +1,224 @@
+"""The loop: same update however it is cut, same run however often it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from families import build
+from tiltlm.engine import Engine, Optim
+from tiltlm.experience import Generated, Live, Offline, Referenced, referenced_pairs, rows_of_step
+from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.models.heads import ValueHead
+from tiltlm.objective import Outcome
+from tiltlm.policies.dpo import DPO
+from tiltlm.policies.reinforce import Reinforce
+from tiltlm.policies.rpo import RPO
+from tiltlm.policies.sft import SFT
+from tiltlm.samples import Pairs, Samples, Tokens
+from tiltlm.seeds import stream
+from tiltlm.train import Course, Pace, Training, checkpoints
+from tiltlm.twists.value import ValueLearning
+
+ROOT = stream(0, "test-train")
+
+
+def ragged_samples(n: int = 16) -> Samples:
+    rng = ROOT.numpy()
+    prompts = Tokens.of([rng.integers(0, 23, rng.integers(1, 6)).tolist() for _ in range(n)])
+    done = Tokens.of([rng.integers(0, 23, rng.integers(1, 7)).tolist() for _ in range(n)])
+    reward = torch.from_numpy(rng.integers(0, 2, n)).float()
+    return Samples(prompts, torch.arange(n), done.ids, done.mask, reward=reward)
+
+
+def ragged_pairs(reference: CausalLM, n: int = 16) -> Pairs:
+    chosen = ragged_samples(n).with_(reward=None)
+    rejected = replace(chosen, tokens=(chosen.tokens + 3) % 23 * chosen.mask)
+    return referenced_pairs(Pairs(chosen, rejected), reference)
+
+
+def cases() -> list[Any]:
+    model = build("gpt2")
+    pairs = ragged_pairs(model)
+    samples = ragged_samples().with_(log_q=model.log_prob(ragged_samples()).detach())
+    value = ValueHead(copy_of(model))
+    learning = ValueLearning(lm_weight=0.5)
+    return [
+        pytest.param(model, SFT(), ragged_samples(), id="sft"),
+        pytest.param(model, DPO(), pairs, id="dpo"),
+        pytest.param(model, RPO(normalise="mean"), pairs, id="rpo"),
+        pytest.param(model, Reinforce(), samples, id="reinforce"),
+        pytest.param(value, learning, samples, id="value"),
+    ]
+
+
+@pytest.mark.parametrize(("model", "objective", "batch"), cases())
+def test_micro_batches_add_up_to_the_whole_batch(model, objective, batch):
+    """1×16, 4×4 and 16×1 rows give the same loss and the same gradient, though rows differ in length."""
+
+    def gradient(micro_batch: int) -> tuple[float, torch.Tensor]:
+        twin = ValueHead(copy_of(model.body)) if isinstance(model, ValueHead) else copy_of(model)
+        engine = Engine(twin.eval(), Optim(lr=1e-12, clip=0, micro_batch=micro_batch))
+        loss = engine.update(objective, batch)["loss"]
+        return loss, torch.cat([p.grad.flatten() for p in engine.parameters if p.grad is not None])
+
+    whole_loss, whole = gradient(0)
+    assert whole.norm() > 1e-3
+    for micro in (4, 3, 1):
+        loss, parts = gradient(micro)
+        assert loss == pytest.approx(whole_loss, rel=1e-5)
+        torch.testing.assert_close(parts, whole, atol=1e-5 * whole.abs().max().item(), rtol=1e-4)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An objective whose second row is not a number."""
+
+    optimum: ClassVar[str] = "nowhere"
+
+    def prepare(self, batch):
+        return batch
+
+    def weight(self, batch):
+        return torch.ones(len(batch))
+
+    def loss(self, model, batch):
+        loss = model.log_prob(batch).sum(1)
+        return Outcome(loss * torch.tensor([1.0, math.nan, 1.0]))
+
+
+def test_a_loss_that_is_not_a_number_names_its_row_and_touches_nothing():
+    model = build("gpt2")
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match="row 1"):
+        Engine(model, Optim()).update(Broken(), ragged_samples(3))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_weight_decay_spares_vectors():
+    engine = Engine(build("gpt2"), Optim(weight_decay=0.1))
+    decays = {
+        p.ndim >= 2: group["weight_decay"] for group in engine.optimizer.param_groups for p in group["params"]
+    }
+    assert decays == {True: 0.1, False: 0.0}
+
+
+def test_nothing_to_train_is_said():
+    with pytest.raises(ValueError, match="frozen"):
+        Engine(build("gpt2").requires_grad_(False), Optim())
+
+
+def test_epochs_are_permutations_and_do_not_repeat():
+    epochs = [torch.cat([rows_of_step(12, 4, 3 * e + k, ROOT) for k in range(3)]) for e in range(2)]
+    assert all(sorted(epoch.tolist()) == list(range(12)) for epoch in epochs)
+    assert epochs[0].tolist() != epochs[1].tolist()
+    with pytest.raises(ValueError, match="batch size 13"):
+        rows_of_step(12, 13, 0, ROOT)
+
+
+def test_live_experience_scores_with_the_prompts_it_drew_for():
+    model, prompts = build("gpt2"), Tokens.of([[k] for k in range(10)])
+    live = Live(
+        model, lambda s: s.prompts.ids[s.prompt_index, 0].float(), prompts, 4, 3, ROOT, n=2, reference=model
+    )
+    batch = live.batch(5)
+    assert len(batch) == 8 and torch.equal(batch.reward, batch.row_prompts.ids[:, 0].float())
+    torch.testing.assert_close(batch.log_q, batch.log_ref, atol=1e-5, rtol=1e-5)
+    assert not torch.equal(batch.tokens, live.batch(6).tokens)
+    assert torch.equal(batch.tokens, live.batch(5).tokens)
+
+
+def test_live_reference_equals_precomputed():
+    model = build("gpt2")
+    pairs = ragged_pairs(model)
+    bare = Pairs(pairs.chosen.with_(log_ref=None), pairs.rejected.with_(log_ref=None))
+    batch = Referenced(Offline(bare, 16, ROOT), model).batch(0)
+    order = rows_of_step(16, 16, 0, ROOT)
+    torch.testing.assert_close(batch.rejected.log_ref, pairs.rejected.log_ref[order], atol=1e-5, rtol=1e-5)
+
+
+def test_pace_cosine_by_hand():
+    """Warm-up 10 of 110 steps, floor 0.1: step 4 is half way up; step 60 half way down: 0.1 + 0.9/2 = 0.55."""
+    pace, course = Pace(steps=110, warmup=10, floor=0.1), Course()
+    assert pace.factor(4, course) == pytest.approx(0.5)
+    assert pace.factor(60, course) == pytest.approx(0.55)
+    assert pace.factor(109, course) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_pace_until_ends_after_its_cool_down():
+    """Solved at step 20 (at_least), the metric being 0 from the start; then 9 steps, the last at 2/10 of the rate."""
+    pace, course = Pace(steps=1000, until=0.5, watch=("m",), at_least=20, cool_down=9), Course()
+    for step in range(40):
+        if pace.over(step, course):
+            break
+        pace.observe(step, {"m": 0.0}, course)
+    assert course.solved_at == 20 and step == 29
+    assert pace.factor(28, course) == pytest.approx(1 - 8 / 10)
+
+
+def test_pace_that_watches_a_metric_nobody_reports_says_which_there_are():
+    with pytest.raises(ValueError, match=r"'nll/9'.*loss"):
+        Pace(until=0.1, watch=("nll/9",)).observe(0, {"loss": 1.0}, Course())
+
+
+class Stop(Exception):
+    pass
+
+
+def sft_training(folder: Path, model: CausalLM, stop_at: int | None = None) -> Training:
+    def on_step(step: int, limit: int, metrics: dict[str, float]) -> None:
+        if step == stop_at:
+            raise Stop
+
+    experience = Generated(lambda s: ragged_samples().select(s.permutation(16)[:4]), ROOT.child("data"))
+    engine = Engine(model, Optim(lr=1e-2, weight_decay=0.1))
+    return Training(model, engine, SFT(), experience, Pace(steps=30, warmup=5), ROOT, folder, 7, on_step)
+
+
+@pytest.mark.parametrize("stops", [[3], [7], [19, 25], [8, 9, 10]])
+def test_interrupted_training_ends_bit_for_bit_where_uninterrupted_training_does(tmp_path, stops):
+    """GPT-2 with its default dropout: the streams of dropout must survive the interruption too."""
+    whole = build("gpt2")
+    assert whole.model.config.resid_pdrop > 0
+    sft_training(tmp_path / "whole", whole).run()
+    for stop in stops:
+        with pytest.raises(Stop):
+            sft_training(tmp_path / "cut", build("gpt2"), stop).run()
+    cut = build("gpt2")
+    sft_training(tmp_path / "cut", cut).run()
+    for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(a, b)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert [json.loads(line)["step"] for line in logs[1].splitlines()] == list(range(30))
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):
+    sft_training(tmp_path, build("gpt2")).run()
+    (found,) = checkpoints(tmp_path)
+    assert found.name == "checkpoint-30"
+    (tmp_path / "checkpoint-31").mkdir()
+    (tmp_path / ".checkpoint-32.tmp").mkdir()
+    assert checkpoints(tmp_path) == [found]
+    assert CausalLM.load(found).vocab_size == 23
+
+
+def test_lora_and_value_heads_resume_bit_for_bit(tmp_path):
+    value = ValueHead(build("gpt2"), mlp_layers=1)
+    torch.nn.init.normal_(value.head[-1].weight)
+    policy = copy_of(build("gpt2")).with_lora(rank=2, target_modules=["c_attn"])
+    for k, model in enumerate((value, policy)):
+        folder = tmp_path / str(k)
+        model.save(folder)
+        state = {name: x.clone() for name, x in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
+            if k == 0 or "lora_" in name:
+                parameter.data.add_(1.0)
+        model.restore(folder)
+        assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
