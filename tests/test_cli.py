@@ -1,0 +1,240 @@
+"""The command line from the outside: what a newcomer types, and what comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tiltlm import cli
+from tiltlm.commands.run import grid
+
+# A walker too small and too short to learn anything: it exercises every stage in seconds.
+TINY = ["--network.layers", "1", "--network.width", "16", "--network.mlp", "16"]
+TINY += ["--base.pace.steps", "40", "--base.pace.until", "0", "--base.checkpoint-every", "10"]
+TINY += ["--world.posttrain", "80", "--world.test", "50"]
+TINY_FITS = ["--rollouts.max-tries", "20", "--test.graphs", "50"]
+
+
+def tiltlm(*args: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "tiltlm.cli", *args]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment())
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def test_list_names_every_recipe_without_importing_torch(tmp_path):
+    script = "import sys; from tiltlm.cli import main; main(['list']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "star-graph/q-sharp" in done.stdout and "tree/solve" in done.stdout
+
+
+def test_every_listed_recipe_can_be_made_and_knows_its_name():
+    from tiltlm.recipes import catalogue, recipe
+
+    names = [name for entry in catalogue() for name in entry.names()]
+    assert len(names) > 40
+    assert [recipe(name).name for name in names] == names
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["rum", "star-graph/base"], "Did you mean run?"),
+        (["run", "star-graph/qsharp"], "star-graph/q-sharp"),
+        (["run", "star-graph/q-sharp", "--target.beta", "-1"], "beta must be positive"),
+        (["run", "star-graph/base", "--world.degree", "9"], "distinct labels"),
+        (["score", "exact-answr", "x", "--out", "y"], "exact-answer"),
+        (["measure", "."], "not a run folder"),
+    ],
+)
+def test_mistakes_end_in_one_line_that_helps(args, said, tmp_path):
+    done = tiltlm(*args, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_misspelt_option_names_the_nearest(tmp_path):
+    done = tiltlm("run", "star-graph/dpo", "--dpo.bta", "0.5", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "--dpo.beta" in done.stdout + done.stderr
+
+
+def test_help_answers_everywhere(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "tiltlm demo" in capsys.readouterr().out
+    for command in ("run", "sweep", "sample", "score", "measure", "demo", "list"):
+        try:
+            assert cli.main([command, "--help"]) == 0
+        except SystemExit as stop:
+            assert stop.code == 0
+        assert len(capsys.readouterr().out) > 60, command
+
+
+def test_grid_is_the_product_of_comma_lists():
+    points = grid(["--seed", "1,2", "--target.beta=0.5,1", "--world.reverse"])
+    assert len(points) == 4 and points[0] == ["--seed", "1", "--target.beta=0.5", "--world.reverse"]
+    assert points[3] == ["--seed", "2", "--target.beta=1", "--world.reverse"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A folder in which every method has run once, at toy size."""
+    folder = tmp_path_factory.mktemp("tiny")
+    fits = [f"--{name}.pace.steps=8" for name in ("value.fit", "dpo-fit", "rpo-fit", "reinforce-fit")]
+    fits += ["--value.fit.pace.until=0"]
+    done = tiltlm("run", "star-graph/evaluate", *TINY, *TINY_FITS, *fits, "--target.also=1.0", cwd=folder)
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def run_of(folder: Path, stage: str) -> Path:
+    (found,) = (folder / "runs" / "star-graph" / stage).iterdir()
+    return found
+
+
+def test_evaluate_builds_everything_and_reports_every_method(tiny):
+    rows = json.loads((run_of(tiny, "evaluate") / "report.json").read_text())
+    assert all(set(r) == {"recipe", "method", "metric", "value", "stderr", "n", "unit", "seed"} for r in rows)
+    methods = {row["method"] for row in rows}
+    assert {"reference", "optimum (exact)", "reinforce", "dpo", "rpo", "cd", "fudge", "q-sharp"} <= methods
+    needed = {"accuracy", "valid_rate", "reward", "kl_to_reference", "kl_to_target", "objective_gap", "log_z"}
+    for method in methods:
+        assert needed <= {row["metric"] for row in rows if row["method"] == method}, method
+    assert (run_of(tiny, "evaluate") / "frontier.png").stat().st_size > 10_000
+    results = json.loads((run_of(tiny, "evaluate") / "results_deg_2_path_3.json").read_text())
+    assert {"pretrain", "q# (0.1)", "cd (0.1)", "reinforce", "dpo", "rpo"} <= set(results)
+    assert "KL(q‖pi*)" in (tiny / "stdout").read_text() and "E[r]" in (tiny / "stdout").read_text()
+
+
+def test_no_method_comes_out_above_the_optimum(tiny):
+    """The measured distance to pi* is not below 0 by more than 4 standard errors, even for untrained nets."""
+    rows = json.loads((run_of(tiny, "evaluate") / "report.json").read_text())
+    gaps = [row for row in rows if row["metric"] == "kl_to_target" and row["method"] != "optimum (exact)"]
+    assert len(gaps) >= 7 and all(row["value"] > -4 * row["stderr"] for row in gaps)
+
+
+def test_one_value_model_serves_all_decoders_and_nothing_is_built_twice(tiny):
+    assert len(list((tiny / "runs" / "star-graph" / "classifier").iterdir())) == 1
+    assert len(list((tiny / "runs" / "star-graph" / "base").iterdir())) == 1
+
+
+def test_a_checkpoint_loads_with_transformers_as_it_is(tiny):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run_of(tiny, "dpo") / "checkpoint-8"
+    assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == 14
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("3,4|5,6/3,6=")["input_ids"] == [3, 4, 10, 5, 6, 12, 3, 6, 11]
+    assert tokenizer.decode([3, 4, 6]) == "3,4,6"
+
+
+def test_provenance_says_where_the_numbers_come_from(tiny):
+    said = json.loads((run_of(tiny, "q-sharp") / "provenance.json").read_text())
+    assert said["command"].startswith("tiltlm run star-graph/evaluate") and said["seed"] == 0
+    assert {"torch", "transformers", "tiltlm"} <= set(said["versions"])
+
+
+def test_measure_compares_runs_prompt_by_prompt(tiny):
+    runs = [str(run_of(tiny, stage)) for stage in ("dpo", "rpo")]
+    done = tiltlm("measure", *runs, "--out", "both.json", cwd=tiny)
+    assert "dpo" in done.stdout and ("no difference shown" in done.stdout or "higher" in done.stdout)
+    assert len(json.loads((tiny / "both.json").read_text())) > 10
+    done = tiltlm("measure", str(run_of(tiny, "base")), cwd=tiny, check=False)
+    assert done.returncode == 2 and "no report" in done.stderr
+
+
+PROMPTS = """\
+{"prompt": "3,4|5,6|3,5|4,7/3,6=", "answer": "3,5,6"}
+{"prompt": [3, 4, 10, 5, 6, 10, 3, 5, 10, 4, 7, 12, 3, 7, 11], "answer": "3,4,7"}
+{"prompt": "1,4|5,6|1,5|4,7/1,6=", "answer": "1,5,6"}
+"""
+
+
+@pytest.mark.parametrize("stage", ["base", "q-sharp"])
+def test_sample_and_score_any_run(tiny, stage, tmp_path):
+    (tmp_path / "p.jsonl").write_text(PROMPTS)
+    run = str(run_of(tiny, stage))
+    tiltlm("sample", run, "--prompts", "p.jsonl", "--n", "2", "--out", "y.jsonl", cwd=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "y.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and all(len(r["completion_ids"]) == 3 and r["log_q"] < 0 and r["finished"] for r in rows)
+    tiltlm("score", "exact-answer", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path)
+    scored = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in scored] == [float(row["completion"] == row["answer"]) for row in rows]
+
+
+def test_sampling_resumes_in_the_middle_and_does_not_depend_on_batch_size(tiny, tmp_path):
+    (tmp_path / "p.jsonl").write_text(PROMPTS)
+    args = ["sample", str(run_of(tiny, "base")), "--prompts", "p.jsonl", "--n", "3", "--out"]
+    tiltlm(*args, "whole.jsonl", cwd=tmp_path)
+    tiltlm(*args, "parts.jsonl", "--batch-size", "3", cwd=tmp_path)
+    whole = (tmp_path / "whole.jsonl").read_text()
+    rows = [[json.loads(x) for x in text.splitlines()] for text in (whole, (tmp_path / "parts.jsonl").read_text())]
+    assert [r["completion_ids"] for r in rows[0]] == [r["completion_ids"] for r in rows[1]]
+    (tmp_path / "whole.jsonl").write_text(whole[: len(whole) // 2])  # cut in the middle of a line
+    tiltlm(*args, "whole.jsonl", cwd=tmp_path)
+    again = [json.loads(line)["completion_ids"] for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
+    assert again == [r["completion_ids"] for r in rows[0]]
+    done = tiltlm(*args, "whole.jsonl", "--seed", "5", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "begun with seed=0" in done.stderr
+
+
+def test_a_bad_line_is_named(tiny, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "3,4"}\n{"prompt": oops}\n')
+    args = ["--out", "y.jsonl", "--prompts", "p.jsonl"]
+    done = tiltlm("sample", str(run_of(tiny, "base")), *args, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "p.jsonl:2: not JSON" in done.stderr
+    (tmp_path / "p.jsonl").write_text('{"text": "3,4"}\n')
+    done = tiltlm("sample", str(run_of(tiny, "base")), *args, cwd=tmp_path, check=False)
+    assert "p.jsonl:1: column 'prompt' is missing; this line has text" in done.stderr
+
+
+def test_score_with_a_function_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text("def length(rows):\n    return [len(row['completion']) for row in rows]\n")
+    (tmp_path / "y.jsonl").write_text('{"completion": "abc"}\n{"completion": ""}\n')
+    tiltlm("score", "mine.py:length", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path)
+    assert [json.loads(x)["reward"] for x in (tmp_path / "s.jsonl").read_text().splitlines()] == [3.0, 0.0]
+    done = tiltlm("score", "mine.py:lenght", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "it has length" in done.stderr
+    done = tiltlm("score", "mine.py:length", "y.jsonl", "--out", "y.jsonl", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "never replace" in done.stderr
+
+
+def test_sweep_runs_the_grid_and_finds_what_is_done(tmp_path):
+    args = ["sweep", "tree/solve", "--seed", "1,2"]
+    assert len(tiltlm(*args, cwd=tmp_path).stdout.split("runs/tree/solve/")) == 3
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("DONE"))
+    tiltlm(*args, cwd=tmp_path)
+    assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("DONE")) == before and len(before) == 2
+
+
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
+    """Kill -9 at a random moment after the first checkpoint; the same command ends where an unkilled run does."""
+    command = ["run", "star-graph/base", *TINY, "--network.dropout", "0.1", "--base.pace.steps", "600"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    tiltlm(*command, cwd=whole)
+    args = [sys.executable, "-m", "tiltlm.cli", *command]
+    process = subprocess.Popen(
+        args, cwd=cut, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while not list(cut.rglob("checkpoint-*/COMPLETE")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed: give it more steps"
+    tiltlm(*command, cwd=cut)
+    files = ["checkpoint-600/model.safetensors", "metrics.jsonl"]
+    for name in files:
+        assert (run_of(whole, "base") / name).read_bytes() == (run_of(cut, "base") / name).read_bytes(), name
