@@ -152,7 +152,7 @@ def test_pace_cosine_by_hand():
 
 
 def test_pace_until_ends_after_its_cool_down():
-    """Solved at step 20 (at_least), the metric being 0 from the start; then 9 steps, the last at 2/10 of the rate."""
+    """Solved at step 20 (at_least), the metric being 0 from the start; then 9 steps, the last at 2/10."""
     pace, course = Pace(steps=1000, until=0.5, watch=("m",), at_least=20, cool_down=9), Course()
     for step in range(40):
         if pace.over(step, course):

@@ -192,7 +192,5 @@ def _logit_gradient(h: Tensor, weight: Tensor, bias: Tensor, y: Tensor, log_norm
 
 
 def copy_of(model: CausalLM) -> CausalLM:
-    """An independent copy of `model` (its own parameters, the same values)."""
-    fresh = CausalLM(copy.deepcopy(model.peft or model.model), model.eos_id).train(model.training)
-    fresh.tokenizer = model.tokenizer
-    return fresh
+    """An independent copy of `model`: its own parameters, the same values."""
+    return copy.deepcopy(model)

@@ -17,6 +17,7 @@ from tiltlm.exact import log_density
 from tiltlm.experience import Experience, Generated, Offline
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.teacherless import Teacherless
 from tiltlm.objective import Objective
 from tiltlm.progress import note, steps
 from tiltlm.rewards.exact_answer import ExactAnswer
@@ -39,13 +40,15 @@ class World:
 
     pretrain 0: fresh graphs at every step. imitate: what pre-training copies, a random arm of each graph (the
     walker) or the path to the goal (the paper). folder: read the original's text files there instead of
-    generating. reverse: paths are written goal first.
+    generating. reverse: paths are written goal first. teacherless: models predict all tokens of a path at
+    once, from the prompt and dummies.
     """
 
     degree: int = 2
     path_length: int = 3
     nodes: int = 10
     reverse: bool = False
+    teacherless: bool = False
     pretrain: int = 0
     posttrain: int = 8000
     test: int = 1000
@@ -202,13 +205,16 @@ class Lab:
             resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=rate, initializer_range=n.init_std,
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
-        model = CausalLM.from_config(config, seed=self.stream.child("init").generator()).to(self.device)
-        model.tokenizer = self.tokenizer.hf
-        return model
+        return self._own(CausalLM.from_config(config, seed=self.stream.child("init").generator()).to(self.device))
 
     def load(self, name: str | Path) -> CausalLM:
         """The causal LM in a folder or of a hub name, with this world's tokenizer."""
-        model = CausalLM.load(name, device=self.device)
+        return self._own(CausalLM.load(name, device=self.device))
+
+    def _own(self, model: CausalLM) -> CausalLM:
+        """The model as this world speaks to it, with its tokenizer."""
+        if self.world.teacherless:
+            model = Teacherless(model.model, self.tokenizer.alphabet.dummy).train(model.training)
         model.tokenizer = self.tokenizer.hf
         return model
 

@@ -1,0 +1,53 @@
+"""Teacherless models: every completion token is predicted at once, from the prompt and dummies.
+
+    p(y|x) = Π_t p(y_t | x, $ … $)        (t − 1 dummies stand where y_1 … y_{t−1} would)
+
+So tokens are independent given the prompt, and nothing can be copied from the answer's own beginning
+(Monea et al. 2023, arXiv:2311.13581; Bachmann & Nagarajan 2024, arXiv:2403.06963, §5).
+"""
+
+from __future__ import annotations
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tiltlm.models.backbone import hidden
+from tiltlm.models.base import State
+from tiltlm.models.causal import CausalLM
+from tiltlm.samples import Samples, Tokens
+
+
+class Teacherless(CausalLM):
+    """A causal LM that reads `dummy_id` in place of every completion token."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, dummy_id: int, eos_id: int | None = None) -> None:
+        super().__init__(model, eos_id)
+        self.dummy_id = dummy_id
+
+    def log_prob(self, samples: Samples) -> Tensor:
+        blind = samples.with_(tokens=torch.full_like(samples.tokens, self.dummy_id))
+        return self.log_prob_of_hidden(hidden(self.model, blind.sequences()), samples)
+
+    def start(self, prompts: Tokens, capacity: int) -> TeacherlessState:  # type: ignore[override]
+        dummies = torch.full((len(prompts), capacity), self.dummy_id, device=prompts.device)
+        states = hidden(self.model, prompts.followed_by(Tokens.full(dummies)))
+        place = prompts.lengths[:, None] - 1 + torch.arange(capacity, device=prompts.device)
+        return TeacherlessState(self, states.gather(1, place[:, :, None].expand(-1, -1, states.shape[2])))
+
+
+class TeacherlessState(State):
+    """All hidden states [N, capacity, D] at once; appending only moves on to the next."""
+
+    def __init__(self, model: Teacherless, states: Tensor) -> None:
+        self.model, self.states, self.depth = model, states, 0
+
+    def logits(self) -> Tensor:
+        return self.model.head(self.states[:, self.depth])
+
+    def append(self, tokens: Tensor) -> None:
+        self.depth += 1
+
+    def select(self, index: Tensor) -> None:
+        self.states = self.states[index]
