@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after every step with (steps done, step limit, metrics)."""
 
-console = Console(file=sys.stderr, highlight=False)
+console = Console(stderr=True, highlight=False)
 """Where progress goes: standard error, so that standard output holds results alone."""
 
 QUIET_SECONDS = 10.0

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -24,6 +23,9 @@ from tiltlm.models.backbone import BackboneState, body_of, hidden
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.samples import Samples, Tokens
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 CHUNK_ENTRIES = 4_000_000
 """Logits held at once while scoring, in entries: 16 MB of float32, which stays inside a large cache."""
 
@@ -31,17 +33,19 @@ CHUNK_ENTRIES = 4_000_000
 class CausalLM(LanguageModel):
     """A Hugging Face causal LM with explicit positions, dtype and device.
 
-    Args: `model`, a `PreTrainedModel` with a linear output head (or a PEFT model around one); `eos_id`, the
+    Args: `model`, a `PreTrainedModel` with a linear output head; `adapters`, the PEFT model that put adapters
+    into it, if any; `eos_id`, the
     token that ends a completion (None: completions end at the caller's length). `tokenizer`, if set, is
     saved beside the weights, so that the folder is complete.
     Raises ValueError if the network does something between head and logits (soft-capping, scaling): that
     would be lost here.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, eos_id: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, eos_id: int | None = None, adapters: PeftModel | None = None
+    ) -> None:
         super().__init__()
-        self.peft = model if isinstance(model, PeftModel) else None
-        self.model: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+        self.model, self.adapters = model, adapters
         head = self.model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise ValueError(f"the output head must be linear; this model's is a {type(head).__name__}")
@@ -75,20 +79,25 @@ class CausalLM(LanguageModel):
 
     def with_lora(self, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any) -> CausalLM:
         """This model with LoRA adapters of `rank` injected; its own weights are frozen."""
+        from peft import LoraConfig, get_peft_model  # takes seconds to import
+
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)
-        return CausalLM(get_peft_model(self.model, config), self.eos_id)
+        adapters = get_peft_model(self.model, config)
+        return CausalLM(self.model, self.eos_id, adapters)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` reads (LoRA: the adapter's files)."""
-        (self.peft or self.model).save_pretrained(str(folder))
+        (self.adapters or self.model).save_pretrained(str(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))
 
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder` into this model, bit by bit."""
-        if self.peft is not None:
+        if self.adapters is not None:
+            from peft import set_peft_model_state_dict
+
             adapter = load_file(str(Path(folder) / "adapter_model.safetensors"), device=str(self.device))
-            set_peft_model_state_dict(self.peft, adapter)
+            set_peft_model_state_dict(self.adapters, adapter)
             return
         saved = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())

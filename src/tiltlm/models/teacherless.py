@@ -9,7 +9,6 @@ So tokens are independent given the prompt, and nothing can be copied from the a
 from __future__ import annotations
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,7 +21,7 @@ from tiltlm.samples import Samples, Tokens
 class Teacherless(CausalLM):
     """A causal LM that reads `dummy_id` in place of every completion token."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, dummy_id: int, eos_id: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, dummy_id: int, eos_id: int | None = None) -> None:
         super().__init__(model, eos_id)
         self.dummy_id = dummy_id
 

@@ -102,6 +102,10 @@ class Goal:
     also: tuple[float, ...] = (0.3, 1.0)
     """Further temperatures at which value-guided decoders are measured; one value model serves all."""
 
+    def __post_init__(self) -> None:
+        if not all(beta > 0 for beta in (self.beta, *self.also)):
+            raise ValueError(f"beta must be positive: it divides the reward; got {self.beta} and also {self.also}")
+
 
 @dataclass(frozen=True)
 class Guide:

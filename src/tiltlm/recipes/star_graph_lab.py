@@ -55,6 +55,11 @@ class World:
     imitate: Literal["random_arm", "goal"] = "random_arm"
     folder: str = ""
 
+    def __post_init__(self) -> None:
+        if min(self.pretrain, self.posttrain, self.test) < 0:
+            raise ValueError(f"numbers of graphs must not be negative; got {self}")
+        _ = self.graph  # impossible graphs are refused here, before any work
+
     @property
     def graph(self) -> StarGraph:
         return StarGraph(self.degree, self.path_length, self.nodes, self.reverse)
