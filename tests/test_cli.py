@@ -240,6 +240,23 @@ def test_score_with_a_function_of_ones_own(tmp_path):
     assert done.returncode == 2 and "never replace" in done.stderr
 
 
+def test_graphs_are_written_in_the_original_s_format_and_read_back(tmp_path):
+    """`star-graph/graphs`, then a base pre-trained from that folder; a folder without the files is refused."""
+    sizes = ["--world.pretrain", "64", "--world.posttrain", "80", "--world.test", "50"]
+    tiltlm("run", "star-graph/graphs", *sizes, cwd=tmp_path)
+    folder = run_of(tmp_path, "graphs")
+    names = sorted(path.name for path in folder.glob("*.txt"))
+    assert names == [f"deg_2_path_3_nodes_10_{split}.txt" for split in ("50_test", "64_pretrain", "80_posttrain")]
+    tiltlm("run", "star-graph/rollouts", *TINY, "--world.folder", str(folder), cwd=tmp_path)
+    pairs = (run_of(tmp_path, "rollouts") / "pairs.jsonl").read_text().splitlines()
+    first = (folder / "deg_2_path_3_nodes_10_80_posttrain.txt").read_text().split("\n")[0]
+    graph, path = first.split("=")
+    row = json.loads(pairs[0])
+    assert row["x"][-1] == 11 and row["y_pred_chosen"][-3:] == [int(node) for node in path.split(",")], graph
+    done = tiltlm("run", "star-graph/base", *TINY, "--world.folder", str(tmp_path), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "must hold one file deg_2_path_3_nodes_10*pretrain*.txt" in done.stderr
+
+
 def test_sweep_runs_the_grid_and_finds_what_is_done(tmp_path):
     args = ["sweep", "tree/solve", "--seed", "1,2"]
     assert len(tiltlm(*args, cwd=tmp_path).stdout.split("runs/tree/solve/")) == 3

@@ -92,7 +92,7 @@ def test_binary_closed_forms_equal_enumeration(beta):
 
 
 def test_closed_forms_by_hand():
-    """p = 1/2, beta = 1: Z = (1 + e)/2, log Z = 0.6201; success e/(1+e) = 0.7311; KL = 0.7311 − 0.6201 = 0.1109."""
+    """p = 1/2, beta = 1: Z = (1 + e)/2, log Z = 0.6201; success e/(1+e) = 0.7311; KL is their difference, 0.1109."""
     target = BinaryTarget(torch.tensor([0.5]).log(), 1.0)
     assert target.log_z.item() == pytest.approx(0.6201, abs=5e-5)
     assert target.success.item() == pytest.approx(0.7311, abs=5e-5)

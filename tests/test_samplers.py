@@ -89,7 +89,7 @@ def test_log_prob_of_the_drawn_token_is_log_softmax(vocab, dtype):
 
 
 @pytest.mark.parametrize("vocab", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("u", [5e-324, 2.0**-54, 1e-9, 0.5, 1 - 1e-9, ALMOST_ONE])
+@pytest.mark.parametrize("u", [0.0, 5e-324, 2.0**-54, 1e-9, 0.5, 1 - 1e-9, ALMOST_ONE])
 def test_an_impossible_token_is_never_drawn(vocab, u):
     """Impossible first, last, between, whole blocks of them; and one possible token alone."""
     rows = logits_of(vocab).repeat(6, 1)
@@ -112,6 +112,13 @@ def test_a_row_from_which_nothing_can_be_drawn_is_named(vocab, bad):
     rows[11, 3] = {"one nan": torch.nan, "+inf": torch.inf}.get(bad, rows[11, 3])
     with pytest.raises(ValueError, match="row 11 "):
         draw_tokens(rows, torch.full((20,), 0.7, dtype=torch.float64))
+
+
+def test_a_boundary_belongs_to_the_next_possible_token():
+    """Weights (1, 0, 1, 2): u = 1/4 and 1/2 are the ends of tokens 0 and 2; the first index *above* is drawn."""
+    row = torch.tensor([[1.0, 0.0, 1.0, 2.0]]).log().expand(4, 4)
+    u = torch.tensor([0.0, 0.25, 0.5, ALMOST_ONE], dtype=torch.float64)
+    assert draw_tokens(row, u)[0].tolist() == [0, 2, 3, 3]
 
 
 def test_a_row_s_token_does_not_depend_on_its_batch_mates():

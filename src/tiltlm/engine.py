@@ -19,16 +19,20 @@ from tiltlm.objective import Objective
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW (decay on tensors of two or more dimensions only), gradient clipping and micro-batches.
-
-    clip: largest gradient norm (0: never clipped). micro_batch: rows per forward pass (0: the whole batch).
-    """
+    """AdamW, gradient clipping and micro-batches."""
 
     lr: float = 1e-4
+    """Learning rate at its highest; the pace says what becomes of it."""
+
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
+    """On tensors of two or more dimensions only."""
+
     clip: float = 1.0
+    """Largest norm of the gradient (0: never clipped)."""
+
     micro_batch: int = 0
+    """Rows per forward pass (0: the whole batch); changes memory, not the result."""
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or self.weight_decay < 0 or self.clip < 0 or self.micro_batch < 0:

@@ -33,23 +33,37 @@ class Saveable(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a stage trains, and the learning rate's course (a factor on `Optim.lr`).
+    """How long a stage trains, and the learning rate's course.
 
-    The rate rises linearly over `warmup` steps, then follows `decay` to `floor` at step `steps`. With
-    `until` > 0 it stays flat instead, until the running mean (factor `smoothing`) of every metric in `watch`
-    is below `until`, at step `at_least` or later; then it falls linearly to 0 over `cool_down` steps, and
-    training ends. `steps` is the limit either way; reaching it unsolved is reported, not hidden.
+    The rate's factor rises linearly over `warmup`, then follows `decay` to `floor` at the last step. With
+    `until` it stays flat instead until the stage is solved, and falls to 0 over `cool_down` steps. Reaching
+    `steps` unsolved is reported, not hidden.
     """
 
     steps: int = 1000
+    """Steps at most."""
+
     warmup: int = 0
+    """Steps over which the learning rate rises."""
+
     decay: Literal["cosine", "linear", "none"] = "cosine"
     floor: float = 0.1
+    """The factor that the decay ends at."""
+
     until: float = 0.0
+    """End once every watched metric's running mean is below this (0: go on to the last step)."""
+
     watch: tuple[str, ...] = ()
+    """The metrics that `until` looks at."""
+
     at_least: int = 200
+    """`until` is not asked before this step."""
+
     smoothing: float = 0.97
+    """Factor of the running means."""
+
     cool_down: int = 150
+    """Steps from being solved to the end, the rate falling to 0."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.warmup < 0 or not 0 <= self.floor <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiltlm.engine import Engine, Optim
+from tiltlm.engine import Engine
 from tiltlm.exact import log_density
 from tiltlm.experience import Experience, Generated, Offline
 from tiltlm.models.base import LanguageModel
@@ -20,6 +20,7 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.models.teacherless import Teacherless
 from tiltlm.objective import Objective
 from tiltlm.progress import note, steps
+from tiltlm.recipes.star_graph_settings import Fit, Network, Test, World
 from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.log_z import BinaryTarget
 from tiltlm.ruler.measure import Check, Measurement, Ruler
@@ -27,80 +28,11 @@ from tiltlm.run import Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream, stream
 from tiltlm.target import Target
-from tiltlm.tasks.star_graph import Graphs, StarGraph, generate, random_arms, read_lines
+from tiltlm.tasks.star_graph import Graphs, generate, random_arms, read_lines
 from tiltlm.tasks.star_graph_tokens import AnswerKey, BPETokenizer, GraphTokenizer, NumeralTokenizer, check, forced
-from tiltlm.train import Course, Pace, Training
+from tiltlm.train import Course, Training
 
 Split = Literal["pretrain", "posttrain", "test"]
-
-
-@dataclass(frozen=True)
-class World:
-    """Which graphs, and how many.
-
-    pretrain 0: fresh graphs at every step. imitate: what pre-training copies, a random arm of each graph (the
-    walker) or the path to the goal (the paper). folder: read the original's text files there instead of
-    generating. reverse: paths are written goal first. teacherless: models predict all tokens of a path at
-    once, from the prompt and dummies.
-    """
-
-    degree: int = 2
-    path_length: int = 3
-    nodes: int = 10
-    reverse: bool = False
-    teacherless: bool = False
-    pretrain: int = 0
-    posttrain: int = 8000
-    test: int = 1000
-    imitate: Literal["random_arm", "goal"] = "random_arm"
-    folder: str = ""
-
-    def __post_init__(self) -> None:
-        if min(self.pretrain, self.posttrain, self.test) < 0:
-            raise ValueError(f"numbers of graphs must not be negative; got {self}")
-        _ = self.graph  # impossible graphs are refused here, before any work
-
-    @property
-    def graph(self) -> StarGraph:
-        return StarGraph(self.degree, self.path_length, self.nodes, self.reverse)
-
-
-@dataclass(frozen=True)
-class Network:
-    """A GPT-2: by hub name or folder, or (no name) from scratch with these sizes.
-
-    tokenizer: a hub name or folder; empty: one token per node. device: cpu, cuda, …
-    """
-
-    name: str = ""
-    tokenizer: str = ""
-    layers: int = 3
-    width: int = 64
-    heads: int = 4
-    mlp: int = 128
-    activation: str = "relu"
-    init_std: float = 0.08
-    dropout: float = 0.0
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Test:
-    """How methods are measured: test graphs (at most the world's), draws per graph, rows at once."""
-
-    graphs: int = 1000
-    n: int = 1
-    batch_size: int = 512
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a stage trains: optimizer, pace, rows a step."""
-
-    optim: Optim = field(default_factory=Optim)
-    pace: Pace = field(default_factory=Pace)
-    batch_size: int = 64
-    checkpoint_every: int = 200
 
 
 def fit(run: Run[Any], lab: Lab, model: Any, objective: Objective, experience: Experience, how: Fit) -> Course:

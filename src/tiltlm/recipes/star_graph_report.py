@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tiltlm.exact import log_density
 from tiltlm.models.base import LanguageModel
-from tiltlm.recipes.star_graph_lab import Lab, Test
+from tiltlm.recipes.star_graph_lab import Lab
+from tiltlm.recipes.star_graph_settings import Test
 from tiltlm.ruler.frontier import binary_curve, frontier_plot
 from tiltlm.ruler.log_z import BinaryTarget
 from tiltlm.ruler.measure import Measurement, Ruler

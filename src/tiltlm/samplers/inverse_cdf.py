@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 BLOCK = 256
 ROWS_AT_ONCE = 8
@@ -39,8 +38,7 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 def _draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     top = wide.amax(1, keepdim=True)
-    weights = (wide - top).exp_()
-    blocks = pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    blocks = _weights(wide, top)
     block_cdf = blocks.sum(2).double().cumsum(1)
     total = block_cdf[:, -1]
     aim = uniform.to(total) * total
@@ -53,11 +51,23 @@ def _draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, picked - top[:, 0] - total.log().to(picked.dtype)
 
 
+def _weights(logits: Tensor, top: Tensor) -> Tensor:
+    """exp(logits − top) in blocks, [n, number of blocks, BLOCK]; zeros behind the last token."""
+    n, size = logits.shape
+    padding = -size % BLOCK
+    weights = logits.new_empty(n, size + padding)
+    weights[:, size:] = 0
+    torch.sub(logits, top, out=weights[:, :size]).exp_()
+    return weights.unflatten(1, (-1, BLOCK))
+
+
 def _first_above(cdf: Tensor, aim: Tensor) -> Tensor:
     """Per row, the first index whose cumulative weight exceeds `aim`; never one of weight zero.
 
     Rounding can push `aim` up to the last entry of the cdf; it is held just below, so that the answer is the
-    last index of positive weight and not a token that cannot happen.
+    last index of positive weight and not a token that cannot happen. (A cdf of NaN answers with its last index;
+    the caller finds NaN in the log-probability.)
     """
     below_end = torch.nextafter(cdf[:, -1], torch.zeros_like(aim))
-    return torch.searchsorted(cdf, torch.minimum(aim, below_end)[:, None], right=True)[:, 0]
+    found = torch.searchsorted(cdf, torch.minimum(aim, below_end)[:, None], right=True)[:, 0]
+    return found.clamp_max(cdf.shape[1] - 1)

@@ -1,0 +1,128 @@
+"""The star-graph policies: a copy of the reference is trained by DPO, RPO or REINFORCE, then measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tiltlm.experience import Live, Offline, referenced_pairs
+from tiltlm.models.base import LanguageModel
+from tiltlm.models.causal import copy_of
+from tiltlm.objective import Objective
+from tiltlm.policies.dpo import DPO as DPOLoss
+from tiltlm.policies.reinforce import Reinforce as ReinforceLoss
+from tiltlm.policies.rpo import RPO as RPOLoss
+from tiltlm.recipes.star_graph_lab import fit
+from tiltlm.recipes.star_graph_settings import (
+    POLICY_FIT,
+    Fit,
+    Goal,
+    ReinforceSettings,
+    Test,
+)
+from tiltlm.recipes.star_graph_stages import Base, Rollouts
+from tiltlm.rewards.exact_answer import ExactAnswer
+from tiltlm.ruler.measure import Measurement
+from tiltlm.run import Recipe, Run
+from tiltlm.samples import Pairs
+from tiltlm.tasks.star_graph_pairs import read_pairs
+from tiltlm.train import checkpoints
+
+
+@dataclass(frozen=True)
+class Policy(Rollouts):
+    """What the policy methods share: a copy of the reference is trained, then measured."""
+
+    target: Goal = Goal()
+    test: Test = Test()
+
+    def inputs(self) -> dict[str, Recipe]:
+        return {"base": self.up(Base), "rollouts": self.up(Rollouts)}
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        """The trained policy."""
+        return self.lab().load(checkpoints(run.folder)[-1])
+
+    def measured(self, run: Run[Any]) -> None:
+        lab = self.lab()
+        ruler = lab.ruler(self.reference(run), self.target.beta, self.test)
+        policy = self.decoder(run)
+        measured, samples = ruler.measure(policy)
+        measured = Measurement(dict(measured.values) | lab.forced(policy, self.test))
+        lab.keep(run, measured, samples)
+        run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
+
+
+@dataclass(frozen=True)
+class PairPolicy(Policy):
+    """A policy method that learns from the rollouts' pairs."""
+
+    def objective(self) -> Objective:
+        raise NotImplementedError
+
+    def settings(self) -> Fit:
+        raise NotImplementedError
+
+    def build(self, run: Run[Any]) -> None:
+        lab, reference = self.lab(), self.reference(run)
+        pairs: Pairs = read_pairs(run.inputs["rollouts"].folder / "pairs.jsonl").pairs.to(lab.device)
+        pairs = referenced_pairs(pairs, reference, self.rollouts.batch_size)
+        experience = Offline(pairs, self.settings().batch_size, lab.stream.child(self.stage, "data"))
+        fit(run, lab, copy_of(reference), self.objective(), experience, self.settings())
+        self.measured(run)
+
+
+@dataclass(frozen=True)
+class DPO(PairPolicy):
+    """DPO on the pairs."""
+
+    dpo: DPOLoss = DPOLoss()
+    dpo_fit: Fit = POLICY_FIT
+    stage: ClassVar[str] = "dpo"
+
+    def objective(self) -> Objective:
+        return self.dpo
+
+    def settings(self) -> Fit:
+        return self.dpo_fit
+
+
+@dataclass(frozen=True)
+class RPO(PairPolicy):
+    """DPO + alpha · NLL on the pairs."""
+
+    rpo: RPOLoss = RPOLoss()
+    rpo_fit: Fit = POLICY_FIT
+    stage: ClassVar[str] = "rpo"
+
+    def objective(self) -> Objective:
+        return self.rpo
+
+    def settings(self) -> Fit:
+        return self.rpo_fit
+
+
+@dataclass(frozen=True)
+class Reinforce(Policy):
+    """REINFORCE on the policy's own samples, at temperature 1 (the original's top_k=1 never explores)."""
+
+    reinforce: ReinforceSettings = ReinforceSettings()
+    reinforce_fit: Fit = POLICY_FIT
+    stage: ClassVar[str] = "reinforce"
+
+    def build(self, run: Run[Any]) -> None:
+        lab, reference, s = self.lab(), self.reference(run), self.reinforce
+        policy = copy_of(reference)
+        prompts, key = lab.prompts("posttrain")
+        experience = Live(
+            policy,
+            ExactAnswer(key.answers, wrong=s.wrong),
+            prompts,
+            self.reinforce_fit.batch_size,
+            lab.width,
+            lab.stream.child("reinforce", "data"),
+            n=s.n,
+            reference=reference if s.beta > 0 else None,
+        )
+        fit(run, lab, policy, ReinforceLoss(s.baseline, s.beta), experience, self.reinforce_fit)
+        self.measured(run)
