@@ -58,6 +58,21 @@ def test_measured_distances_cover_the_exact_ones(eos_id):
     assert (measured.values["kl_to_target"] > 0.05).all()  # power: a q at the optimum would measure 0
 
 
+def test_one_prompt_gets_its_error_from_its_draws():
+    """200 measurements of one prompt, 60 draws each: two standard errors cover the exact value about 95%."""
+    reference, q, prompt = table_lm("ref"), table_lm("q"), PROMPTS.select(slice(1, 2))
+    target = Target(reference, reward, BETA)
+    solution = solve(target, prompt, 3)
+    exact = solution.kl_to_target(solution.density(q)).item()
+    inside = 0
+    for k in range(200):
+        ruler = Ruler(target, prompt, 3, ROOT.child("one", k), n=60, log_z=solution.log_z)
+        estimate = ruler.measure(q)[0].estimates()["kl_to_target"]
+        assert estimate.n == 60
+        inside += abs(estimate.value - exact) < 2 * estimate.stderr
+    assert 0.88 < inside / 200 <= 0.995
+
+
 def test_rao_blackwell_kl_is_unbiased_and_spreads_less_than_the_log_ratio():
     reference, q = table_lm("ref"), table_lm("q")
     solution = solve(Target(reference, reward, BETA), PROMPTS, 3)
@@ -92,7 +107,7 @@ def test_binary_closed_forms_equal_enumeration(beta):
 
 
 def test_closed_forms_by_hand():
-    """p = 1/2, beta = 1: Z = (1 + e)/2, log Z = 0.6201; success e/(1+e) = 0.7311; KL is their difference, 0.1109."""
+    """p = 1/2, beta = 1: Z = (1 + e)/2, log Z = 0.6201; success e/(1+e) = 0.7311; KL the difference, 0.1109."""
     target = BinaryTarget(torch.tensor([0.5]).log(), 1.0)
     assert target.log_z.item() == pytest.approx(0.6201, abs=5e-5)
     assert target.success.item() == pytest.approx(0.7311, abs=5e-5)

@@ -23,7 +23,7 @@ from tiltlm.policies.rpo import RPO
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.train import Course, Pace, Training, checkpoints
+from tiltlm.train import Course, Pace, Training, checkpoints, fit
 from tiltlm.twists.value import ValueLearning
 
 ROOT = stream(0, "test-train")
@@ -222,3 +222,11 @@ def test_lora_and_value_heads_resume_bit_for_bit(tmp_path):
                 parameter.data.add_(1.0)
         model.restore(folder)
         assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+
+
+def test_fit_in_memory_learns():
+    model = build("gpt2")
+    data = Offline(ragged_samples(), 16, ROOT)
+    before = model.log_prob(ragged_samples()).sum().item()
+    after = fit(model, SFT(), data, steps=30, optim=Optim(lr=1e-2)).log_prob(ragged_samples()).sum().item()
+    assert after > before + 10 and not model.training

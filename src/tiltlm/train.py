@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from tiltlm.engine import Engine
+from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience
 from tiltlm.objective import Objective
 from tiltlm.seeds import Stream
@@ -174,6 +174,17 @@ class Training:
         self.engine.load_state(state["engine"])
         _forget_after(self.folder / "metrics.jsonl", state["step"])
         return state["step"], Course(**state["course"])
+
+
+def fit(model: Any, objective: Objective, experience: Experience, *, steps: int, optim: Optim | None = None) -> Any:
+    """Train `model` in memory for `steps` at a constant rate: nothing is written, nothing resumes. Returns it."""
+    engine = Engine(model, optim or Optim())
+    for step in range(steps):
+        model.eval()  # drawing and scoring happen without dropout
+        batch = experience.batch(step)
+        model.train()
+        engine.update(objective, batch)
+    return model.eval()
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """Measure one decoder against one target: draw, score, and average per prompt.
 
 What comes out is one number per prompt and metric, kept with the run, so that two methods measured on the same
-prompts can be compared pairwise (`compare.py`) and tables can be made again without drawing again.
+prompts can be compared in pairs (`compare.py`) and tables can be made again without drawing again.
 """
 
 from __future__ import annotations
@@ -38,33 +38,28 @@ Check = Callable[[Samples], Tensor]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Per-prompt values of every metric, float64 [P] each."""
+    """Independent observations of every metric, float64 [n]: one a prompt; of a single prompt, one a draw."""
 
     values: Mapping[str, Tensor]
-    exact: bool = False
 
     def estimates(self) -> dict[str, Estimate]:
-        """Means over prompts; a standard error is the spread over prompts (kept for exact values too)."""
+        """Means, with standard errors from the spread of the observations.
+
+        Over prompts that is the error as an estimate for *all* prompts, also where each prompt's value is exact.
+        """
         return {name: mean(x) for name, x in self.values.items()}
 
     def rows(self, recipe: str, method: str, seed: int) -> list[dict[str, Any]]:
         """Rows of a report: {recipe, method, metric, value, stderr, n, unit, seed}."""
         head = {"recipe": recipe, "method": method}
+        tail = {"seed": seed}
         return [
-            {
-                **head,
-                "metric": name,
-                "value": e.value,
-                "stderr": e.stderr,
-                "n": e.n,
-                "unit": unit_of(name),
-                "seed": seed,
-            }
+            {**head, "metric": name, "value": e.value, "stderr": e.stderr, "n": e.n, "unit": unit_of(name), **tail}
             for name, e in self.estimates().items()
         ]
 
     def save(self, path: str | Path) -> None:
-        """Write the per-prompt values to a safetensors file."""
+        """Write the observations to a safetensors file."""
         save_file({name: x.contiguous() for name, x in self.values.items()}, str(path))
 
     @staticmethod
@@ -84,6 +79,9 @@ class Ruler:
     `objective` = E_q[r] − beta·KL(q‖pi_ref) still ranks methods. checks: the task's own rates.
     expected_reward: where E_q[r | x] can be computed (one right answer: q's probability of it), it replaces the
     drawn rewards in every metric but the checks, and takes most of the noise out of the distances.
+
+    With several prompts the draws of each are averaged and errors come from the spread over prompts; with one
+    prompt they come from the spread over its draws.
     """
 
     target: Target
@@ -113,26 +111,23 @@ class Ruler:
         assert samples.reward is not None
         reward = self._average(samples.reward, samples)
         if self.expected_reward is not None:
-            reward = self.expected_reward(q).double()
+            reward = self.expected_reward(q).double().expand_as(reward)
         values = {name: self._average(check(samples), samples) for name, check in (self.checks or {}).items()}
         return Measurement(values | self.distances(reward, kl_to_reference)), samples
 
     def distances(self, reward: Tensor, kl_to_reference: Tensor) -> dict[str, Tensor]:
-        """The ruler's metrics from per-prompt E_q[r] and KL(q‖pi_ref), both [P]."""
+        """The ruler's metrics from E_q[r] and KL(q‖pi_ref), one of each per observation."""
         beta = self.target.beta
         values = {"reward": reward, "kl_to_reference": kl_to_reference}
         values["objective"] = reward - beta * kl_to_reference
         if self.log_z is not None:
-            log_z = self.log_z.double()
+            log_z = self.log_z.double().expand_as(reward)
             values["kl_to_target"] = kl_to_reference - reward / beta + log_z
             values["objective_gap"] = beta * values["kl_to_target"]
             values["log_z"] = log_z
         return values
 
     def _average(self, x: Tensor, samples: Samples) -> Tensor:
+        if len(self.prompts) == 1:
+            return x.double()
         return per_prompt(x.double(), samples.prompt_index, len(self.prompts))
-
-
-def exact_measurement(values: Mapping[str, Tensor]) -> Measurement:
-    """Per-prompt values that were computed, not drawn."""
-    return Measurement({name: x.double() for name, x in values.items()}, exact=True)
