@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
 
 from tiltlm import __version__
 
@@ -32,6 +33,10 @@ Every command takes --help; `tiltlm run RECIPE --help` lists that recipe's setti
 Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, finished or half-way.
 """
 
+COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
+COMMANDS |= {"measure": "measure", "demo": "demo"}
+"""Each command, and the module of `commands/` that has the function of its name."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status (0 fine, 2 the user's mistake, 130 interrupted)."""
@@ -47,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         return _mistake(f"there is no command {command!r}." + (f" Did you mean {near[0]}?" if near else ""))
     try:
-        return COMMANDS[command](rest)
+        return vars(import_module(f"tiltlm.commands.{COMMANDS[command]}"))[command](rest)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -64,71 +69,6 @@ def _mistake(text: str) -> int:
     print(f"tiltlm: {text}", file=sys.stderr)
     return 2
 
-
-def _list(args: list[str]) -> int:
-    """Recipes by family; reads them without importing torch."""
-    from tiltlm.recipes import catalogue
-
-    if args and args[0] in ("-h", "--help"):
-        print("usage: tiltlm list [WORD]   every recipe (whose name contains WORD), one line each")
-        return 0
-    word = args[0] if args else ""
-    for entry in catalogue():
-        for family, line in entry.families.items():
-            names = [
-                (f"{family}/{stage}", text) for stage, text in entry.stages.items() if word in f"{family}/{stage}"
-            ]
-            if names:
-                print(f"\n{family}: {line}")
-                print("\n".join(f"  {name:<28}{text}" for name, text in names))
-    return 0
-
-
-def _run(args: list[str]) -> int:
-    from tiltlm.commands.run import run
-
-    return run(args)
-
-
-def _sweep(args: list[str]) -> int:
-    from tiltlm.commands.run import sweep
-
-    return sweep(args)
-
-
-def _sample(args: list[str]) -> int:
-    from tiltlm.commands.sample import sample
-
-    return sample(args)
-
-
-def _score(args: list[str]) -> int:
-    from tiltlm.commands.score import score
-
-    return score(args)
-
-
-def _measure(args: list[str]) -> int:
-    from tiltlm.commands.measure import measure
-
-    return measure(args)
-
-
-def _demo(args: list[str]) -> int:
-    from tiltlm.commands.demo import demo
-
-    return demo(args)
-
-
-COMMANDS = {
-    "list": _list,
-    "run": _run,
-    "sweep": _sweep,
-    "sample": _sample,
-    "score": _score,
-    "measure": _measure,
-    "demo": _demo,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

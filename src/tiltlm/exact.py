@@ -29,6 +29,10 @@ def all_completions(vocab_size: int, horizon: int, eos_id: int | None = None) ->
 
     A completion is cut off at `horizon` if it has not ended, as a sampler with that limit would.
     """
+    if vocab_size**horizon > LIMIT:
+        raise ValueError(
+            f"{vocab_size}^{horizon} completions are more than can be listed ({LIMIT}): sample instead"
+        )
     ids = torch.cartesian_prod(*[torch.arange(vocab_size)] * horizon).reshape(-1, horizon)
     if eos_id is None:
         return Tokens.full(ids)
@@ -105,7 +109,7 @@ class Solution:
 
 def _group_logsumexp(x: Tensor, group: Tensor) -> Tensor:
     """logsumexp of x within groups, handed back to every member."""
-    top = torch.full((int(group.max()) + 1,), -torch.inf, dtype=x.dtype).scatter_reduce(0, group, x, "amax")
+    top = x.new_full((int(group.max()) + 1,), -torch.inf).scatter_reduce(0, group, x, "amax")
     top = top.clamp_min(torch.finfo(x.dtype).min)
     total = torch.zeros_like(top).scatter_add(0, group, (x - top[group]).exp())
     return (total.log() + top)[group]
@@ -114,7 +118,7 @@ def _group_logsumexp(x: Tensor, group: Tensor) -> Tensor:
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p‖q) = Σ p (log p − log q) over the last dimension, with 0·log 0 = 0; nats."""
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+    return torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1)
 
 
 @torch.no_grad()

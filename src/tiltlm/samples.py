@@ -140,6 +140,11 @@ class Samples:
             self.prompt_index.shape == (n,),
             f"prompt_index must be [{n}]; got {list(self.prompt_index.shape)}",
         )
+        _expect(
+            self.prompt_index.dtype == torch.int64, f"prompt_index must be int64; got {self.prompt_index.dtype}"
+        )
+        if self.finished is not None:
+            _expect(self.finished.dtype == torch.bool, f"Samples.finished must be bool; got {self.finished.dtype}")
         if n:
             low, high = int(self.prompt_index.min()), int(self.prompt_index.max())
             _expect(
@@ -178,6 +183,19 @@ class Samples:
     def sequences(self) -> Tokens:
         """Prompt and completion in one row, right-padded, the completion right behind the prompt's last token."""
         return self.row_prompts.followed_by(self.completions)
+
+    def places(self, before: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(row, column, place) of every real completion token; place: where it stands in `sequences()`, int64 [M].
+
+        before: the place of the token in front of it, from which it is predicted. Raises ValueError if there is
+        none, because a prompt is empty.
+        """
+        rows, columns = self.mask.nonzero(as_tuple=True)
+        place = self.row_prompts.lengths[rows] + columns - int(before)
+        if bool((place < 0).any()):
+            row = int(rows[place < 0][0])
+            raise ValueError(f"prompt is empty (row {row}): nothing stands before its first token to predict it")
+        return rows, columns, place
 
     def select(self, index: Tensor | slice) -> Samples:
         """The rows at `index`; the prompts stay as they are."""
@@ -253,7 +271,8 @@ class Pairs:
         )
         _expect(
             torch.equal(self.chosen.prompt_index, self.rejected.prompt_index)
-            and torch.equal(self.chosen.prompts.ids, self.rejected.prompts.ids),
+            and torch.equal(self.chosen.prompts.ids, self.rejected.prompts.ids)
+            and torch.equal(self.chosen.prompts.mask, self.rejected.prompts.mask),
             "row i of chosen and of rejected must answer the same prompt (same prompts, same prompt_index)",
         )
 

@@ -36,7 +36,8 @@ class Stream:
 
     def child(self, *names: object) -> Stream:
         """The stream called `names` under this one."""
-        text = "/".join([f"{self.key:016x}", *(str(name) for name in names)])
+        escaped = (str(name).replace("%", "%25").replace("/", "%2F") for name in names)
+        text = "/".join([f"{self.key:016x}", *escaped])
         return Stream(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
 
     def uniform(self, rows: Tensor | Sequence[int], steps: int | Sequence[int]) -> Tensor:
@@ -50,7 +51,7 @@ class Stream:
         with np.errstate(over="ignore"):
             z = _mix(np.uint64(self.key) + (row + np.uint64(1)) * _GOLDEN)
             z = _mix(z + (step + np.uint64(1)) * _GOLDEN)
-        return torch.from_numpy(((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+        return torch.from_numpy(((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52)
 
     def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
         """A torch generator seeded by this stream's key."""

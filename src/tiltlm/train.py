@@ -176,7 +176,9 @@ class Training:
         return state["step"], Course(**state["course"])
 
 
-def fit(model: Any, objective: Objective, experience: Experience, *, steps: int, optim: Optim | None = None) -> Any:
+def fit(
+    model: Any, objective: Objective, experience: Experience, *, steps: int, optim: Optim | None = None
+) -> Any:
     """Train `model` in memory for `steps` at a constant rate: nothing is written, nothing resumes. Returns it."""
     engine = Engine(model, optim or Optim())
     for step in range(steps):

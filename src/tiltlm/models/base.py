@@ -41,9 +41,13 @@ class State(ABC):
         """Keep the rows at `index` (int64), in its order; a row may be named many times or not at all."""
 
     def log_next(self) -> Tensor:
-        """Log-probabilities of the next token in nats, [N, V], float32 or wider."""
+        """Log-probabilities of the next token in nats, [N, V], float32 or wider.
+
+        Behind a prefix that cannot happen every token is impossible: a row of −inf stays one.
+        """
         logits = self.logits()
-        return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        return log_p.masked_fill((logits == -torch.inf).all(-1, keepdim=True), -torch.inf)
 
 
 class LanguageModel(nn.Module, ABC):

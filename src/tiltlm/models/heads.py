@@ -63,8 +63,7 @@ class ValueHead(Values):
 
     def values_of_hidden(self, states: Tensor, samples: Samples) -> Tensor:
         """`values` from the hidden states [N, L, D] of `samples.sequences()`."""
-        rows, columns = samples.mask.nonzero(as_tuple=True)
-        place = samples.row_prompts.lengths[rows] + columns - (1 if self.per_token else 0)
+        rows, columns, place = samples.places(before=self.per_token)
         out = self.head(states[rows, place])
         if self.per_token:
             tokens = samples.tokens[rows, columns]

@@ -15,7 +15,7 @@ from tiltlm.samples import Samples, Tokens
 
 
 def _prompt_numbers(prompts: Tokens, n_prompts: int) -> Tensor:
-    if prompts.ids.shape[1] != 1 or int(prompts.ids.max()) >= n_prompts:
+    if prompts.ids.shape[1] != 1 or not 0 <= int(prompts.ids.min()) <= int(prompts.ids.max()) < n_prompts:
         raise ValueError(
             f"a table's prompts are single numbers below {n_prompts}; got ids {prompts.ids.tolist()[:3]} …"
         )

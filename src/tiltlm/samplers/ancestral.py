@@ -33,6 +33,8 @@ def draw(
     row's tokens depend neither on batch size nor on its batch mates. Rows that drew `model.eos_id` leave the
     batch. Returns Samples with log_q [N, T] (what was really drawn from) and finished [N].
     """
+    if n < 1:
+        raise ValueError(f"draw needs n >= 1 completions per prompt; got {n}")
     copies = torch.arange(len(prompts)).repeat_interleave(n).to(prompts.device)
     state = model.start(prompts, max_new_tokens)
     if n > 1:
@@ -96,7 +98,8 @@ class Warp:
     """How a next-token distribution is bent before drawing: temperature, then top-k, then top-p.
 
     temperature > 0 divides the logits; top_k keeps the k likeliest tokens (0: all); top_p keeps the smallest
-    set of likeliest tokens whose probability reaches p (1: all). Ties at the edge of top_k are broken by index.
+    set of likeliest tokens whose probability reaches p (1: all). Of tokens that tie at the edge of top_k,
+    any may be kept, but k in all.
     """
 
     temperature: float = 1.0
@@ -119,7 +122,7 @@ class Warp:
             logits = torch.full_like(logits, -torch.inf).scatter(1, top.indices, top.values)
         if self.top_p < 1:
             ordered, order = logits.sort(-1, descending=True)
-            p = ordered.softmax(-1)
+            p = ordered.float().softmax(-1)
             ordered = ordered.masked_fill(p.cumsum(-1) - p >= self.top_p, -torch.inf)
             logits = torch.empty_like(logits).scatter(1, order, ordered)
         return logits

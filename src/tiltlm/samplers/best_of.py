@@ -37,6 +37,8 @@ def best_of(
         model, prompts, n=n, max_new_tokens=max_new_tokens, stream=stream, batch_size=batch_size
     )
     rewards = reward(drawn).reshape(len(prompts), n)
+    if bool(rewards.isnan().any()):
+        raise ValueError(f"the reward of prompt {int(rewards.isnan().nonzero()[0, 0])} is NaN: no draw is best")
     best = rewards.argmax(1) + torch.arange(len(prompts), device=rewards.device) * n
     return drawn.with_(reward=rewards.flatten(), log_q=None).select(best)
 

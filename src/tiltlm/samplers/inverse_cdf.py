@@ -16,6 +16,7 @@ ROWS_AT_ONCE = 8
 """Rows handled together when the vocabulary is large, so that the weights stay in the processor's cache."""
 
 
+@torch.no_grad()
 def draw_tokens(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """One token per row and its log-probability in nats.
 

@@ -38,8 +38,15 @@ def log_pmf(values: Tensor) -> Tensor:
     return torch.log_softmax(values, -1)
 
 
+def width(atoms: tuple[float, ...]) -> int:
+    """How many outputs a value model needs: one logit for two atoms, else one per atom."""
+    return 1 if len(atoms) == 2 else len(atoms)
+
+
 def nearest_atom(reward: Tensor, atoms: tuple[float, ...]) -> Tensor:
     """Index of the atom nearest to each reward, int64. Binary atoms demand rewards of exactly 0 or 1."""
+    if bool(reward.isnan().any()):
+        raise ValueError(f"the reward of row {int(reward.isnan().nonzero()[0, 0])} is nan")
     grid = torch.tensor(atoms, dtype=reward.dtype, device=reward.device)
     distance = (reward[..., None] - grid).abs()
     if len(atoms) == 2 and bool((distance.amin(-1) > 0).any()):
@@ -50,8 +57,11 @@ def nearest_atom(reward: Tensor, atoms: tuple[float, ...]) -> Tensor:
 
 def value_loss(values: Tensor, reward: Tensor, atoms: tuple[float, ...] = BINARY) -> Tensor:
     """−log pmf[bin(r)] at every prefix: [n, T, A], [n] -> [n, T]."""
+    law = log_pmf(values)
+    if law.shape[-1] != len(atoms):
+        raise ValueError(f"{len(atoms)} atoms need values of width {width(atoms)}; got width {values.shape[-1]}")
     index = nearest_atom(reward, atoms)[:, None, None].expand(*values.shape[:2], 1)
-    return -log_pmf(values).gather(2, index)[..., 0]
+    return -law.gather(2, index)[..., 0]
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,8 @@ class ValueLearning:
 
     @property
     def width(self) -> int:
-        """How many outputs a value model needs: one logit for two atoms, else one per atom."""
-        return 1 if len(self.atoms) == 2 else len(self.atoms)
+        """How many outputs a value model needs for these atoms."""
+        return width(self.atoms)
 
     def prepare(self, batch: Samples) -> Samples:
         if batch.reward is None:
@@ -84,7 +94,11 @@ class ValueLearning:
 
     def loss(self, model: Values, batch: Samples) -> Outcome:
         assert batch.reward is not None
-        if self.lm_weight > 0 and isinstance(model, ValueHead):
+        if self.lm_weight > 0:
+            if not isinstance(model, ValueHead):
+                raise ValueError(
+                    f"lm_weight > 0 needs a ValueHead, whose body models language; got {type(model).__name__}"
+                )
             values, log_p = model.values_and_log_prob(batch)
             extra = -self.lm_weight * log_p.sum(1)
         else:
@@ -130,9 +144,11 @@ class _ValueTwistState:
         self.twist, self.state = twist, state
 
     def log_psi(self, candidates: Tensor) -> Tensor:
-        values = self.state.peek(candidates) + self.twist.log_odds
+        values = self.state.peek(candidates)
         law = log_pmf(values.to(torch.promote_types(values.dtype, torch.float32)))
-        return self.twist.rule.log_psi(law, torch.tensor(self.twist.atoms, dtype=law.dtype, device=law.device))
+        if self.twist.log_odds:
+            law = torch.log_softmax(law + law.new_tensor([0.0, self.twist.log_odds]), -1)
+        return self.twist.rule.log_psi(law, law.new_tensor(self.twist.atoms))
 
     def append(self, tokens: Tensor) -> None:
         self.state.append(tokens)

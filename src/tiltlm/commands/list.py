@@ -1,0 +1,24 @@
+"""`tiltlm list`: every recipe, one line each, without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tiltlm.recipes import catalogue
+
+
+def list(args: Sequence[str]) -> int:
+    """Print the recipes by family; a word among the arguments narrows them down."""
+    if args and args[0] in ("-h", "--help"):
+        print("usage: tiltlm list [WORD]   every recipe (whose name contains WORD), one line each")
+        return 0
+    word = args[0] if args else ""
+    for entry in catalogue():
+        for family, line in entry.families.items():
+            names = {
+                f"{family}/{stage}": text for stage, text in entry.stages.items() if word in f"{family}/{stage}"
+            }
+            if names:
+                print(f"\n{family}: {line}")
+                print("\n".join(f"  {name:<28}{text}" for name, text in names.items()))
+    return 0
