@@ -80,6 +80,8 @@ def test_every_listed_recipe_can_be_made_and_knows_its_name():
         (["run", "star-graph/base", "--world.degree", "9"], "distinct labels"),
         (["score", "exact-answr", "x", "--out", "y"], "exact-answer"),
         (["measure", "."], "not a run folder"),
+        (["run", "star-graph/q-sharp", "--rollouts.n", "0"], "labelled draws"),
+        (["run", "star-graph/q-sharp", "--value.calibrate"], "needs none"),
     ],
 )
 def test_mistakes_end_in_one_line_that_helps(args, said, tmp_path):
@@ -123,14 +125,14 @@ def tiny(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     fits = [f"--{name}.pace.steps=8" for name in ("value.fit", "dpo-fit", "rpo-fit", "reinforce-fit")]
     fits += ["--value.fit.pace.until=0"]
-    done = tiltlm("run", "star-graph/evaluate", *TINY, *TINY_FITS, *fits, "--target.also=1.0", cwd=folder)
+    done = tiltlm("run", "star-graph/evaluate", *TINY, *TINY_FITS, *fits, "--guide.also=1.0", cwd=folder)
     (folder / "stdout").write_text(done.stdout)
     return folder
 
 
 def run_of(folder: Path, stage: str) -> Path:
-    (found,) = (folder / "runs" / "star-graph" / stage).iterdir()
-    return found
+    """The first run of a stage."""
+    return min((folder / "runs" / "star-graph" / stage).iterdir(), key=lambda path: path.stat().st_ctime_ns)
 
 
 def test_evaluate_builds_everything_and_reports_every_method(tiny):
@@ -144,6 +146,8 @@ def test_evaluate_builds_everything_and_reports_every_method(tiny):
     assert (run_of(tiny, "evaluate") / "frontier.png").stat().st_size > 10_000
     results = json.loads((run_of(tiny, "evaluate") / "results_deg_2_path_3.json").read_text())
     assert {"pretrain", "q# (0.1)", "cd (0.1)", "reinforce", "dpo", "rpo"} <= set(results)
+    classifier = json.loads((run_of(tiny, "classifier") / "report.json").read_text())
+    assert {"value_loss_1", "p_wrong_3"} <= {row["metric"] for row in classifier}
     assert "KL(q‖pi*)" in (tiny / "stdout").read_text() and "E[r]" in (tiny / "stdout").read_text()
 
 
@@ -162,7 +166,7 @@ def test_one_value_model_serves_all_decoders_and_nothing_is_built_twice(tiny):
 def test_a_checkpoint_loads_with_transformers_as_it_is(tiny):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = run_of(tiny, "dpo") / "checkpoint-8"
+    folder = run_of(tiny, "dpo-policy") / "checkpoint-8"
     assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == 14
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("3,4|5,6/3,6=")["input_ids"] == [3, 4, 10, 5, 6, 12, 3, 6, 11]
@@ -182,6 +186,31 @@ def test_measure_compares_runs_prompt_by_prompt(tiny):
     assert len(json.loads((tiny / "both.json").read_text())) > 10
     done = tiltlm("measure", str(run_of(tiny, "base")), cwd=tiny, check=False)
     assert done.returncode == 2 and "no report" in done.stderr
+
+
+def test_runs_measured_on_different_prompts_are_not_paired(tiny):
+    fits = ["--dpo-fit.pace.steps=8", "--test.graphs=40"]
+    tiltlm("run", "star-graph/dpo", *TINY, "--rollouts.max-tries", "20", *fits, cwd=tiny)
+    runs = [str(path) for path in (tiny / "runs/star-graph/dpo").iterdir()]
+    assert len(runs) == 2
+    done = tiltlm("measure", *runs, cwd=tiny)
+    assert "different prompts" in done.stderr and "verdict" not in done.stdout
+
+
+def test_another_beta_measures_again_but_trains_nothing_again(tiny):
+    fits = ["--dpo-fit.pace.steps=8", "--test.graphs=50", "--target.beta=0.3"]
+    tiltlm("run", "star-graph/dpo", *TINY, "--rollouts.max-tries", "20", *fits, cwd=tiny)
+    assert len(list((tiny / "runs/star-graph/dpo-policy").iterdir())) == 1
+
+
+def test_a_model_of_ones_own_can_be_the_reference_and_pairs_can_come_from_a_file(tiny):
+    checkpoint, pairs = run_of(tiny, "base") / "checkpoint-40", run_of(tiny, "rollouts") / "pairs.jsonl"
+    args = [*TINY, "--pretrained", str(checkpoint), "--rollouts.pairs", str(pairs), "--seed", "4"]
+    done = tiltlm("run", "star-graph/rollouts", *args, cwd=tiny)
+    folder = tiny / done.stdout.strip().splitlines()[-1]
+    assert (folder / "pairs.jsonl").read_bytes() == pairs.read_bytes()
+    (taken,) = (tiny / "runs/star-graph/base").glob("*/checkpoint-0/model.safetensors")
+    assert taken.read_bytes() == (checkpoint / "model.safetensors").read_bytes()
 
 
 PROMPTS = """\

@@ -104,7 +104,7 @@ def test_dpo_s_objective_by_hand():
     close(outcome.metrics["reward_chosen"], 0.5 * log(1.6))
     close(outcome.metrics["reward_rejected"], 0.5 * log(0.4))
     close(outcome.metrics["margin"], log(2))
-    assert outcome.metrics["accuracy"].tolist() == [1.0]
+    assert outcome.metrics["reward_accuracy"].tolist() == [1.0]
     own = Pairs(said(0, log_ref=tensor(0.8).log()[:, None]), said(1, log_ref=tensor(0.2).log()[:, None]))
     close(DPO(beta=0.5).loss(policy(), own).loss, log(2))
 
@@ -127,7 +127,7 @@ def test_dpo_at_the_reference_is_ln_2_exactly():
     still = [x.with_(log_ref=torch.zeros_like(x.log_ref)) for x in (pairs.chosen, pairs.rejected)]
     assert (DPO(0.1).loss(model, Pairs(*still)).loss - log(2)).abs().min() > 1e-3
     table = DPO(0.7).loss(policy(), Pairs(said(0), said(0)))
-    assert table.loss.tolist() == [log(2)] and table.metrics["accuracy"].tolist() == [0.5]
+    assert table.loss.tolist() == [log(2)] and table.metrics["reward_accuracy"].tolist() == [0.5]
 
 
 def network_pairs(log_prob) -> Pairs:

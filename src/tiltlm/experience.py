@@ -82,6 +82,7 @@ class Live:
 
     def batch(self, step: int) -> Samples:
         chosen = rows_of_step(len(self.prompts), self.batch_size, step, self.stream.child("prompts"))
+        chosen = chosen.to(self.prompts.device)
         drawn = draw(
             self.policy,
             self.prompts.select(chosen),

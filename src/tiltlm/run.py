@@ -24,8 +24,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import tyro
+from rich.console import Console
 
+from tiltlm.models.base import LanguageModel
 from tiltlm.progress import note
+from tiltlm.ruler.table import table
 
 ROOT = Path("runs")
 R = TypeVar("R", bound="Recipe")
@@ -61,6 +64,16 @@ class Recipe:
     def build(self, run: Run[Self]) -> None:
         """Make the result in `run.folder`. May be called again on a half-made folder, and goes on there."""
         raise NotImplementedError
+
+    def decoder(self, run: Run[Self]) -> LanguageModel:
+        """What `tiltlm sample RUN` draws from. Raises ValueError where there is no such thing."""
+        raise ValueError(f"{run.folder} ({self.name}) is no decoder: nothing can be drawn from it")
+
+    def show(self, run: Run[Self]) -> None:
+        """Print the finished run's results on standard output: its report as a table, if it has one."""
+        report = run.folder / "report.json"
+        if report.is_file():
+            Console(width=130, highlight=False).print(table(json.loads(report.read_text()), self.name))
 
     def up(self, kind: type[R]) -> R:
         """The recipe this one extends, with the same settings: a recipe has all the fields of what it needs."""

@@ -189,6 +189,16 @@ def fit(
     return model.eval()
 
 
+def keep_as_it_is(model: Saveable, folder: Path) -> None:
+    """A model that needs no training, as checkpoint-0 of `folder`."""
+    aside = folder / ".checkpoint-0.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    model.save(aside)
+    (aside / "COMPLETE").write_text("")
+    aside.rename(folder / "checkpoint-0")
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if (path / "COMPLETE").is_file()]

@@ -11,7 +11,6 @@ import tyro
 
 from tiltlm.commands.run import prepare
 from tiltlm.recipes import recipe
-from tiltlm.recipes.tree import show
 from tiltlm.run import ensure
 
 
@@ -32,8 +31,9 @@ def demo(args: list[str]) -> int:
     prepare()
     tree = ensure(recipe("tree/solve"), settings.out / "runs")
     star = ensure(replace(recipe("star-graph/evaluate"), seed=settings.seed), settings.out / "runs")
+    star.recipe.show(star)
     print()
-    show(json.loads((tree.folder / "report.json").read_text()))
+    tree.recipe.show(tree)
     rows = [json.loads((run.folder / "report.json").read_text()) for run in (star, tree)]
     (settings.out / "report.json").write_text(json.dumps(rows[0] + rows[1], indent=1) + "\n")
     shutil.copy(star.folder / "frontier.png", settings.out / "frontier.png")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from tiltlm.commands.models import load_run
 from tiltlm.commands.run import prepare
+from tiltlm.progress import note
 from tiltlm.ruler.compare import paired
 from tiltlm.ruler.measure import Measurement
 from tiltlm.ruler.table import HEADINGS, table
@@ -42,12 +43,15 @@ def measure(args: list[str]) -> int:
     rows = [row for run in runs for row in report_of(run)]
     out = Console(width=130, highlight=False)
     out.print(table(rows, "finished runs"))
-    measured = [(run, kept) for run in runs if (kept := _measurement(run)) is not None]
-    for (first, a), (second, b) in itertools.combinations(measured, 2):
-        out.print(differences(first, a, second, b))
     if settings.out is not None:
         settings.out.write_text(json.dumps(rows, indent=1) + "\n")
         print(settings.out)
+    measured = [(run, kept) for run in runs if (kept := _measurement(run)) is not None]
+    for (first, a), (second, b) in itertools.combinations(measured, 2):
+        if _same_prompts(first, second):
+            out.print(differences(first, a, second, b))
+        else:
+            note(f"{first.folder} and {second.folder}: measured on different prompts, so not compared in pairs")
     return 0
 
 
@@ -69,10 +73,6 @@ def _measurement(run: Run[Any]) -> Measurement | None:
 
 def differences(first: Run[Any], a: Measurement, second: Run[Any], b: Measurement) -> Table:
     """first − second for the standard metrics, with a verdict at 95%."""
-    if not _same_prompts(first, second):
-        raise ValueError(
-            f"{first.folder} and {second.folder} were measured on different prompts: not comparable in pairs"
-        )
     name = f"{first.recipe.stage} [{first.recipe.key}] − {second.recipe.stage} [{second.recipe.key}]"
     out = Table(title=escape(name), title_justify="left", header_style="bold")
     for heading in ("metric", "difference", "verdict"):

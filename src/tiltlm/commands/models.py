@@ -49,6 +49,10 @@ class Decoder:
 def load_decoder(name: str, device: str, dtype: str, eos_id: int | None) -> Decoder:
     """The decoder called `name`. Raises ValueError that says what was looked for."""
     if (Path(name) / "provenance.json").is_file():
+        if (device, dtype, eos_id) != ("cpu", "float32", None):
+            raise ValueError(
+                f"{name} is a run: device, dtype and end of text are its own; leave those options out"
+            )
         return _of_run(load_run(Path(name)))
     try:
         model = CausalLM.load(name, dtype=getattr(torch, dtype), device=device, eos_id=eos_id)
@@ -73,8 +77,8 @@ def _tokenizer(name: str) -> Any:
 
 
 def _of_run(run: Run[Any]) -> Decoder:
-    lab = run.recipe.lab()
-    return Decoder(run.recipe.decoder(run), lab.tokenizer.hf, lab.width)
+    model, lab = run.recipe.decoder(run), run.recipe.lab()
+    return Decoder(model, lab.tokenizer.hf, lab.width)
 
 
 def load_run(folder: Path) -> Run[Recipe]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.ruler.table import table
-from tiltlm.run import ROOT, Recipe, Run, ensure
+from tiltlm.run import ROOT, Recipe, ensure
 
 
 def runs_root() -> Path:
@@ -49,19 +49,12 @@ def parse(args: list[str], command: str) -> Recipe:
 
 
 def run(args: list[str]) -> int:
-    """Build one recipe, then print its report, if it has one."""
+    """Build one recipe, or find it built; then print its report and its folder."""
     prepare()
     finished = ensure(parse(args, "run"), runs_root())
-    show(finished)
-    return 0
-
-
-def show(finished: Run[Recipe]) -> None:
-    """The report's table and the run's folder, on standard output."""
-    report = finished.folder / "report.json"
-    if report.is_file() and finished.recipe.stage != "evaluate":
-        Console(width=130, highlight=False).print(table(json.loads(report.read_text()), finished.recipe.name))
+    finished.recipe.show(finished)
     print(finished.folder)
+    return 0
 
 
 def sweep(args: list[str]) -> int:

@@ -42,7 +42,7 @@ class Sample:
     """Completions per prompt."""
 
     max_new_tokens: int = 64
-    """Tokens at most; a completion that has not ended by then is marked finished=false."""
+    """Tokens at most; a completion that has not ended by then is marked finished=false. (A run's are its own.)"""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -92,7 +92,7 @@ def _lines(
     model = decoder.model if warp == Warp() else Warped(decoder.model, warp)
     drawn = draw(
         model,
-        Tokens.of(ids, settings.device),
+        Tokens.of(ids, model.device),
         n=settings.n,
         max_new_tokens=decoder.most_new_tokens or settings.max_new_tokens,
         stream=stream(settings.seed, "sample"),

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tiltlm.models.backbone import BackboneState, hidden
+from tiltlm.models.backbone import BackboneState, hidden_of
 from tiltlm.models.base import Values
 from tiltlm.models.causal import CausalLM
 from tiltlm.samples import Samples, Tokens
@@ -59,7 +59,7 @@ class ValueHead(Values):
         return ValueHeadState(self, BackboneState(self.body.model, prompts, capacity))
 
     def values(self, samples: Samples) -> Tensor:
-        return self.values_of_hidden(hidden(self.body.model, samples.sequences()), samples)
+        return self.values_of_hidden(hidden_of(self.body.model, samples), samples)
 
     def values_of_hidden(self, states: Tensor, samples: Samples) -> Tensor:
         """`values` from the hidden states [N, L, D] of `samples.sequences()`."""
@@ -73,7 +73,7 @@ class ValueHead(Values):
 
     def values_and_log_prob(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Values [N, T, A] and the body's own log-probabilities [N, T], from one forward pass."""
-        states = hidden(self.body.model, samples.sequences())
+        states = hidden_of(self.body.model, samples)
         return self.values_of_hidden(states, samples), self.body.log_prob_of_hidden(states, samples)
 
     def save(self, folder: str | Path) -> None:

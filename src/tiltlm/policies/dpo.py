@@ -45,7 +45,12 @@ def preference_metrics(h_chosen: Tensor, h_rejected: Tensor, beta: float) -> dic
     """Implicit rewards beta·h, their margin, and how often the chosen one is ahead (a tie counts half)."""
     chosen, rejected = beta * h_chosen.detach(), beta * h_rejected.detach()
     ahead = torch.where(chosen == rejected, 0.5, (chosen > rejected).to(chosen.dtype))
-    return {"reward_chosen": chosen, "reward_rejected": rejected, "margin": chosen - rejected, "accuracy": ahead}
+    return {
+        "reward_chosen": chosen,
+        "reward_rejected": rejected,
+        "margin": chosen - rejected,
+        "reward_accuracy": ahead,
+    }
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Reinforce:
 
     def loss(self, model: LanguageModel, batch: Advantages) -> Outcome:
         log_p = model.log_prob(batch.samples).sum(1)
-        metrics = {"advantage": batch.advantage, "reward": _known(batch.samples.reward, log_p)}
+        metrics = {"advantage_size": batch.advantage.abs(), "reward": _known(batch.samples.reward, log_p)}
         if batch.samples.log_q is not None:
             metrics["ratio"] = (log_p.detach() - batch.samples.log_q.sum(1)).exp()
         return Outcome(reinforce_loss(log_p, batch.advantage), metrics)

@@ -15,7 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tiltlm.engine import Optim
-from tiltlm.recipes.star_graph_policies import DPO, RPO, Policy, Reinforce
+from tiltlm.models.base import LanguageModel
+from tiltlm.recipes.star_graph_policies import (
+    DPO,
+    RPO,
+    DPOPolicy,
+    Measured,
+    Reinforce,
+    ReinforcePolicy,
+    RPOPolicy,
+)
+from tiltlm.recipes.star_graph_report import show_report, write_report
 from tiltlm.recipes.star_graph_settings import (
     Fit,
     Goal,
@@ -45,14 +55,17 @@ STAGES: dict[str, str] = {
     "q-sharp": "decode with log E[exp(r/beta)]: ends at pi*",
     "cd": "decode with E[r]/beta: below pi* by Jensen",
     "fudge": "decode with log P(success): the limit beta -> 0",
-    "reinforce": "policy gradient on own samples, no pull to the reference",
-    "dpo": "direct preference optimisation on right/wrong pairs",
-    "rpo": "DPO plus the likelihood of the right answer",
+    "reinforce-policy": "train: policy gradient on own samples, no pull to the reference",
+    "reinforce": "measure that policy",
+    "dpo-policy": "train: direct preference optimisation on right/wrong pairs",
+    "dpo": "measure that policy",
+    "rpo-policy": "train: DPO plus the likelihood of the right answer",
+    "rpo": "measure that policy",
     "evaluate": "every method against one target: a table and a picture",
 }
 
 
-METHODS: dict[str, type[QSharp] | type[Policy]] = {
+METHODS: dict[str, type[QSharp] | type[Measured]] = {
     kind.stage: kind for kind in (QSharp, CD, Fudge, Reinforce, DPO, RPO)
 }
 
@@ -65,6 +78,7 @@ class Evaluate(QSharp, DPO, RPO, Reinforce):
     stage: ClassVar[str] = "evaluate"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = set(self.methods) - set(METHODS)
         if unknown:
             raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(METHODS)}")
@@ -73,17 +87,20 @@ class Evaluate(QSharp, DPO, RPO, Reinforce):
         needed: dict[str, Recipe] = {name: self.up(METHODS[name]) for name in self.methods}
         return {"base": self.up(Base), **needed}
 
+    def decoder(self, run: Run[Any], beta: float | None = None) -> LanguageModel:
+        raise ValueError(f"{run.folder} compares methods and draws nothing itself: name the run of one of them")
+
     def build(self, run: Run[Any]) -> None:
-        from tiltlm.recipes.star_graph_report import write_report
+        write_report(run, self.lab(), self.reference(run), self.target.beta, self.test, list(self.methods))
 
-        parts = {name: run.inputs[name] for name in self.methods}
-        write_report(run, self.lab(), self.reference(run), self.target.beta, self.test, parts)
+    def show(self, run: Run[Any]) -> None:
+        show_report(run, self.lab(), self.target.beta)
 
 
-KINDS: dict[str, type[Recipe]] = {
-    kind.stage: kind
-    for kind in (Graphs, Base, Rollouts, Classifier, QSharp, CD, Fudge, Reinforce, DPO, RPO, Evaluate)
-}
+GROUNDWORK: tuple[type[Recipe], ...] = (Graphs, Base, Rollouts, Classifier)
+POLICIES: tuple[type[Recipe], ...] = (ReinforcePolicy, DPOPolicy, RPOPolicy)
+EVERY: tuple[type[Recipe], ...] = (*GROUNDWORK, *POLICIES, *METHODS.values(), Evaluate)
+KINDS = {kind.stage: kind for kind in EVERY}
 
 
 def paper(kind: type[Recipe], family: str, world: World, network: str) -> Recipe:
@@ -95,12 +112,12 @@ def paper(kind: type[Recipe], family: str, world: World, network: str) -> Recipe
         "family": family,
         "seed": 1337,
         "world": world,
-        "network": Network(name=network, tokenizer=network),
+        "network": Network(name=network, tokenizer=network, device="auto"),
         "base": Fit(replace(adam, lr=2.5e-4), Pace(steps=30 * steps, warmup=234), batch_size=256),
         "rollouts": RolloutSettings(n=0),
         "value": ValueSettings(data="pairs", start="pretrained", lm_weight=0.0, fit=policy),
-        "target": Goal(beta=0.1, also=()),
-        "guide": Guide(top_k=10),
+        "target": Goal(beta=0.1),
+        "guide": Guide(top_k=10, also=()),
         "test": Test(graphs=20_000),
         "dpo_fit": policy,
         "rpo_fit": policy,

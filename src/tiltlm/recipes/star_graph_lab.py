@@ -17,6 +17,7 @@ from tiltlm.exact import log_density
 from tiltlm.experience import Experience, Generated, Offline
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.heads import ValueHead
 from tiltlm.models.teacherless import Teacherless
 from tiltlm.objective import Objective
 from tiltlm.progress import note, steps
@@ -25,12 +26,14 @@ from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.log_z import BinaryTarget
 from tiltlm.ruler.measure import Check, Measurement, Ruler
 from tiltlm.run import Run
+from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream, stream
 from tiltlm.target import Target
 from tiltlm.tasks.star_graph import Graphs, generate, random_arms, read_lines
 from tiltlm.tasks.star_graph_tokens import AnswerKey, BPETokenizer, GraphTokenizer, NumeralTokenizer, check, forced
 from tiltlm.train import Course, Training
+from tiltlm.twists.value import value_loss
 
 Split = Literal["pretrain", "posttrain", "test"]
 
@@ -72,7 +75,10 @@ class Lab:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.network.device)
+        name = self.network.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(name)
 
     @cached_property
     def tokenizer(self) -> GraphTokenizer:
@@ -89,12 +95,17 @@ class Lab:
 
     def graphs(self, split: Split) -> Graphs:
         """The graphs of a split: read from the world's folder, or generated from the seed."""
+        sizes = {"pretrain": self.world.pretrain, "posttrain": self.world.posttrain, "test": self.world.test}
+        count = sizes[split]
         if self.world.folder:
-            return self._read(split)
-        count = {"pretrain": self.world.pretrain, "posttrain": self.world.posttrain, "test": self.world.test}[
-            split
-        ]
+            return self._read(split).select(slice(0, count or None))
         return generate(self.world.graph, count, self.stream.child("graphs", split).numpy())
+
+    def all_graphs(self) -> dict[Split, Graphs]:
+        """Every split that has graphs, as the stages use it."""
+        splits: tuple[Split, ...] = ("pretrain", "posttrain", "test")
+        found = {split: self.graphs(split) for split in splits}
+        return {split: graphs for split, graphs in found.items() if len(graphs)}
 
     def _read(self, split: Split) -> Graphs:
         pattern = f"{self.world.graph.file_stem}*{split}*.txt"
@@ -192,13 +203,30 @@ class Lab:
         index = torch.arange(len(prompts), device=self.device)
         answers = Samples(prompts, index, key.answers.ids, key.answers.mask)
         rate = log_density(reference, answers, 512).exp().mean()
-        return float(torch.logit(rate))
+        return float(torch.logit(rate.clamp(1e-6, 1 - 1e-6)))
 
     def keep(self, run: Run[Any], measured: Measurement, samples: Samples, most: int = 200) -> None:
         """Store a measurement with the first samples it was taken on."""
         measured.save(run.folder / "measurement.safetensors")
         samples.save(run.folder / "samples.safetensors")
         run.write_jsonl("samples.jsonl", list(self._readable(samples.select(slice(0, most)))))
+
+    def value_report(self, value: ValueHead, reference: LanguageModel, test: Test) -> dict[str, Tensor]:
+        """How good the value is on fresh rollouts of test graphs: loss and stated p at every token.
+
+        `p_right_t`, `p_wrong_t`: the stated success probability after token t, among completions that turn out
+        right, and those that turn out wrong; a calibrated value before the first hop states p₀ in both.
+        """
+        prompts, key = self.prompts("test", test.graphs)
+        s, b = self.stream.child("value-test"), test.batch_size
+        drawn = draw_in_batches(reference, prompts, max_new_tokens=self.width, stream=s, batch_size=b)
+        right = ExactAnswer(key.answers)(drawn)
+        with torch.no_grad():
+            values = torch.cat([value.values(drawn.select(slice(k, k + b))) for k in range(0, len(drawn), b)])
+        loss, p = value_loss(values, right).double(), values[..., 0].sigmoid().double()
+        out = {f"value_loss_{t + 1}": loss[:, t] for t in range(self.width)}
+        out |= {f"p_right_{t + 1}": p[right == 1, t] for t in range(self.width) if (right == 1).any()}
+        return out | {f"p_wrong_{t + 1}": p[right == 0, t] for t in range(self.width) if (right == 0).any()}
 
     def _readable(self, samples: Samples) -> Iterable[dict[str, Any]]:
         prompts = self.tokenizer.decode(samples.row_prompts)

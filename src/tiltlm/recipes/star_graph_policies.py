@@ -30,32 +30,8 @@ from tiltlm.train import checkpoints
 
 
 @dataclass(frozen=True)
-class Policy(Rollouts):
-    """What the policy methods share: a copy of the reference is trained, then measured."""
-
-    target: Goal = Goal()
-    test: Test = Test()
-
-    def inputs(self) -> dict[str, Recipe]:
-        return {"base": self.up(Base), "rollouts": self.up(Rollouts)}
-
-    def decoder(self, run: Run[Any]) -> LanguageModel:
-        """The trained policy."""
-        return self.lab().load(checkpoints(run.folder)[-1])
-
-    def measured(self, run: Run[Any]) -> None:
-        lab = self.lab()
-        ruler = lab.ruler(self.reference(run), self.target.beta, self.test)
-        policy = self.decoder(run)
-        measured, samples = ruler.measure(policy)
-        measured = Measurement(dict(measured.values) | lab.forced(policy, self.test))
-        lab.keep(run, measured, samples)
-        run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
-
-
-@dataclass(frozen=True)
-class PairPolicy(Policy):
-    """A policy method that learns from the rollouts' pairs."""
+class PairPolicy(Rollouts):
+    """A policy that learns from the rollouts' pairs: a copy of the reference, trained."""
 
     def objective(self) -> Objective:
         raise NotImplementedError
@@ -63,22 +39,28 @@ class PairPolicy(Policy):
     def settings(self) -> Fit:
         raise NotImplementedError
 
+    def inputs(self) -> dict[str, Recipe]:
+        return {"base": self.up(Base), "rollouts": self.up(Rollouts)}
+
     def build(self, run: Run[Any]) -> None:
         lab, reference = self.lab(), self.reference(run)
         pairs: Pairs = read_pairs(run.inputs["rollouts"].folder / "pairs.jsonl").pairs.to(lab.device)
         pairs = referenced_pairs(pairs, reference, self.rollouts.batch_size)
         experience = Offline(pairs, self.settings().batch_size, lab.stream.child(self.stage, "data"))
         fit(run, lab, copy_of(reference), self.objective(), experience, self.settings())
-        self.measured(run)
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        """The trained policy."""
+        return self.lab().load(checkpoints(run.folder)[-1])
 
 
 @dataclass(frozen=True)
-class DPO(PairPolicy):
-    """DPO on the pairs."""
+class DPOPolicy(PairPolicy):
+    """Train by DPO on the pairs."""
 
     dpo: DPOLoss = DPOLoss()
     dpo_fit: Fit = POLICY_FIT
-    stage: ClassVar[str] = "dpo"
+    stage: ClassVar[str] = "dpo-policy"
 
     def objective(self) -> Objective:
         return self.dpo
@@ -88,12 +70,12 @@ class DPO(PairPolicy):
 
 
 @dataclass(frozen=True)
-class RPO(PairPolicy):
-    """DPO + alpha · NLL on the pairs."""
+class RPOPolicy(PairPolicy):
+    """Train by DPO + alpha · NLL on the pairs."""
 
     rpo: RPOLoss = RPOLoss()
     rpo_fit: Fit = POLICY_FIT
-    stage: ClassVar[str] = "rpo"
+    stage: ClassVar[str] = "rpo-policy"
 
     def objective(self) -> Objective:
         return self.rpo
@@ -103,12 +85,15 @@ class RPO(PairPolicy):
 
 
 @dataclass(frozen=True)
-class Reinforce(Policy):
-    """REINFORCE on the policy's own samples, at temperature 1 (the original's top_k=1 never explores)."""
+class ReinforcePolicy(Base):
+    """Train by REINFORCE on own samples, at temperature 1 (the original's top_k=1 never explores)."""
 
     reinforce: ReinforceSettings = ReinforceSettings()
     reinforce_fit: Fit = POLICY_FIT
-    stage: ClassVar[str] = "reinforce"
+    stage: ClassVar[str] = "reinforce-policy"
+
+    def inputs(self) -> dict[str, Recipe]:
+        return {"base": self.up(Base)}
 
     def build(self, run: Run[Any]) -> None:
         lab, reference, s = self.lab(), self.reference(run), self.reinforce
@@ -120,9 +105,59 @@ class Reinforce(Policy):
             prompts,
             self.reinforce_fit.batch_size,
             lab.width,
-            lab.stream.child("reinforce", "data"),
+            lab.stream.child(self.stage, "data"),
             n=s.n,
             reference=reference if s.beta > 0 else None,
         )
         fit(run, lab, policy, ReinforceLoss(s.baseline, s.beta), experience, self.reinforce_fit)
-        self.measured(run)
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        """The trained policy."""
+        return self.lab().load(checkpoints(run.folder)[-1])
+
+
+@dataclass(frozen=True)
+class Measured(Base):
+    """A trained policy against the target. Measuring is a run of its own: another beta trains nothing again."""
+
+    target: Goal = Goal()
+    test: Test = Test()
+    trained: ClassVar[type[Base]] = Base
+
+    def inputs(self) -> dict[str, Recipe]:
+        return {"base": self.up(Base), "policy": self.up(self.trained)}
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        """The trained policy."""
+        return self.lab().load(checkpoints(run.inputs["policy"].folder)[-1])
+
+    def build(self, run: Run[Any]) -> None:
+        lab, policy = self.lab(), self.decoder(run)
+        measured, samples = lab.ruler(self.reference(run), self.target.beta, self.test).measure(policy)
+        measured = Measurement(dict(measured.values) | lab.forced(policy, self.test))
+        lab.keep(run, measured, samples)
+        run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
+
+
+@dataclass(frozen=True)
+class DPO(Measured, DPOPolicy):
+    """DPO on the pairs, measured."""
+
+    stage: ClassVar[str] = "dpo"
+    trained: ClassVar[type[Base]] = DPOPolicy
+
+
+@dataclass(frozen=True)
+class RPO(Measured, RPOPolicy):
+    """DPO + alpha · NLL on the pairs, measured."""
+
+    stage: ClassVar[str] = "rpo"
+    trained: ClassVar[type[Base]] = RPOPolicy
+
+
+@dataclass(frozen=True)
+class Reinforce(Measured, ReinforcePolicy):
+    """REINFORCE, measured."""
+
+    stage: ClassVar[str] = "reinforce"
+    trained: ClassVar[type[Base]] = ReinforcePolicy

@@ -23,35 +23,38 @@ from tiltlm.tasks.star_graph_tokens import AnswerKey
 
 
 def write_report(
-    run: Run[Any], lab: Lab, reference: LanguageModel, beta: float, test: Test, parts: dict[str, Run[Any]]
+    run: Run[Any], lab: Lab, reference: LanguageModel, beta: float, test: Test, methods: list[str]
 ) -> None:
-    """report.json, frontier.png, results_deg_D_path_L.json, and the table on standard output."""
+    """report.json, frontier.png and results_deg_D_path_L.json."""
     ruler = lab.ruler(reference, beta, test)
     _, key = lab.prompts("test", test.graphs)
     log_arms = arm_log_probs(reference, ruler, key, test)
     seed, name = run.recipe.seed, run.recipe.name
     measured, _ = ruler.measure(reference)
     rows = measured.rows(name, "reference", seed)
-    for part in parts.values():
-        rows += json.loads((part.folder / "report.json").read_text())
+    for method in methods:
+        rows += json.loads((run.inputs[method].folder / "report.json").read_text())
     rows += optimum(ruler, log_arms).rows(name, "optimum (exact)", seed)
     run.write_json("report.json", rows)
     run.write_json(f"results_deg_{lab.world.degree}_path_{lab.world.path_length}.json", results(rows, beta))
     curve = binary_curve(log_arms[:, 0], torch.logspace(-1.7, 2, 120))
-    title = f"star graph G({lab.world.degree},{lab.world.path_length}), seed {seed}"
-    picture = frontier_plot(rows, curve, run.folder / "frontier.png", title)
-    show(rows, beta, title, str(picture))
+    frontier_plot(rows, curve, run.folder / "frontier.png", title_of(lab))
 
 
-def show(rows: list[dict[str, Any]], beta: float, title: str, picture: str) -> None:
+def title_of(lab: Lab) -> str:
+    return f"star graph G({lab.world.degree},{lab.world.path_length}), seed {lab.seed}"
+
+
+def show_report(run: Run[Any], lab: Lab, beta: float) -> None:
     """Print the table of the target's beta, the one of the other temperatures, and where the picture is."""
-    out = Console(width=130, highlight=False)
+    rows: list[dict[str, Any]] = json.loads((run.folder / "report.json").read_text())
+    title, out = title_of(lab), Console(width=130, highlight=False)
     other = [row for row in rows if "(beta" in row["method"]]
     out.print(table([row for row in rows if row not in other], f"{title}: pi* ∝ pi_ref · exp(r/{beta:g})"))
     if other:
         out.print(table(other, "the same value model at other temperatures, each against its own pi*"))
     out.print("KL and log Z in nats; ± is one standard error over test graphs.")
-    out.print(f"picture: {picture}")
+    out.print(f"picture: {run.folder / 'frontier.png'}", soft_wrap=True)
 
 
 def arm_log_probs(reference: LanguageModel, ruler: Ruler, key: AnswerKey, test: Test) -> Tensor:

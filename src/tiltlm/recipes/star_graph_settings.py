@@ -31,7 +31,7 @@ class World:
     """Predict all tokens of a path at once, from the prompt and dummies."""
 
     pretrain: int = 0
-    """Graphs for pre-training; 0: fresh ones at every step."""
+    """Graphs for pre-training; 0: fresh ones at every step (with a folder: all there are)."""
 
     posttrain: int = 8000
     """Graphs for everything after pre-training."""
@@ -43,7 +43,7 @@ class World:
     """What pre-training copies: a random arm of each graph (the walker), or the path to the goal (the paper)."""
 
     folder: str = ""
-    """Read the original's text files in this folder instead of generating graphs."""
+    """Read the original's text files in this folder (the first `posttrain`, … graphs), instead of generating."""
 
     def __post_init__(self) -> None:
         if min(self.pretrain, self.posttrain, self.test) < 0:
@@ -77,7 +77,7 @@ class Network:
 
     dropout: float = 0.0
     device: str = "cpu"
-    """cpu, cuda, cuda:1, …"""
+    """cpu, cuda, cuda:1, …, or auto: cuda where there is one."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,9 @@ class RolloutSettings:
     n: int = 2
     """Labelled completions per graph (0: none, only pairs)."""
 
+    pairs: str = ""
+    """Take the pairs from this .jsonl file, in the original's format, instead of drawing them."""
+
     max_tries: int = 1000
     """Draws per graph until the first wrong one, for the pairs."""
 
@@ -129,7 +132,7 @@ class ValueSettings:
     """Labelled rollouts, or the paper's pairs (half right by construction, so not calibrated)."""
 
     calibrate: bool = False
-    """Add the logit of the reference's success rate when decoding: puts right what pairs leave out."""
+    """Add the logit of the reference's mean success rate when decoding: puts right what pairs leave out."""
 
     start: Literal["reference", "pretrained"] = "reference"
     """The body's first weights: the trained reference's, or those of the network it began as."""
@@ -148,6 +151,10 @@ class ValueSettings:
         Pace(steps=2500, warmup=30, until=0.05, watch=("value_loss/2",)),
     )
 
+    def __post_init__(self) -> None:
+        if self.calibrate and self.data != "pairs":
+            raise ValueError("calibrate puts right what *pairs* leave out; a value learned on rollouts needs none")
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -156,12 +163,9 @@ class Goal:
     beta: float = 0.1
     """Divides the reward: smaller leans harder on it."""
 
-    also: tuple[float, ...] = (0.3, 1.0)
-    """Further temperatures at which Q# and CD are measured; one value model serves all."""
-
     def __post_init__(self) -> None:
-        if not all(beta > 0 for beta in (self.beta, *self.also)):
-            raise ValueError(f"beta must be positive: it divides the reward; got {self.beta} and also {self.also}")
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive: it divides the reward; got {self.beta}")
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,13 @@ class Guide:
 
     temperature: float = 1.0
     """Divides the reference's logits before the value's offset is added."""
+
+    also: tuple[float, ...] = (0.3, 1.0)
+    """Further temperatures of the target at which Q# and CD are measured; one value model serves all."""
+
+    def __post_init__(self) -> None:
+        if not all(beta > 0 for beta in self.also):
+            raise ValueError(f"beta must be positive: it divides the reward; got also {self.also}")
 
 
 @dataclass(frozen=True)

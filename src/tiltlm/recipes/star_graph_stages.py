@@ -25,13 +25,14 @@ from tiltlm.recipes.star_graph_settings import (
     World,
 )
 from tiltlm.rewards.exact_answer import ExactAnswer
+from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples
-from tiltlm.tasks.star_graph import SIZES, generate_files
+from tiltlm.tasks.star_graph import file_name, write_lines
 from tiltlm.tasks.star_graph_pairs import collect_pairs, read_pairs, write_pairs
-from tiltlm.train import checkpoints
+from tiltlm.train import checkpoints, keep_as_it_is
 from tiltlm.twists.cd import CD as CDRule
 from tiltlm.twists.fudge import Fudge as FudgeRule
 from tiltlm.twists.q_sharp import QSharp as QSharpRule
@@ -40,14 +41,14 @@ from tiltlm.twists.value import Rule, ValueLearning, ValueTwist
 
 @dataclass(frozen=True)
 class Graphs(Recipe):
-    """Write the world's graphs as text files of the original's format; `--world.folder` reads them."""
+    """Write the world's graphs as text files of the original's format; `--world.folder` reads them back."""
 
     world: World = World(pretrain=200_000, posttrain=200_000, test=20_000)
     stage: ClassVar[str] = "graphs"
 
     def build(self, run: Run[Any]) -> None:
-        sizes = {split: n for split in SIZES if (n := vars(self.world)[split]) > 0}
-        generate_files(run.folder, self.world.graph, seed=self.seed, sizes=sizes, overwrite=True)
+        for split, graphs in Lab(self.world, Network(), self.seed).all_graphs().items():
+            write_lines(run.folder / file_name(self.world.graph, split, len(graphs)), graphs, overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class Base(Recipe):
     world: World = World()
     network: Network = Network()
     base: Fit = BASE_FIT
+    pretrained: str = ""
+    """Take this trained model (a folder or hub name) as the reference, and train none."""
+
     stage: ClassVar[str] = "base"
 
     def lab(self) -> Lab:
@@ -64,14 +68,11 @@ class Base(Recipe):
 
     def build(self, run: Run[Any]) -> None:
         lab = self.lab()
-        fit(
-            run,
-            lab,
-            lab.fresh_network(),
-            SFT(watch_positions=True),
-            lab.pretraining(self.base.batch_size),
-            self.base,
-        )
+        if self.pretrained:
+            keep_as_it_is(lab.load(self.pretrained), run.folder)
+            return
+        objective, experience = SFT(watch_positions=True), lab.pretraining(self.base.batch_size)
+        fit(run, lab, lab.fresh_network(), objective, experience, self.base)
 
     def reference(self, run: Run[Any]) -> CausalLM:
         """The pre-trained model: the base among the inputs, or this run's own."""
@@ -95,25 +96,16 @@ class Rollouts(Base):
     def build(self, run: Run[Any]) -> None:
         lab, reference, s = self.lab(), self.reference(run), self.rollouts
         prompts, key = lab.prompts("posttrain")
-        stream = lab.stream.child("rollouts")
-        pairs = collect_pairs(
-            reference,
-            prompts,
-            key.answers,
-            stream=stream.child("pairs"),
-            max_tries=s.max_tries,
-            batch_size=s.batch_size,
-        )
+        stream, b = lab.stream.child("rollouts"), s.batch_size
+        if s.pairs:
+            pairs = read_pairs(s.pairs)
+        else:
+            own = stream.child("pairs")
+            pairs = collect_pairs(reference, prompts, key.answers, stream=own, max_tries=s.max_tries, batch_size=b)
         write_pairs(run.folder / "pairs.jsonl", pairs, overwrite=True)
         if s.n > 0:
-            drawn = draw_in_batches(
-                reference,
-                prompts,
-                n=s.n,
-                max_new_tokens=lab.width,
-                stream=stream.child("labelled"),
-                batch_size=s.batch_size,
-            )
+            own, width = stream.child("labelled"), lab.width
+            drawn = draw_in_batches(reference, prompts, n=s.n, max_new_tokens=width, stream=own, batch_size=b)
             drawn.with_(reward=ExactAnswer(key.answers)(drawn)).save(run.folder / "rollouts.safetensors")
 
 
@@ -124,6 +116,12 @@ class Classifier(Rollouts):
     value: ValueSettings = ValueSettings()
     stage: ClassVar[str] = "classifier"
 
+    def __post_init__(self) -> None:
+        if self.value.data == "rollouts" and self.rollouts.n < 1:
+            raise ValueError("--value.data rollouts needs labelled draws: set --rollouts.n to 1 or more")
+        if self.world.teacherless and self.value.lm_weight > 0:
+            raise ValueError("a teacherless reference reads no answers: set --value.lm-weight 0")
+
     def inputs(self) -> dict[str, Recipe]:
         return {"base": self.up(Base), "rollouts": self.up(Rollouts)}
 
@@ -133,6 +131,8 @@ class Classifier(Rollouts):
         value = ValueHead(body, per_token=s.head == "q", mlp_layers=s.mlp_layers)
         experience = Offline(self.labelled(run).to(lab.device), s.fit.batch_size, lab.stream.child("value-data"))
         fit(run, lab, value, ValueLearning(lm_weight=s.lm_weight, watch_positions=True), experience, s.fit)
+        measured = Measurement(lab.value_report(value, self.reference(run), Test()))
+        run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
 
     def labelled(self, run: Run[Any]) -> Samples:
         """The data the value learns from, every row with its reward."""
@@ -160,7 +160,7 @@ class QSharp(Classifier):
 
     def decoder(self, run: Run[Any], beta: float | None = None) -> LanguageModel:
         """The guided language model at `beta` (default: the target's)."""
-        value = ValueHead.load(checkpoints(run.inputs["classifier"].folder)[-1], device=self.network.device)
+        value = ValueHead.load(checkpoints(run.inputs["classifier"].folder)[-1], device=self.lab().device)
         log_odds = self.lab().base_log_odds(self.reference(run)) if self.value.calibrate else 0.0
         twist = ValueTwist(value, self.rule(beta or self.target.beta), log_odds=log_odds)
         return Guided(self.reference(run), twist, top_k=self.guide.top_k, temperature=self.guide.temperature)
@@ -179,7 +179,7 @@ class QSharp(Classifier):
 
     def betas(self) -> tuple[float, ...]:
         """The further temperatures this decoder is measured at."""
-        return self.target.also
+        return tuple(beta for beta in self.guide.also if beta != self.target.beta)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ only the mean 0.05 of the right branch; Q# sees its chance of 1. The claim check
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,6 +46,9 @@ class Solve(Recipe):
         rows = [row for p_left, beta in self.cases for row in solve_case(p_left, beta)]
         head = {"recipe": self.name, "stderr": 0.0, "n": 1, "seed": self.seed}
         run.write_json("report.json", [{**head, **row} for row in rows])
+
+    def show(self, run: Run[Any]) -> None:
+        show(json.loads((run.folder / "report.json").read_text()))
 
 
 def exact_values(solution: Solution) -> TableValues:

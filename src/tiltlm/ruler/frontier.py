@@ -20,7 +20,7 @@ def binary_curve(log_p: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
     """(KL(pi*‖pi_ref), E_pi*[r]) averaged over prompts, for every beta; log_p [P] as in `BinaryTarget`."""
     targets = [BinaryTarget(log_p, float(beta)) for beta in betas]
     kl = torch.stack([t.kl_to_reference.mean() for t in targets])
-    return kl, torch.stack([t.success.mean() for t in targets])
+    return kl.cpu(), torch.stack([t.success.mean() for t in targets]).cpu()
 
 
 MARKERS = "osD^vP*X<>"

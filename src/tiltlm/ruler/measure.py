@@ -29,6 +29,7 @@ UNITS = {
     "kl_to_reference": "nats",
     "kl_to_target": "nats",
     "log_z": "nats",
+    "forced_loss": "nats",
 }
 """Units of the ruler's own metrics; what a task checks is a rate."""
 
@@ -68,7 +69,7 @@ class Measurement:
 
 
 def unit_of(metric: str) -> str:
-    return UNITS.get(metric, "rate")
+    return "nats" if metric.startswith("value_loss") else UNITS.get(metric, "rate")
 
 
 @dataclass(frozen=True)

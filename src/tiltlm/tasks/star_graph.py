@@ -264,7 +264,7 @@ def generate_files(
     from tiltlm.seeds import stream  # here, not above: it loads torch
 
     folder = Path(folder)
-    paths = {name: folder / f"{world.file_stem}_{_short(n)}_{name}.txt" for name, n in sizes.items()}
+    paths = {name: folder / file_name(world, name, n) for name, n in sizes.items()}
     _refuse(list(paths.values()), overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in paths.items():
@@ -273,6 +273,7 @@ def generate_files(
     return paths
 
 
-def _short(n: int) -> str:
-    """200000 -> 200k, 1500 -> 1500."""
-    return f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
+def file_name(world: StarGraph, split: str, n: int) -> str:
+    """The original's name for a file of n graphs: deg_2_path_5_nodes_50_200k_pretrain.txt."""
+    short = f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
+    return f"{world.file_stem}_{short}_{split}.txt"

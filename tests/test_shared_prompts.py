@@ -1,0 +1,84 @@
+"""Prompts that several rows answer are run once: states and gradients must be those of running every row alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from families import FAMILIES, VOCAB, build
+from tiltlm.models import backbone
+from tiltlm.models.backbone import hidden, hidden_of
+from tiltlm.samples import Samples, Tokens
+
+RAGGED = [[3, 4, 5, 6, 7, 8, 9], [10, 11], [1], [12, 13, 14]]
+EQUAL = [[3, 4, 5], [10, 11, 2], [1, 1, 6], [12, 13, 14]]
+
+
+def answers(prompts: list[list[int]], rows: list[int]) -> Samples:
+    """Rows of 1 to 6 tokens that answer the prompts at `rows`."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([1 + k % 6 for k in range(len(rows))])
+    mask = torch.arange(6) < lengths[:, None]
+    tokens = torch.randint(VOCAB, mask.shape, generator=generator) * mask
+    return Samples(Tokens.of(prompts), torch.tensor(rows), tokens, mask)
+
+
+@pytest.fixture
+def shared(monkeypatch) -> list[bool]:
+    """Notes every time prompts were shared."""
+    noted: list[bool] = []
+    original = backbone._behind_shared_prompts
+
+    def noting(*arguments):
+        noted.append(True)
+        return original(*arguments)
+
+    monkeypatch.setattr(backbone, "_behind_shared_prompts", noting)
+    return noted
+
+
+@pytest.mark.parametrize("prompts", [EQUAL, RAGGED], ids=["equal", "ragged"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_prompts_change_neither_states_nor_gradients(family, prompts, shared):
+    model, samples = build(family), answers(prompts, [2, 0, 0, 3, 2, 0, 3, 2])
+    sequences = samples.sequences()
+    weight = torch.randn(*sequences.ids.shape, 16, generator=torch.Generator().manual_seed(1))
+    weight = weight * sequences.mask[:, :, None]
+
+    def value_and_gradient(states: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        width = sequences.ids.shape[1]
+        (states[:, :width] * weight).sum().backward()
+        gradient = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return states[:, :width][sequences.mask].detach(), gradient
+
+    alone, alone_gradient = value_and_gradient(hidden(model.model, sequences))
+    together, gradient = value_and_gradient(hidden_of(model.model, samples))
+    assert shared == [True]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    for a, b in zip(gradient, alone_gradient, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+
+
+def test_rows_that_share_too_little_are_run_one_by_one(shared):
+    hidden_of(build("gpt2").model, answers(EQUAL, [0, 1, 2, 2]))
+    assert shared == []
+
+
+def test_a_network_that_recomputes_activations_shares_nothing_while_it_trains(shared):
+    model, samples = build("gpt2"), answers(EQUAL, [0, 0, 1, 1])
+    expected = hidden(model.model, samples.sequences()).detach()
+    model.model.gradient_checkpointing_enable()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(hidden_of(model.train().model, samples).detach(), expected)
+    assert shared == []
+
+
+def test_padding_never_runs_past_the_last_position(shared):
+    """Longest prompt plus longest completion is 66 tokens, two more than the network has positions."""
+    prompts = [list(range(20)) * 3, [1, 2]]
+    expected = hidden(build("gpt2").model, answers(prompts, [0, 1, 1, 1, 1, 1]).sequences())
+    torch.testing.assert_close(hidden_of(build("gpt2").model, answers(prompts, [0, 1, 1, 1, 1, 1])), expected)
+    assert shared == []
