@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tiltlm import cli
-from tiltlm.commands.run import grid
+from tiltlm.commands.run import grid, what_varies
 
 # A walker too small and too short to learn anything: it exercises every stage in seconds.
 TINY = ["--network.layers", "1", "--network.width", "16", "--network.mlp", "16"]
@@ -269,6 +269,20 @@ def test_score_with_a_function_of_ones_own(tmp_path):
     assert done.returncode == 2 and "never replace" in done.stderr
 
 
+def test_over_seeds_by_hand():
+    """Values 1, 2, 6: mean 3, standard deviation √7, standard error √(7/3) = 1.5275."""
+    from tiltlm.ruler.table import over_seeds
+
+    head = {"recipe": "r", "method": "m", "metric": "reward", "stderr": 0.1, "n": 9, "unit": "reward"}
+    (row,) = over_seeds([{**head, "value": v, "seed": k} for k, v in enumerate([1.0, 2.0, 6.0])])
+    assert (row["value"], row["n"]) == (3.0, 3) and row["stderr"] == pytest.approx(1.5275, abs=1e-4)
+
+
+def test_what_varies_in_a_grid():
+    points = grid(["--seed", "1,2", "--target.beta=0.5,1", "--world.reverse"])
+    assert what_varies(points[3], points) == {"--seed": "--seed 2", "--target.beta": "--target.beta=1"}
+
+
 def test_graphs_are_written_in_the_original_s_format_and_read_back(tmp_path):
     """`star-graph/graphs`, then a base pre-trained from that folder; a folder without the files is refused."""
     sizes = ["--world.pretrain", "64", "--world.posttrain", "80", "--world.test", "50"]
@@ -288,7 +302,8 @@ def test_graphs_are_written_in_the_original_s_format_and_read_back(tmp_path):
 
 def test_sweep_runs_the_grid_and_finds_what_is_done(tmp_path):
     args = ["sweep", "tree/solve", "--seed", "1,2"]
-    assert len(tiltlm(*args, cwd=tmp_path).stdout.split("runs/tree/solve/")) == 3
+    out = tiltlm(*args, cwd=tmp_path).stdout
+    assert len(out.split("runs/tree/solve/")) == 3 and "--seed 2" in out and "mean over 2 seeds" in out
     before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("DONE"))
     tiltlm(*args, cwd=tmp_path)
     assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("DONE")) == before and len(before) == 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
-from tiltlm.ruler.table import table
+from tiltlm.ruler.table import over_seeds, table
 from tiltlm.run import ROOT, Recipe, ensure
 
 
@@ -57,13 +57,19 @@ def run(args: list[str]) -> int:
     return 0
 
 
+SWEEP_USAGE = """\
+usage: tiltlm sweep RECIPE --setting value[,value…] …
+
+Runs every combination of the comma-separated values, one after the other; points that are done are found, not run
+again. Ends in a table of all points, and one over seeds if --seed has several values.
+`tiltlm run RECIPE --help` lists the settings."""
+
+
 def sweep(args: list[str]) -> int:
-    """Run a grid; every comma-separated value is an axis. Points that are done are found, not run again."""
+    """Run a grid; every comma-separated value is an axis."""
     prepare()
     if not args or args[0] in ("-h", "--help"):
-        print(
-            "usage: tiltlm sweep RECIPE --setting value[,value…] …\n\nRuns every combination, one after the other."
-        )
+        print(SWEEP_USAGE)
         return 0
     name, points = args[0], grid(args[1:])
     recipes = [parse([name, *point], "sweep") for point in points]  # all mistakes come before any work
@@ -73,11 +79,33 @@ def sweep(args: list[str]) -> int:
         finished = ensure(value, runs_root())
         report = finished.folder / "report.json"
         found = json.loads(report.read_text()) if report.is_file() else []
-        rows += [{**row, "method": f"{row['method']}  {' '.join(point)}"} for row in found]
-        print(finished.folder, file=sys.stdout)
-    if rows:
-        Console(width=150, highlight=False).print(table(rows, f"sweep of {name}"))
+        rows += [{**row, "point": what_varies(point, points)} for row in found]
+        print(finished.folder)
+    _show_sweep(rows, f"sweep of {name}", len({value.seed for value in recipes}))
     return 0
+
+
+def _show_sweep(rows: list[dict[str, Any]], title: str, seeds: int) -> None:
+    out = Console(width=150, highlight=False)
+    labelled = [{**row, "method": f"{row['method']}  {' '.join(row['point'].values())}"} for row in rows]
+    if rows:
+        out.print(table(labelled, title))
+    if rows and seeds > 1:
+        unseeded = [" ".join(v for flag, v in row["point"].items() if flag != "--seed") for row in rows]
+        merged = [
+            {**row, "method": f"{row['method']}  {rest}".strip()} for row, rest in zip(rows, unseeded, strict=True)
+        ]
+        out.print(table(over_seeds(merged), f"{title}: mean over {seeds} seeds ± standard error over seeds"))
+
+
+def what_varies(point: Sequence[str], points: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Of a point of a grid, the options that differ between points: flag -> flag and value."""
+    varying: dict[str, str] = {}
+    for i, token in enumerate(point):
+        if len({other[i] for other in points}) > 1:
+            flag = token.partition("=")[0] if token.startswith("--") else point[i - 1]
+            varying[flag] = token if token.startswith("--") else f"{flag} {token}"
+    return varying
 
 
 def grid(args: Sequence[str]) -> list[list[str]]:

@@ -3,7 +3,9 @@
 Two paths, one padding rule each:
 
 - *scoring* (`hidden`): rows right-padded, no mask at all. Under causal attention no real token sees the
-  padding behind it, so the fast unmasked kernel is exact.
+  padding behind it, so the fast unmasked kernel is exact. Prompts that several rows answer (the two sides of a
+  pair, a group of draws) are run once, and their keys and values handed to all those rows, gradients included
+  (`hidden_of`).
 - *decoding* (`BackboneState`): rows moved to the right edge of the cache, so that the next token of every row
   is written in the same column and a sliding window sees no holes. The mask is left out when rows are equally
   long.
@@ -21,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
-from tiltlm.samples import Tokens
+from tiltlm.samples import Samples, Tokens
 
 
 class BufferLayer(DynamicLayer):
@@ -103,6 +105,53 @@ def hidden(model: PreTrainedModel, sequences: Tokens) -> Tensor:
     return body_of(model)(input_ids=sequences.ids, position_ids=positions, use_cache=False).last_hidden_state
 
 
+def hidden_of(model: PreTrainedModel, samples: Samples) -> Tensor:
+    """`hidden` of `samples.sequences()`, [N, L, D], running a prompt that several rows answer only once.
+
+    Costs the memory of a decoding cache of the same rows. Where prompts have fewer than two rows each on average,
+    nothing is shared.
+    """
+    used, row = samples.prompt_index.unique(return_inverse=True)
+    prompts = samples.prompts.select(used)
+    if 0 < 2 * len(used) <= len(samples) and _can_share(model, prompts, samples.tokens.shape[1]):
+        return _behind_shared_prompts(body_of(model), prompts, row, samples.completions)
+    return hidden(model, samples.sequences())
+
+
+def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:
+    """Networks that recompute activations take no cache, and padding must not run past the last position."""
+    recomputes = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    limit = getattr(model.config, "max_position_embeddings", None) or prompts.ids.shape[1] + new
+    fits = prompts.ids.shape[1] + new <= limit
+    return new > 0 and fits and not recomputes and int(prompts.lengths.min()) > 0
+
+
+def _behind_shared_prompts(body: nn.Module, prompts: Tokens, row: Tensor, completions: Tokens) -> Tensor:
+    """States of prompts[row] followed by completions, right-padded as `followed_by` would have them."""
+    cache = Cache(layer_class_to_replicate=DynamicLayer)
+    ids, positions, mask = _at_right_edge(prompts)
+    first = _cached_forward(body, ids, positions, mask, cache)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[row], layer.values[row]  # type: ignore[index, union-attr]
+    positions = prompts.lengths[row, None] + torch.arange(completions.ids.shape[1], device=ids.device)
+    if mask is not None:
+        mask = torch.cat([mask[row], torch.ones_like(completions.mask)], 1)
+    then = _cached_forward(body, completions.ids, positions, mask, cache)
+    states = torch.cat([first[row], then], 1)
+    if mask is None:
+        return states
+    width = states.shape[1]
+    source = torch.arange(width, device=ids.device) + (ids.shape[1] - prompts.lengths)[row, None]
+    return states.gather(1, source.clamp_max(width - 1)[:, :, None].expand_as(states))
+
+
+def _cached_forward(body: nn.Module, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+    output = body(
+        input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+    )
+    return output.last_hidden_state
+
+
 class BackboneState:
     """N prefixes behind which the body stands, with `last` [N, D], the hidden state of each row's last token."""
 
@@ -116,13 +165,11 @@ class BackboneState:
         if limit is not None and width + capacity > limit:
             raise ValueError(f"prompt ({width}) plus new tokens ({capacity}) exceed the model's {limit} positions")
         self.lengths = prompts.lengths
-        self.mask = None if bool(prompts.mask.all()) else _left_padded(prompts.mask, self.lengths)
         self.window = _attention_window(model.config)
         self._spare = 0  # columns of cache left over for peeking, grown on the first peek
         self.cache: Cache = Cache(layer_class_to_replicate=lambda: BufferLayer(width + capacity))  # type: ignore[arg-type]
-        ids = prompts.ids if self.mask is None else _left_padded(prompts.ids, self.lengths)
-        start = torch.arange(width, device=ids.device) - (width - self.lengths)[:, None]
-        self.last = self._forward(ids, start.clamp_min(0), self.mask)[:, -1]
+        ids, positions, self.mask = _at_right_edge(prompts)
+        self.last = self._forward(ids, positions, self.mask)[:, -1]
         self._peeked: tuple[Tensor, Tensor] | None = None  # candidates [N, K] and their hidden states [N, K, D]
 
     @property
@@ -130,14 +177,7 @@ class BackboneState:
         return self.cache.layers  # type: ignore[return-value]
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        output = self.body(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state
+        return _cached_forward(self.body, ids, positions, mask, self.cache)
 
     def append(self, tokens: Tensor) -> None:
         """Extend row n by `tokens[n]`; free if it was among the candidates just peeked at."""
@@ -223,6 +263,15 @@ def _attention_window(config: Any) -> int | None:
     if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
         return int(config.sliding_window)
     return None
+
+
+def _at_right_edge(prompts: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows moved to the right edge: ids, position ids and mask (None where rows are equally long)."""
+    width, lengths = prompts.ids.shape[1], prompts.lengths
+    positions = torch.arange(width, device=prompts.device) - (width - lengths)[:, None]
+    if bool(prompts.mask.all()):
+        return prompts.ids, positions, None
+    return _left_padded(prompts.ids, lengths), positions.clamp_min(0), _left_padded(prompts.mask, lengths)
 
 
 def _left_padded(x: Tensor, lengths: Tensor) -> Tensor:

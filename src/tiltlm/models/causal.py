@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tiltlm.models.backbone import BackboneState, body_of, fuse_activations, hidden
+from tiltlm.models.backbone import BackboneState, body_of, fuse_activations, hidden_of
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.samples import Samples, Tokens
 
@@ -129,7 +129,7 @@ class CausalLM(LanguageModel):
         return CausalState(self, BackboneState(self.model, prompts, capacity))
 
     def log_prob(self, samples: Samples) -> Tensor:
-        return self.log_prob_of_hidden(hidden(self.model, samples.sequences()), samples)
+        return self.log_prob_of_hidden(hidden_of(self.model, samples), samples)
 
     def log_prob_of_hidden(self, states: Tensor, samples: Samples) -> Tensor:
         """`log_prob` from the hidden states [N, L, D] of `samples.sequences()`, for those who need both."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from rich.markup import escape
 from rich.table import Table
+
+from tiltlm.ruler.estimate import mean
 
 HEADINGS = {
     "accuracy": "accuracy",
@@ -38,3 +41,15 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[
         found = {row["metric"]: row for row in rows if row["method"] == method}
         out.add_row(escape(method), *(cell(found.get(name)) for name in present))
     return out
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the same method and metric averaged over seeds; stderr is the spread over seeds, n their number."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["metric"]), []).append(row)
+    merged = []
+    for members in groups.values():
+        estimate = mean(torch.tensor([row["value"] for row in members], dtype=torch.float64))
+        merged.append({**members[0], "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n})
+    return merged
