@@ -7,12 +7,13 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test check format lint types clean help
+.PHONY: demo test check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
 	@echo "make test    every test"
 	@echo "make check   format, lint, types, tests"
+	@echo "make bench   speed and memory beside peers (BENCH_ARGS=--quick for a short run)"
 	@echo "make clean   remove .venv, runs and caches"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -44,6 +45,10 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint types test
+
+bench: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	for script in sampling guided dpo_step; do $(BIN)/python bench/$$script.py $(BENCH_ARGS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs demo .pytest_cache .ruff_cache .mypy_cache

@@ -65,7 +65,7 @@ class Engine:
         batch = objective.prepare(batch)
         total = self.total(objective.weight(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [self._accumulate(objective, batch.select(part), total) for part in self._micro(len(batch))]
+        parts = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
@@ -89,11 +89,12 @@ class Engine:
         step = self.optim.micro_batch or size
         return [slice(begin, min(begin + step, size)) for begin in range(0, size, step)]
 
-    def _accumulate(self, objective: Objective, part: Any, total: float) -> dict[str, Tensor]:
-        outcome = objective.loss(self.model, part)
+    def _accumulate(self, objective: Objective, batch: Any, part: slice, total: float) -> dict[str, Tensor]:
+        outcome = objective.loss(self.model, batch.select(part))
         if not bool(torch.isfinite(outcome.loss).all()):
             row = int((~torch.isfinite(outcome.loss)).nonzero()[0])
-            raise FloatingPointError(f"the loss of row {row} is {outcome.loss[row].item()}: nothing was updated")
+            value = outcome.loss[row].item()
+            raise FloatingPointError(f"the loss of row {part.start + row} is {value}: nothing was updated")
         (outcome.loss.sum() / total).backward()
         return {**outcome.metrics, "loss": outcome.loss.detach()}
 

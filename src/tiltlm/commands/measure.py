@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -74,7 +75,7 @@ def _measurement(run: Run[Any]) -> Measurement | None:
 def differences(first: Run[Any], a: Measurement, second: Run[Any], b: Measurement) -> Table:
     """first − second for the standard metrics, with a verdict at 95%."""
     name = f"{first.recipe.stage} [{first.recipe.key}] − {second.recipe.stage} [{second.recipe.key}]"
-    out = Table(title=escape(name), title_justify="left", header_style="bold")
+    out = Table(title=escape(name), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for heading in ("metric", "difference", "verdict"):
         out.add_column(heading)
     for row in paired(a, b):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -91,7 +92,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         "objective": "J",
         "v_star": "V*",
     }
-    out = Table(title="the two-branch tree, solved exactly", title_justify="left", header_style="bold")
+    out = Table(
+        title="the two-branch tree, solved exactly", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD
+    )
     out.add_column("method")
     for heading in metrics.values():
         out.add_column(escape(heading), justify="right")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,7 +34,7 @@ def cell(row: Mapping[str, Any] | None) -> str:
 def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[str, str] = HEADINGS) -> Table:
     """One line per method (in the order of first appearance), the metrics of `headings` that any row has."""
     present = [name for name in headings if any(row["metric"] == name for row in rows)]
-    out = Table(title=title, title_justify="left", header_style="bold")
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     out.add_column("method", no_wrap=True)
     for name in present:
         out.add_column(escape(headings[name]), justify="right", no_wrap=True)
