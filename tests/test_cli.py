@@ -81,7 +81,8 @@ def test_every_listed_recipe_can_be_made_and_knows_its_name():
         (["score", "exact-answr", "x", "--out", "y"], "exact-answer"),
         (["measure", "."], "not a run folder"),
         (["run", "star-graph/q-sharp", "--rollouts.n", "0"], "labelled draws"),
-        (["run", "star-graph/q-sharp", "--value.calibrate"], "needs none"),
+        (["run", "star-graph/dpo", "--rollouts.pairs", "gone.jsonl"], "gone.jsonl: no such file"),
+        (["run", "star-graph/q-sharp", "--guide.calibrate"], "needs none"),
     ],
 )
 def test_mistakes_end_in_one_line_that_helps(args, said, tmp_path):
@@ -201,6 +202,24 @@ def test_another_beta_measures_again_but_trains_nothing_again(tiny):
     fits = ["--dpo-fit.pace.steps=8", "--test.graphs=50", "--target.beta=0.3"]
     tiltlm("run", "star-graph/dpo", *TINY, "--rollouts.max-tries", "20", *fits, cwd=tiny)
     assert len(list((tiny / "runs/star-graph/dpo-policy").iterdir())) == 1
+    runs = {}
+    for folder in (tiny / "runs/star-graph/dpo").iterdir():
+        settings = json.loads((folder / "config.json").read_text())["settings"]
+        if settings["test"]["graphs"] == 50:
+            runs[settings["target"]["beta"]] = str(folder)
+    said = tiltlm("measure", runs[0.1], runs[0.3], cwd=tiny).stdout.split("verdict")[1]
+    assert "KL(q‖ref)" in said and "KL(q‖pi*)" not in said  # the targets differ, so that distance does not compare
+
+
+def test_sampling_from_what_draws_nothing_is_refused(tiny, tmp_path):
+    (tmp_path / "p.jsonl").write_text(PROMPTS)
+    args = ["--prompts", "p.jsonl", "--out", "y.jsonl"]
+    done = tiltlm("sample", str(run_of(tiny, "evaluate")), *args, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "draws nothing itself" in done.stderr
+    tiltlm("run", "tree/solve", cwd=tiny)
+    (tree,) = (tiny / "runs/tree/solve").iterdir()
+    done = tiltlm("sample", str(tree), *args, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "is no decoder" in done.stderr
 
 
 def test_a_model_of_ones_own_can_be_the_reference_and_pairs_can_come_from_a_file(tiny):

@@ -75,6 +75,13 @@ class Recipe:
         if report.is_file():
             Console(width=130, highlight=False).print(table(json.loads(report.read_text()), self.name))
 
+    def check(self) -> None:
+        """Look at what the settings name (files, say) before any work; raises if it is not there."""
+
+    def speech(self) -> tuple[Any, int | None]:
+        """The tokenizer of this recipe's texts, and the length its completions have; None where there is none."""
+        return None, None
+
     def up(self, kind: type[R]) -> R:
         """The recipe this one extends, with the same settings: a recipe has all the fields of what it needs."""
         return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
@@ -116,6 +123,7 @@ def ensure(recipe: R, root: Path = ROOT) -> Run[R]:
     run = find(recipe, root)
     if run.done:
         return run
+    recipe.check()
     for needed in run.inputs.values():
         ensure(needed.recipe, root)
     run.folder.mkdir(parents=True, exist_ok=True)

@@ -191,6 +191,8 @@ def fit(
 
 def keep_as_it_is(model: Saveable, folder: Path) -> None:
     """A model that needs no training, as checkpoint-0 of `folder`."""
+    if checkpoints(folder):
+        return
     aside = folder / ".checkpoint-0.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()

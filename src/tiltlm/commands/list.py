@@ -20,5 +20,6 @@ def list(args: Sequence[str]) -> int:
             }
             if names:
                 print(f"\n{family}: {line}")
-                print("\n".join(f"  {name:<28}{text}" for name, text in names.items()))
+                width = 2 + max(len(name) for name in names)
+                print("\n".join(f"  {name:<{width}}{text}" for name, text in names.items()))
     return 0

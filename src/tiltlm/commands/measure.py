@@ -79,11 +79,20 @@ def differences(first: Run[Any], a: Measurement, second: Run[Any], b: Measuremen
     for heading in ("metric", "difference", "verdict"):
         out.add_column(heading)
     for row in paired(a, b):
-        if row.metric in HEADINGS:
+        if row.metric in HEADINGS and row.metric not in _incomparable(first, second):
             out.add_row(
                 escape(HEADINGS[row.metric]), f"{row.estimate.value:+.4f} ± {row.estimate.stderr:.4f}", row.verdict
             )
     return out
+
+
+def _incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
+    """Metrics that mean different things in the two runs: their targets or references differ."""
+    one, other = vars(first.recipe), vars(second.recipe)
+    same_reference = all(one.get(name) == other.get(name) for name in ("network", "base", "pretrained"))
+    if not same_reference:
+        return {"kl_to_reference", "kl_to_target", "objective_gap"}
+    return set() if one.get("target") == other.get("target") else {"kl_to_target", "objective_gap"}
 
 
 def _same_prompts(first: Run[Any], second: Run[Any]) -> bool:

@@ -77,8 +77,7 @@ def _tokenizer(name: str) -> Any:
 
 
 def _of_run(run: Run[Any]) -> Decoder:
-    model, lab = run.recipe.decoder(run), run.recipe.lab()
-    return Decoder(model, lab.tokenizer.hf, lab.width)
+    return Decoder(run.recipe.decoder(run), *run.recipe.speech())
 
 
 def load_run(folder: Path) -> Run[Recipe]:

@@ -78,7 +78,8 @@ class Evaluate(QSharp, DPO, RPO, Reinforce):
     stage: ClassVar[str] = "evaluate"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        if {"q-sharp", "cd", "fudge"} & set(self.methods):
+            super().__post_init__()
         unknown = set(self.methods) - set(METHODS)
         if unknown:
             raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(METHODS)}")

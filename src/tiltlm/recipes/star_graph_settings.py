@@ -131,9 +131,6 @@ class ValueSettings:
     data: Literal["rollouts", "pairs"] = "rollouts"
     """Labelled rollouts, or the paper's pairs (half right by construction, so not calibrated)."""
 
-    calibrate: bool = False
-    """Add the logit of the reference's mean success rate when decoding: puts right what pairs leave out."""
-
     start: Literal["reference", "pretrained"] = "reference"
     """The body's first weights: the trained reference's, or those of the network it began as."""
 
@@ -150,10 +147,6 @@ class ValueSettings:
         Optim(lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01),
         Pace(steps=2500, warmup=30, until=0.05, watch=("value_loss/2",)),
     )
-
-    def __post_init__(self) -> None:
-        if self.calibrate and self.data != "pairs":
-            raise ValueError("calibrate puts right what *pairs* leave out; a value learned on rollouts needs none")
 
 
 @dataclass(frozen=True)
@@ -180,6 +173,9 @@ class Guide:
 
     also: tuple[float, ...] = (0.3, 1.0)
     """Further temperatures of the target at which Q# and CD are measured; one value model serves all."""
+
+    calibrate: bool = False
+    """Add the logit of the reference's mean success rate to a value learned on pairs, which leave it out."""
 
     def __post_init__(self) -> None:
         if not all(beta > 0 for beta in self.also):

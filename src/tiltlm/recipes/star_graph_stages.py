@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.policies.sft import SFT
+from tiltlm.progress import note
 from tiltlm.recipes.star_graph_lab import Lab, fit
 from tiltlm.recipes.star_graph_settings import (
     BASE_FIT,
@@ -79,8 +81,11 @@ class Base(Recipe):
         return self.lab().load(checkpoints(run.inputs.get("base", run).folder)[-1])
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
-        """What `tiltlm sample RUN` draws from."""
         return self.reference(run)
+
+    def speech(self) -> tuple[Any, int | None]:
+        lab = self.lab()
+        return lab.tokenizer.hf, lab.width
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,17 @@ class Rollouts(Base):
     def inputs(self) -> dict[str, Recipe]:
         return {"base": self.up(Base)}
 
+    def check(self) -> None:
+        if self.rollouts.pairs and not Path(self.rollouts.pairs).is_file():
+            raise FileNotFoundError(f"--rollouts.pairs {self.rollouts.pairs}: no such file")
+
     def build(self, run: Run[Any]) -> None:
         lab, reference, s = self.lab(), self.reference(run), self.rollouts
         prompts, key = lab.prompts("posttrain")
         stream, b = lab.stream.child("rollouts"), s.batch_size
         if s.pairs:
             pairs = read_pairs(s.pairs)
+            note(f"{len(pairs)} pairs from {s.pairs} ({pairs.filtered} left out: not as long as the answer)")
         else:
             own = stream.child("pairs")
             pairs = collect_pairs(reference, prompts, key.answers, stream=own, max_tries=s.max_tries, batch_size=b)
@@ -152,6 +162,11 @@ class QSharp(Classifier):
     test: Test = Test()
     stage: ClassVar[str] = "q-sharp"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guide.calibrate and self.value.data != "pairs":
+            raise ValueError("calibrate puts right what *pairs* leave out; a value learned on rollouts needs none")
+
     def inputs(self) -> dict[str, Recipe]:
         return {"base": self.up(Base), "rollouts": self.up(Rollouts), "classifier": self.up(Classifier)}
 
@@ -161,7 +176,7 @@ class QSharp(Classifier):
     def decoder(self, run: Run[Any], beta: float | None = None) -> LanguageModel:
         """The guided language model at `beta` (default: the target's)."""
         value = ValueHead.load(checkpoints(run.inputs["classifier"].folder)[-1], device=self.lab().device)
-        log_odds = self.lab().base_log_odds(self.reference(run)) if self.value.calibrate else 0.0
+        log_odds = self.lab().base_log_odds(self.reference(run)) if self.guide.calibrate else 0.0
         twist = ValueTwist(value, self.rule(beta or self.target.beta), log_odds=log_odds)
         return Guided(self.reference(run), twist, top_k=self.guide.top_k, temperature=self.guide.temperature)
 

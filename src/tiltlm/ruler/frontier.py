@@ -82,4 +82,4 @@ def _point(rows: Sequence[Mapping[str, Any]], method: str) -> tuple[Mapping[str,
 
 def _bar(row: Mapping[str, Any]) -> float:
     """1.96 standard errors; 0 where there is none."""
-    return 1.96 * row["stderr"] if row["stderr"] > 0 else 0.0
+    return 1.96 * (row["stderr"] or 0.0)

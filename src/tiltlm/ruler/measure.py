@@ -6,6 +6,7 @@ prompts can be compared in pairs (`compare.py`) and tables can be made again wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,14 @@ class Measurement:
         return {name: mean(x) for name, x in self.values.items()}
 
     def rows(self, recipe: str, method: str, seed: int) -> list[dict[str, Any]]:
-        """Rows of a report: {recipe, method, metric, value, stderr, n, unit, seed}."""
-        head = {"recipe": recipe, "method": method}
-        tail = {"seed": seed}
-        return [
-            {**head, "metric": name, "value": e.value, "stderr": e.stderr, "n": e.n, "unit": unit_of(name), **tail}
-            for name, e in self.estimates().items()
-        ]
+        """Report rows {recipe, method, metric, value, stderr, n, unit, seed}; stderr null where n = 1."""
+        head, tail = {"recipe": recipe, "method": method}, {"seed": seed}
+        rows = []
+        for name, e in self.estimates().items():
+            stderr = None if math.isnan(e.stderr) else e.stderr
+            numbers = {"metric": name, "value": e.value, "stderr": stderr, "n": e.n, "unit": unit_of(name)}
+            rows.append({**head, **numbers, **tail})
+        return rows
 
     def save(self, path: str | Path) -> None:
         """Write the observations to a safetensors file."""

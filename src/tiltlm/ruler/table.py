@@ -28,11 +28,16 @@ def cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "–"
     value = f"{row['value']:.3f}"
-    return value if not row["stderr"] > 0 else f"{value} ± {row['stderr']:.3f}"
+    return value if not (row["stderr"] or 0) > 0 else f"{value} ± {row['stderr']:.3f}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[str, str] = HEADINGS) -> Table:
-    """One line per method (in the order of first appearance), the metrics of `headings` that any row has."""
+    """One line per method (in the order of first appearance), the metrics of `headings` that any row has.
+
+    Rows with none of those metrics are shown with all they have.
+    """
+    if not any(row["metric"] in headings for row in rows):
+        headings = {row["metric"]: row["metric"] for row in rows}
     present = [name for name in headings if any(row["metric"] == name for row in rows)]
     out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     out.add_column("method", no_wrap=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 BLOCK = 256
 ROWS_AT_ONCE = 8
-"""Rows handled together when the vocabulary is large, so that the weights stay in the processor's cache."""
+"""Rows summed together when the vocabulary is large, so that the weights stay in the processor's cache."""
 
 
 @torch.no_grad()
@@ -24,42 +25,38 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     Returns: tokens int64 [N], log_prob float32 or wider [N].
     Raises: ValueError naming the first row that holds NaN or +inf, or has no possible token.
     """
-    if logits.shape[1] <= 4096 or logits.device.type != "cpu":
-        tokens, log_prob = _draw(logits, uniform)
-    else:
-        parts = zip(logits.split(ROWS_AT_ONCE), uniform.split(ROWS_AT_ONCE), strict=True)
-        drawn = [_draw(*part) for part in parts]
-        tokens, log_prob = torch.cat([d[0] for d in drawn]), torch.cat([d[1] for d in drawn])
+    step = ROWS_AT_ONCE if logits.shape[1] > 4096 and logits.device.type == "cpu" else max(1, len(logits))
+    parts = [_block_sums(part) for part in logits.split(step)]
+    top, sums = (torch.cat(side) for side in zip(*parts, strict=True))
+    cdf = sums.cumsum(1)
+    aim = uniform.to(cdf) * cdf[:, -1]
+    block = _first_above(cdf, aim)
+    before = pad(cdf, (1, 0)).gather(1, block[:, None])[:, 0]
+    tokens = block * BLOCK + _first_above(_inside(block, logits, top).cumsum(1), aim - before)
+    tokens.clamp_max_(logits.shape[1] - 1)
+    picked = logits.gather(1, tokens[:, None])[:, 0].to(top.dtype)
+    log_prob = picked - top[:, 0] - cdf[:, -1].log().to(top.dtype)
     if not bool(torch.isfinite(log_prob).all()):
         row = int((~torch.isfinite(log_prob)).nonzero()[0])
         raise ValueError(f"row {row} has NaN or +inf logits, or no possible token at all: nothing can be drawn")
     return tokens, log_prob
 
 
-def _draw(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def _block_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit [n, 1], and the weights exp(logit − top) summed by block, float64 [n, blocks]."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    n, size = wide.shape
     top = wide.amax(1, keepdim=True)
-    blocks = _weights(wide, top)
-    block_cdf = blocks.sum(2).double().cumsum(1)
-    total = block_cdf[:, -1]
-    aim = uniform.to(total) * total
-    block = _first_above(block_cdf, aim)
-    rows = torch.arange(len(block), device=logits.device)
-    before = torch.where(block > 0, block_cdf[rows, (block - 1).clamp_min(0)], 0.0)
-    cdf = blocks[rows, block].double().cumsum(1)
-    tokens = block * BLOCK + _first_above(cdf, aim - before)
-    picked = wide.gather(1, tokens.clamp_max(wide.shape[1] - 1)[:, None])[:, 0]
-    return tokens, picked - top[:, 0] - total.log().to(picked.dtype)
-
-
-def _weights(logits: Tensor, top: Tensor) -> Tensor:
-    """exp(logits − top) in blocks, [n, number of blocks, BLOCK]; zeros behind the last token."""
-    n, size = logits.shape
-    padding = -size % BLOCK
-    weights = logits.new_empty(n, size + padding)
+    weights = wide.new_empty(n, size + -size % BLOCK)
     weights[:, size:] = 0
-    torch.sub(logits, top, out=weights[:, :size]).exp_()
-    return weights.unflatten(1, (-1, BLOCK))
+    torch.sub(wide, top, out=weights[:, :size]).exp_()
+    return top, weights.unflatten(1, (-1, BLOCK)).sum(2).double()
+
+
+def _inside(block: Tensor, logits: Tensor, top: Tensor) -> Tensor:
+    """The weights inside each row's block, float64 [n, BLOCK]; the last token again behind the last token."""
+    column = (block * BLOCK)[:, None] + torch.arange(BLOCK, device=logits.device)
+    return logits.gather(1, column.clamp_max_(logits.shape[1] - 1)).sub(top).exp_().double()
 
 
 def _first_above(cdf: Tensor, aim: Tensor) -> Tensor:
