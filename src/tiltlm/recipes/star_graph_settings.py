@@ -145,7 +145,8 @@ class ValueSettings:
 
     fit: Fit = Fit(
         Optim(lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01),
-        Pace(steps=2500, warmup=30, until=0.05, watch=("value_loss/2",)),
+        Pace(steps=4000, warmup=30, until=0.05, watch=("value_loss/2",)),
+        batch_size=128,
     )
 
 
