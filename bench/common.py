@@ -10,7 +10,8 @@ side, then works 1 + `steps` times:
   `growth` is that peak less what was resident once the side was built, before its first piece of work: what the
   work itself needs, free of what the libraries weigh when imported.
 
-A ratio line reads `ratio NAME VALUE goal GOAL`; a goal starting with <= wants a small value, >= a large one.
+A script first prints both sides' figures and its check that they did the same work, and ends with one line per
+ratio: `ratio NAME VALUE goal GOAL`. Linux only (it reads /proc).
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ Work = Callable[[], Any]
 """One piece of work; what it returns (JSON) is handed to the script's check."""
 
 MARK = "MEASURED "
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TILTLM_BENCH_CHILD")}
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """A GPT-2: layers, width, vocabulary."""
+    """A GPT-2: layers, width (heads of 64, as in every GPT-2), vocabulary."""
 
     layers: int
     width: int
@@ -52,7 +53,7 @@ class Size:
         return GPT2Config(
             n_layer=self.layers,
             n_embd=self.width,
-            n_head=self.width // 64 if self.width >= 256 else 4,
+            n_head=self.width // 64,
             vocab_size=self.vocab,
             n_positions=256,
             resid_pdrop=0.0,
@@ -76,6 +77,10 @@ class Side:
     peak: float
     growth: float
     results: list[list[Any]]
+
+
+Report = Callable[[str, dict[str, Side]], list[str]]
+"""Checks the sides of a case against each other and returns its ratio lines."""
 
 
 def random_ids(seed: int, rows: int, columns: int, vocab: int) -> torch.Tensor:
@@ -118,31 +123,31 @@ def alternate(script: str, sides: tuple[str, ...], case: str, *, rounds: int, st
     found = {side: _summary(raw[side]) for side in sides}
     for name, side in found.items():
         print(
-            f"{case:12s} {name:6s} CPU {side.cpu:8.3f} s   wall {side.wall:8.3f} s   "
+            f"{case:9s} {name:9s} CPU {side.cpu:8.3f} s   wall {side.wall:8.3f} s   "
             f"peak {side.peak / 2**20:7.0f} MiB   growth {side.growth / 2**20:7.0f} MiB",
             flush=True,
         )
     return found
 
 
-def ratio(name: str, value: float, goal: str) -> None:
-    print(f"ratio {name} {value:.2f} goal {goal}", flush=True)
+def ratio(name: str, value: float, goal: str) -> str:
+    """One line of the result; a goal starting with <= wants a small value, >= a large one."""
+    return f"ratio {name} {value:.2f} goal {goal}"
 
 
-def run(description: str, script: str, builders: Mapping[str, Callable[[Any], Work]], cases: Mapping[str, Any],
-        report: Callable[[str, dict[str, Side]], None], *, rounds: int, steps: int) -> None:  # fmt: skip
-    """The whole of a script: as a child measure one side, as a parent run all sides of all cases and report."""
-    told = options(description)
+def run(
+    script: Any, sides: Mapping[str, Callable[[Any], Work]], cases: Mapping[str, Any], report: Report, rounds: int
+) -> None:
+    """The whole of a script (its module): a child measures one side, the parent runs all and reports."""
+    told = options(script.__doc__)
     torch.set_num_threads(1)
     if told.side:
-        return child(builders[told.side](cases[told.case]), told.steps)
-    lines: list[Callable[[], None]] = []
+        return child(sides[told.side](cases[told.case]), told.steps)
+    lines: list[str] = []
     for case in [told.only] if told.only else cases:
-        rounds_now, steps_now = (1, 2) if told.quick else (rounds, steps)
-        found = alternate(script, tuple(builders), case, rounds=rounds_now, steps=steps_now)
-        lines.append(lambda case=case, found=found: report(case, found))
-    for line in lines:
-        line()
+        often = {"rounds": 1, "steps": 2} if told.quick else {"rounds": rounds, "steps": 3}
+        lines += report(case, alternate(script.__file__, tuple(sides), case, **often))
+    print("\n".join(lines))
 
 
 def _process(script: str, side: str, case: str, steps: int) -> dict[str, Any]:

@@ -13,16 +13,17 @@ change the numbers, the other would make it slower.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from functools import partial
 from tempfile import mkdtemp
 from typing import Any
 
 import torch
+
 from common import LARGE, SMALL, Side, Size, Work, random_ids, ratio, run
 
 PAIRS, PROMPT, COMPLETION = 16, 64, 64
-BETA, LR, CLIP = 0.1, 1e-4, 1.0
+BETA, LR, CLIP = 0.1, 1e-5, 1.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,12 @@ def ours(case: Case) -> Work:
 def trl(case: Case) -> Work:
     trainer = _trainer(case.size)
     prompts, chosen, rejected = (x.tolist() for x in ids(case.size))
-    rows = zip(prompts, chosen, rejected, strict=True)
-    batch = trainer.data_collator([dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), r, strict=True)) for r in rows])
+    batch = trainer.data_collator(
+        [
+            {"prompt_ids": prompt, "chosen_ids": better, "rejected_ids": worse}
+            for prompt, better, worse in zip(prompts, chosen, rejected, strict=True)
+        ]
+    )
     optimizer = trainer.create_optimizer()
     model, optimizer = trainer.accelerator.prepare(trainer.model, optimizer)
 
@@ -132,15 +137,18 @@ def _words(vocab: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", pad_token="t0", eos_token="t0")
 
 
-def report(case: str, found: dict[str, Side]) -> None:
+def report(case: str, found: dict[str, Side]) -> list[str]:
     mine, theirs = found["ours"], found["trl"]
     apart = max(abs(a - b) for a, b in zip(mine.results[0], theirs.results[0], strict=True))
-    print(f"{case:12s} losses {[round(x, 5) for x in mine.results[0]]}, apart by at most {apart:.1e}")
+    print(f"{case:9s} losses {[round(x, 5) for x in mine.results[0]]}, apart by at most {apart:.1e}")
     if not apart < 1e-4:
-        raise SystemExit(f"the two sides do not do the same work: losses {mine.results[0]} and {theirs.results[0]}")
-    ratio(f"dpo-cpu-{case}", mine.cpu / theirs.cpu, CASES[case].cpu)
-    ratio(f"dpo-memory-{case}", mine.growth / theirs.growth, CASES[case].memory or "none")
+        raise SystemExit(f"not the same work: losses {mine.results[0]} and {theirs.results[0]}")
+    print(f"{case:9s} total peak, libraries included: {mine.peak / theirs.peak:.2f} of the peer's")
+    lines = [ratio(f"dpo-cpu-{case}", mine.cpu / theirs.cpu, CASES[case].cpu)]
+    if CASES[case].memory is not None:
+        lines.append(ratio(f"dpo-memory-{case}", mine.growth / theirs.growth, CASES[case].memory))
+    return lines
 
 
 if __name__ == "__main__":
-    run(__doc__, __file__, {"ours": ours, "trl": trl}, CASES, partial(report), rounds=3, steps=3)
+    run(sys.modules[__name__], {"ours": ours, "trl": trl}, CASES, report, rounds=2)

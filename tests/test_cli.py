@@ -176,7 +176,7 @@ def test_a_checkpoint_loads_with_transformers_as_it_is(tiny):
 
 def test_provenance_says_where_the_numbers_come_from(tiny):
     said = json.loads((run_of(tiny, "q-sharp") / "provenance.json").read_text())
-    assert said["command"].startswith("tiltlm ") and said["seed"] == 0
+    assert said["command"].startswith("tiltlm run star-graph/evaluate --network.layers 1") and said["seed"] == 0
     assert {"torch", "transformers", "tiltlm"} <= set(said["versions"])
 
 

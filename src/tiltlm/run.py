@@ -14,7 +14,6 @@ import hashlib
 import json
 import platform
 import subprocess
-import sys
 import time
 import types
 import typing
@@ -118,30 +117,32 @@ def find(recipe: R, root: Path = ROOT) -> Run[R]:
     return Run(recipe, root / recipe.name / recipe.key, inputs)
 
 
-def ensure(recipe: R, root: Path = ROOT) -> Run[R]:
-    """The finished run of a recipe: found, or built (its inputs first)."""
+def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
+    """The finished run of a recipe: found, or built (its inputs first); `command` is what asked for it."""
     run = find(recipe, root)
     if run.done:
         return run
     recipe.check()
     for needed in run.inputs.values():
-        ensure(needed.recipe, root)
+        ensure(needed.recipe, root, command)
     run.folder.mkdir(parents=True, exist_ok=True)
     note(f"{recipe.name}  ->  {run.folder}")
     run.write_json("config.json", {"recipe": recipe.name, "settings": asdict(recipe)})
     started = time.time()
-    run.write_json("provenance.json", provenance(recipe.seed))
+    run.write_json("provenance.json", provenance(recipe.seed, command))
     recipe.build(run)
-    run.write_json("provenance.json", provenance(recipe.seed) | {"seconds": round(time.time() - started, 1)})
+    run.write_json(
+        "provenance.json", provenance(recipe.seed, command) | {"seconds": round(time.time() - started, 1)}
+    )
     (run.folder / "DONE").write_text("")
     return run
 
 
-def provenance(seed: int) -> dict[str, Any]:
+def provenance(seed: int, command: str) -> dict[str, Any]:
     """What one needs to make the numbers again: commit, versions, command, seed."""
     packages = ["tiltlm", "torch", "transformers", "numpy"]
     return {
-        "command": " ".join(["tiltlm", *sys.argv[1:]]),
+        "command": command,
         "seed": seed,
         "commit": _commit(),
         "python": platform.python_version(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +30,9 @@ def demo(args: list[str]) -> int:
     """Run `star-graph/evaluate` and `tree/solve` under `--out`, and put report and picture there."""
     settings = tyro.cli(Demo, prog="tiltlm demo", args=args)
     prepare()
-    tree = ensure(recipe("tree/solve"), settings.out / "runs")
-    star = ensure(replace(recipe("star-graph/evaluate"), seed=settings.seed), settings.out / "runs")
+    command, runs = shlex.join(["tiltlm", "demo", *args]), settings.out / "runs"
+    tree = ensure(recipe("tree/solve"), runs, command)
+    star = ensure(replace(recipe("star-graph/evaluate"), seed=settings.seed), runs, command)
     star.recipe.show(star)
     print()
     tree.recipe.show(tree)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def parse(args: list[str], command: str) -> Recipe:
 def run(args: list[str]) -> int:
     """Build one recipe, or find it built; then print its report and its folder."""
     prepare()
-    finished = ensure(parse(args, "run"), runs_root())
+    finished = ensure(parse(args, "run"), runs_root(), shlex.join(["tiltlm", "run", *args]))
     finished.recipe.show(finished)
     print(finished.folder)
     return 0
@@ -76,7 +77,7 @@ def sweep(args: list[str]) -> int:
     rows = []
     for k, (value, point) in enumerate(zip(recipes, points, strict=True)):
         note(f"[bold]{k + 1} of {len(points)}[/]  {name} {' '.join(point)}")
-        finished = ensure(value, runs_root())
+        finished = ensure(value, runs_root(), shlex.join(["tiltlm", "sweep", *args]))
         report = finished.folder / "report.json"
         found = json.loads(report.read_text()) if report.is_file() else []
         rows += [{**row, "point": what_varies(point, points)} for row in found]
