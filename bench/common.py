@@ -6,7 +6,8 @@ side, then works 1 + `steps` times:
 
 - *CPU-seconds*: `time.process_time` around each piece of work, the first (warm-up) left out; the median over
   all pieces of all processes is reported. Wall time stands beside it and is not judged.
-- *peak memory*: the highest resident size (`resource.getrusage`), warm-up included, median over processes.
+- *peak memory*: the highest resident size, warm-up included, median over processes. It is the kernel's high-water
+  mark of this very process (VmHWM): `getrusage` starts a child at its parent's peak.
   `growth` is that peak less what was resident once the side was built, before its first piece of work: what the
   work itself needs, free of what the libraries weigh when imported.
 
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -102,7 +102,7 @@ def options(description: str) -> argparse.Namespace:
 
 def child(work: Work, steps: int) -> None:
     """Measure `work` here and print what was found, for the parent to read."""
-    base = _resident()
+    base = _memory("VmRSS")
     _forget_peak()
     cpu, wall, results = [], [], []
     for _ in range(1 + steps):
@@ -110,8 +110,8 @@ def child(work: Work, steps: int) -> None:
         results.append(work())
         cpu.append(time.process_time() - cpu_start)
         wall.append(time.perf_counter() - wall_start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(MARK + json.dumps({"cpu": cpu[1:], "wall": wall[1:], "base": base, "peak": peak, "results": results}))
+    memory = {"base": base, "peak": _memory("VmHWM")}
+    print(MARK + json.dumps({"cpu": cpu[1:], "wall": wall[1:], "results": results} | memory))
 
 
 def alternate(script: str, sides: tuple[str, ...], case: str, *, rounds: int, steps: int) -> dict[str, Side]:
@@ -168,10 +168,10 @@ def _summary(processes: list[dict[str, Any]]) -> Side:
     return Side(cpu, wall, peak, growth, [p["results"] for p in processes])
 
 
-def _resident() -> int:
-    """Bytes of this process in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def _memory(name: str) -> int:
+    """Bytes of this process in memory: now (VmRSS) or at most so far (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
 def _forget_peak() -> None:
