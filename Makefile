@@ -35,11 +35,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 format: $(VENV)/.dev
-	$(BIN)/ruff format .
+	$(BIN)/ruff format src tests bench
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
