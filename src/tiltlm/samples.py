@@ -1,4 +1,4 @@
-"""What travels between the rooms: `Tokens`, `Samples`, `Pairs`. Plain frozen dataclasses of tensors.
+"""What travels between the rooms: `Tokens`, `Conditioned`, `Samples`, `Pairs`. Plain frozen dataclasses of tensors.
 
 Padding is decided here and nowhere else: ids are always **right-padded**, a mask is a run of True followed by
 a run of False, and what stands under False has no meaning (it is set to 0). Length, never a token's id, says
@@ -71,10 +71,14 @@ class Tokens:
 
     def select(self, index: Tensor | slice) -> Tokens:
         """The rows at `index`, in its order."""
-        return Tokens(self.ids[index], self.mask[index])
+        return self.map(lambda x: x[index])
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Tokens:
+        """A copy with `f` applied to every tensor; `f` may move, pick or reorder rows."""
+        return Tokens(f(self.ids), f(self.mask))
 
     def to(self, device: torch.device | str) -> Tokens:
-        return Tokens(self.ids.to(device), self.mask.to(device))
+        return self.map(lambda x: x.to(device))
 
     def lists(self) -> list[list[int]]:
         """The rows as lists of ids, padding left out."""
@@ -98,16 +102,48 @@ class Tokens:
         return Tokens(torch.where(mask, ids, 0)[:, :keep], mask[:, :keep])
 
 
+@dataclass(frozen=True)
+class Conditioned(Tokens):
+    """Prompts that each carry a condition: what the target depends on beside the text before the completion.
+
+    conditions: Tokens [N, C]; infilling: the tokens that must follow. x in pi*(y|x) is prompt *and* condition; a
+    reward and a twist may read it, the reference does not see it.
+    """
+
+    conditions: Tokens
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _expect(
+            len(self.conditions) == len(self.ids),
+            f"Conditioned needs one condition a prompt; got {len(self.conditions)} for {len(self.ids)} prompts",
+        )
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Conditioned:
+        return Conditioned(f(self.ids), f(self.mask), self.conditions.map(f))
+
+
+def conditions_of(prompts: Tokens) -> Tokens:
+    """The conditions that `prompts` carry. Raises ValueError if they carry none."""
+    if not isinstance(prompts, Conditioned):
+        raise ValueError(f"these prompts carry no condition (got {type(prompts).__name__}): make them `Conditioned`")
+    return prompts.conditions
+
+
 def _pad_to(x: Tensor, width: int) -> Tensor:
     """`x` [N, L] widened with zeros to [N, width]."""
     return x if x.shape[1] == width else torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
 
 def cat_tokens(parts: Sequence[Tokens]) -> Tokens:
-    """The rows of all `parts`, one after the other, padded to the widest."""
+    """The rows of all `parts`, one after the other, padded to the widest; conditions stay if all parts have them."""
     width = max(part.ids.shape[1] for part in parts)
     ids = torch.cat([_pad_to(part.ids, width) for part in parts])
-    return Tokens(ids, torch.cat([_pad_to(part.mask, width) for part in parts]))
+    mask = torch.cat([_pad_to(part.mask, width) for part in parts])
+    conditions = [part.conditions for part in parts if isinstance(part, Conditioned)]
+    if len(conditions) < len(parts):
+        return Tokens(ids, mask)
+    return Conditioned(ids, mask, cat_tokens(conditions))
 
 
 @dataclass(frozen=True)
@@ -120,6 +156,7 @@ class Samples:
     finished      bool [N]: ended by itself (end of text, or the task's fixed length), not cut off
     log_q         [N, T]: log-probability of each token under what really drew it (0 under the padding)
     log_ref       [N, T]: the same under the reference
+    log_psi       [N, T]: the twist after each token, nats
     reward        [N]: r(x, y)
     log_w         [N]: log importance weight towards a target, up to the caller's constant
     """
@@ -131,6 +168,7 @@ class Samples:
     finished: Tensor | None = None
     log_q: Tensor | None = None
     log_ref: Tensor | None = None
+    log_psi: Tensor | None = None
     reward: Tensor | None = None
     log_w: Tensor | None = None
 
@@ -151,7 +189,7 @@ class Samples:
                 low >= 0 and high < len(self.prompts),
                 f"prompt_index names prompts {low} to {high}; there are {len(self.prompts)} prompts",
             )
-        shapes = {"finished": (n,), "reward": (n,), "log_w": (n,), "log_q": (n, t), "log_ref": (n, t)}
+        shapes = {"finished": (n,), "reward": (n,), "log_w": (n,), "log_q": (n, t), "log_ref": (n, t), "log_psi": (n, t)}
         for name, value in self.optional().items():
             _expect(
                 value.shape == shapes[name],
@@ -212,7 +250,7 @@ class Samples:
 
     def _map(self, f: Callable[[Tensor], Tensor]) -> Samples:
         return Samples(
-            Tokens(f(self.prompts.ids), f(self.prompts.mask)),
+            self.prompts.map(f),
             f(self.prompt_index),
             f(self.tokens),
             f(self.mask),
@@ -229,6 +267,9 @@ class Samples:
             "mask": self.mask,
             **self.optional(),
         }
+        if isinstance(self.prompts, Conditioned):
+            tensors["conditions.ids"] = self.prompts.conditions.ids
+            tensors["conditions.mask"] = self.prompts.conditions.mask
         save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, str(path))
 
     @staticmethod
@@ -236,6 +277,9 @@ class Samples:
         """Read what `save` wrote."""
         tensors = load_file(str(path))
         prompts = Tokens(tensors.pop("prompts.ids"), tensors.pop("prompts.mask"))
+        if "conditions.ids" in tensors:
+            conditions = Tokens(tensors.pop("conditions.ids"), tensors.pop("conditions.mask"))
+            prompts = Conditioned(prompts.ids, prompts.mask, conditions)
         return Samples(prompts, **tensors)
 
 

@@ -56,7 +56,9 @@ class WalkerState(Arms, State):
 
 
 class OracleState(Arms):
-    def peek(self, candidates: Tensor) -> Tensor:
+    def peek(self, candidates: Tensor | None) -> Tensor:
+        if candidates is None:
+            candidates = torch.arange(64).expand(len(self.on), 64)
         still = self.on[:, None] & (self.arms[:, None, :, self.depth] == candidates[:, :, None])  # [N, K, d]
         p = still[:, :, 0].double() / still.sum(2).clamp_min(1)
         return p.logit().clamp(-CERTAIN, CERTAIN)[:, :, None]

@@ -12,6 +12,7 @@ talk to it; because a guided model has a state too, everything that draws has a 
 Values attach numbers to prefixes (a success logit, a histogram of returns). Their state adds
 
     state.peek(candidates [N, K])            [N, K, A], values of prefix + candidate, in one forward pass
+    state.peek(None)                         [N, V, A], of every token of the vocabulary
 """
 
 from __future__ import annotations
@@ -89,8 +90,11 @@ class LanguageModel(nn.Module, ABC):
 class ValueState(Protocol):
     """A batch of N prefixes a value model stands behind."""
 
-    def peek(self, candidates: Tensor) -> Tensor:
-        """Values of prefix n followed by candidates[n, k]; int64 [N, K] -> [N, K, A]. The state stays put."""
+    def peek(self, candidates: Tensor | None) -> Tensor:
+        """Values of prefix n followed by candidates[n, k]; int64 [N, K] -> [N, K, A]. The state stays put.
+
+        None: every token of the vocabulary, [N, V, A].
+        """
 
     def append(self, tokens: Tensor) -> None:
         """Extend row n by `tokens[n]`."""
@@ -110,12 +114,33 @@ class Values(nn.Module, ABC):
     def values(self, samples: Samples) -> Tensor:
         """Values of every completion prefix that ends in token t, [N, T, A], 0 at padding."""
 
+    def tilted_log_prob(self, reference: LanguageModel, samples: Samples) -> Tensor:
+        """log q of every completion token, q(s|prefix) ∝ reference(s|prefix)·exp(values(prefix, s)); A = 1.
+
+        nats, [N, T], 0 at padding, with gradient in the values. This default walks along the tokens.
+        """
+        prompts, width = samples.row_prompts, samples.tokens.shape[1]
+        state, own = reference.start(prompts, width), self.start(prompts, width)
+        columns = []
+        for t in range(width):
+            with torch.no_grad():
+                logits = state.logits()
+            log_q = torch.log_softmax(logits + own.peek(None)[..., 0], -1)
+            columns.append(log_q.gather(1, samples.tokens[:, t : t + 1])[:, 0])
+            for walker in (state, own):
+                walker.append(samples.tokens[:, t])
+        return torch.where(samples.mask, torch.stack(columns, 1), 0.0)
+
 
 class TwistState(Protocol):
     """A batch of N prefixes a twist stands behind."""
 
-    def log_psi(self, candidates: Tensor) -> Tensor:
-        """log psi(prefix n followed by candidates[n, k]); int64 [N, K] -> [N, K], up to a constant per row."""
+    def log_psi(self, candidates: Tensor | None) -> Tensor:
+        """log psi(prefix n followed by candidates[n, k]); int64 [N, K] -> [N, K], nats.
+
+        None: every token of the vocabulary, [N, V]. Guided decoding needs it only up to a constant per row;
+        sequential Monte Carlo carries it from step to step, where a constant costs variance and nothing else.
+        """
 
     def append(self, tokens: Tensor) -> None:
         """Extend row n by `tokens[n]`."""

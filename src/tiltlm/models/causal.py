@@ -165,23 +165,38 @@ def head_logits(states: Tensor, head: nn.Linear) -> Tensor:
     return logits if head.bias is None else logits.add_(head.bias)
 
 
-def head_log_prob(states: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
-    """log softmax(head(states))[targets] in float32: [M, D], [M] -> [M], tile by tile in both directions."""
-    bias = head.bias if head.bias is not None else head.weight.new_zeros(0)
+def head_log_prob(
+    states: Tensor, head: nn.Linear, targets: Tensor, fixed: tuple[Tensor, nn.Linear] | None = None
+) -> Tensor:
+    """log softmax(head(states))[targets] in float32: [M, D], [M] -> [M], tile by tile in both directions.
+
+    fixed: states [M, D'] and a head whose logits are added without gradient (a reference under a twist).
+    """
     width = max(states.shape[1], CHUNK_ENTRIES // max(1, len(states)))
-    return _HeadLogProb.apply(states, head.weight, bias, targets, width)
+    under = None if fixed is None else (fixed[0].detach(), fixed[1].weight.detach(), _bias(fixed[1]).detach())
+    return _HeadLogProb.apply(states, head.weight, _bias(head), targets, width, under)
+
+
+def _bias(head: nn.Linear) -> Tensor:
+    """The head's bias; an empty tensor where it has none."""
+    return head.bias if head.bias is not None else head.weight.new_zeros(0)
 
 
 def _tiles(size: int, width: int) -> list[slice]:
     return [slice(begin, min(begin + width, size)) for begin in range(0, size, width)]
 
 
-def _logits_of(tile: slice, weight: Tensor, bias: Tensor, states: Tensor) -> Tensor:
+Under = tuple[Tensor, Tensor, Tensor] | None
+"""States, weight and bias of a head whose logits are added without gradient."""
+
+
+def _logits_of(tile: slice, weight: Tensor, bias: Tensor, states: Tensor, under: Under) -> Tensor:
     """Logits of the vocabulary entries in `tile`, float32 or wider, [tile, M]."""
     logits = weight[tile] @ states.t()
     if bias.numel():
         logits += bias[tile, None]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if under is None else logits.add_(_logits_of(tile, under[1], under[2], under[0], None))
 
 
 def _targets_in(tile: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,17 +209,19 @@ class _HeadLogProb(torch.autograd.Function):
     """See the module's docstring. An empty bias stands for none."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, width: int) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, width: int, under: Under
+    ) -> Tensor:
         picked = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
         norms: list[Tensor] = []
         for tile in _tiles(len(weight), width):
-            logits = _logits_of(tile, weight, bias, states)
+            logits = _logits_of(tile, weight, bias, states, under)
             row, column = _targets_in(tile, targets)
             picked[column] = logits[row, column]
             norms.append(logits.logsumexp(0))
         log_norm = torch.stack(norms).logsumexp(0)
         ctx.save_for_backward(states, weight, bias, targets, log_norm)
-        ctx.width = width
+        ctx.width, ctx.under = width, under
         return picked - log_norm
 
     @staticmethod
@@ -215,7 +232,7 @@ class _HeadLogProb(torch.autograd.Function):
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         to_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] and bias.numel() else None
         for tile in _tiles(len(weight), ctx.width):
-            d = _logits_of(tile, weight, bias, states).sub_(log_norm).exp_().mul_(-grad)
+            d = _logits_of(tile, weight, bias, states, ctx.under).sub_(log_norm).exp_().mul_(-grad)
             row, column = _targets_in(tile, targets)
             d[row, column] += grad[column]
             if to_bias is not None:
@@ -225,7 +242,7 @@ class _HeadLogProb(torch.autograd.Function):
                 to_states += d.t() @ weight[tile]
             if to_weight is not None:
                 torch.mm(d, states, out=to_weight[tile])
-        return None if to_states is None else to_states.to(states.dtype), to_weight, to_bias, None, None
+        return None if to_states is None else to_states.to(states.dtype), to_weight, to_bias, None, None, None
 
 
 def copy_of(model: CausalLM) -> CausalLM:

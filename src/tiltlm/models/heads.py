@@ -3,33 +3,42 @@
 - **V-type** (`per_token=False`): a head of A outputs read at the position of the token being judged; K
   candidates cost one forward over K masked candidates.
 - **Q-type** (`per_token=True`): a head of V·A outputs read at the prefix, entry v judging token v; all V
-  candidates cost nothing beyond the prefix's own forward.
+  candidates cost nothing beyond the prefix's own forward. While training, only the rows of the head that belong
+  to the drawn tokens are used: h·W[s] + b[s].
 
 The head is linear, or an MLP with ReLU. Its last layer starts at zero, so a fresh value is 0 everywhere and
 guides nothing. The body is a `CausalLM`, given as a copy (trained), shared, or frozen; it keeps its own output
 head, so a language-modelling loss can be taken from the same forward pass.
+
+A head may read the *condition* that a prompt carries (`samples.Conditioned`): the condition by itself is run
+through the body, and its last state is laid beside every state of the prefix ("tokens"); or it is one class of
+C, laid beside as a one-hot vector ("class").
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tiltlm.models.backbone import BackboneState, hidden_of
-from tiltlm.models.base import Values
-from tiltlm.models.causal import CausalLM
-from tiltlm.samples import Samples, Tokens
+from tiltlm.models.backbone import BackboneState, hidden, hidden_of
+from tiltlm.models.base import LanguageModel, Values
+from tiltlm.models.causal import CausalLM, head_log_prob, head_logits
+from tiltlm.samples import Samples, Tokens, conditions_of
+
+Reads = Literal["nothing", "tokens", "class"]
 
 
 class ValueHead(Values):
     """A values of width A on `body`.
 
-    Args: `width` = A; `per_token` = Q-type; `mlp_layers` hidden ReLU layers of the body's width (0: linear);
-    `frozen` keeps the body's parameters out of training.
+    Args: `width` = A; `per_token` = Q-type; `mlp_layers` hidden ReLU layers (0: linear) of `mlp_factor` times the
+    width of what the head reads; `frozen` keeps the body's parameters out of training; `reads` what it takes from
+    the prompts' conditions, `classes` how many there are.
     """
 
     def __init__(
@@ -39,42 +48,103 @@ class ValueHead(Values):
         width: int = 1,
         per_token: bool = False,
         mlp_layers: int = 0,
+        mlp_factor: int = 1,
         frozen: bool = False,
+        reads: Reads = "nothing",
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        self.body, self.width, self.per_token = body, width, per_token
-        self.mlp_layers, self.frozen = mlp_layers, frozen
+        self.body, self.width, self.per_token, self.frozen = body, width, per_token, frozen
+        self.shape = {"mlp_layers": mlp_layers, "mlp_factor": mlp_factor, "reads": reads, "classes": classes}
+        self.reads, self.classes = reads, classes
         size = body.head.weight.shape[1]
+        inside = size + {"nothing": 0, "tokens": size, "class": classes}[reads]
         layers: list[nn.Module] = []
-        for _ in range(mlp_layers):
-            layers += [nn.Linear(size, size), nn.ReLU()]
-        out = nn.Linear(size, width * (body.vocab_size if per_token else 1))
+        for k in range(mlp_layers):
+            layers += [nn.Linear(inside if k == 0 else mlp_factor * inside, mlp_factor * inside), nn.ReLU()]
+        out = nn.Linear(mlp_factor * inside if mlp_layers else inside, width * (body.vocab_size if per_token else 1))
         nn.init.zeros_(out.weight)
         nn.init.zeros_(out.bias)
         self.head = nn.Sequential(*layers, out).to(device=body.device, dtype=body.model.dtype)
         if frozen:
             body.requires_grad_(False)
 
+    @property
+    def out(self) -> nn.Linear:
+        """The head's last layer."""
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
     def start(self, prompts: Tokens, capacity: int) -> ValueHeadState:
-        return ValueHeadState(self, BackboneState(self.body.model, prompts, capacity))
+        condition = self.condition(prompts)
+        return ValueHeadState(self, BackboneState(self.body.model, prompts, capacity), condition)
+
+    def condition(self, prompts: Tokens) -> Tensor | None:
+        """What the head reads of every prompt's condition, [P, D'], or None."""
+        if self.reads == "nothing":
+            return None
+        conditions = conditions_of(prompts)
+        if self.reads == "class":
+            if conditions.ids.shape[1] != 1 or int(conditions.ids.max()) >= self.classes:
+                raise ValueError(f"a condition must be one class below {self.classes}; got {conditions.lists()[:3]}")
+            one_hot = torch.nn.functional.one_hot(conditions.ids[:, 0], self.classes)
+            return one_hot.to(self.out.weight.dtype)
+        states = hidden(self.body.model, conditions)
+        return states[torch.arange(len(states), device=states.device), conditions.lengths - 1]
+
+    def before_out(self, states: Tensor, condition: Tensor | None) -> Tensor:
+        """What the last layer reads, from hidden states [M, D] and conditions [M, D']."""
+        read = states if condition is None else torch.cat([states, condition], -1)
+        return self.head[:-1](read)
 
     def values(self, samples: Samples) -> Tensor:
         return self.values_of_hidden(hidden_of(self.body.model, samples), samples)
 
-    def values_of_hidden(self, states: Tensor, samples: Samples) -> Tensor:
-        """`values` from the hidden states [N, L, D] of `samples.sequences()`."""
-        rows, columns, place = samples.places(before=self.per_token)
-        out = self.head(states[rows, place])
+    def values_of_hidden(self, states: Tensor, samples: Samples, before: bool | None = None) -> Tensor:
+        """`values` from the hidden states [N, L, D] of `samples.sequences()`.
+
+        before: read in front of each token (default: where the head is Q-type).
+        """
+        rows, columns, place = samples.places(before=self.per_token if before is None else before)
+        read = self.before_out(states[rows, place], self._condition_of(rows, samples))
         if self.per_token:
             tokens = samples.tokens[rows, columns]
-            out = out.unflatten(1, (-1, self.width))[torch.arange(len(out), device=out.device), tokens]
+            weight = nn.functional.embedding(tokens, self.out.weight.unflatten(0, (-1, self.width)).flatten(1))
+            out = (read[:, None] * weight.unflatten(1, (self.width, -1))).sum(-1)
+            out = out + self.out.bias.unflatten(0, (-1, self.width))[tokens]
+        else:
+            out = self.out(read)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         return out.new_zeros(*samples.mask.shape, self.width).index_put((rows, columns), out)
+
+    def values_before(self, samples: Samples) -> Tensor:
+        """V-type values of the prefix *in front of* every token, [N, T, A], 0 at padding: a critic's V(y_<t)."""
+        if self.per_token:
+            raise ValueError("a Q-type head judges tokens; values_before needs a V-type head (per_token=False)")
+        return self.values_of_hidden(hidden_of(self.body.model, samples), samples, before=True)
+
+    def _condition_of(self, rows: Tensor, samples: Samples) -> Tensor | None:
+        condition = self.condition(samples.prompts)
+        return None if condition is None else condition[samples.prompt_index[rows]]
 
     def values_and_log_prob(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Values [N, T, A] and the body's own log-probabilities [N, T], from one forward pass."""
         states = hidden_of(self.body.model, samples)
         return self.values_of_hidden(states, samples), self.body.log_prob_of_hidden(states, samples)
+
+    def tilted_log_prob(self, reference: LanguageModel, samples: Samples) -> Tensor:
+        """See `Values`; for a Q-type head over a `CausalLM` both logits are made tile by tile, in one pass."""
+        if not (self.per_token and self.width == 1 and type(reference) is CausalLM):
+            return super().tilted_log_prob(reference, samples)
+        own = hidden_of(self.body.model, samples)
+        with torch.no_grad():
+            theirs = own if self.body.model is reference.model else hidden_of(reference.model, samples)
+        rows, columns, before = samples.places(before=True)
+        read = self.before_out(own[rows, before], self._condition_of(rows, samples))
+        fixed = (theirs[rows, before], reference.head)
+        log_q = head_log_prob(read, self.out, samples.tokens[rows, columns], fixed)
+        return log_q.new_zeros(samples.mask.shape).index_put((rows, columns), log_q)
 
     def save(self, folder: str | Path) -> None:
         """Write body (`from_pretrained` folder), head.safetensors and head.json into `folder`."""
@@ -83,7 +153,7 @@ class ValueHead(Values):
             {name: x.detach().cpu().contiguous() for name, x in self.head.state_dict().items()},
             str(Path(folder) / "head.safetensors"),
         )
-        shape = {"width": self.width, "per_token": self.per_token, "mlp_layers": self.mlp_layers}
+        shape = {"width": self.width, "per_token": self.per_token, **self.shape}
         (Path(folder) / "head.json").write_text(json.dumps(shape))
 
     def restore(self, folder: str | Path) -> None:
@@ -105,18 +175,31 @@ class ValueHead(Values):
 class ValueHeadState:
     """The decoding state of a `ValueHead`."""
 
-    def __init__(self, model: ValueHead, state: BackboneState) -> None:
-        self.model, self.state = model, state
+    def __init__(self, model: ValueHead, state: BackboneState, condition: Tensor | None) -> None:
+        self.model, self.state, self.condition = model, state, condition
 
-    def peek(self, candidates: Tensor) -> Tensor:
-        width = self.model.width
-        if not self.model.per_token:
-            return self.model.head(self.state.peek(candidates))
-        rows = self.model.head(self.state.last).unflatten(1, (-1, width))  # [N, V, A]
+    def peek(self, candidates: Tensor | None) -> Tensor:
+        model, width = self.model, self.model.width
+        if not model.per_token:
+            return self._peek_behind(candidates)
+        rows = head_logits(model.before_out(self.state.last, self.condition), model.out).unflatten(1, (-1, width))
+        if candidates is None:
+            return rows
         return rows.gather(1, candidates[:, :, None].expand(-1, -1, width))
+
+    def _peek_behind(self, candidates: Tensor | None) -> Tensor:
+        """Values of a V-type head, read behind every candidate."""
+        n, size = len(self.state.lengths), self.model.body.vocab_size
+        if candidates is None:
+            candidates = torch.arange(size, device=self.state.last.device).expand(n, size)
+        states, condition = self.state.peek(candidates), self.condition
+        if condition is not None:
+            condition = condition[:, None].expand(-1, states.shape[1], -1)
+        return self.model.out(self.model.before_out(states, condition))
 
     def append(self, tokens: Tensor) -> None:
         self.state.append(tokens)
 
     def select(self, index: Tensor) -> None:
         self.state.select(index)
+        self.condition = None if self.condition is None else self.condition[index]

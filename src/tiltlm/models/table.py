@@ -90,8 +90,10 @@ class TableValueState:
     def __init__(self, tables: list[Tensor], number: Tensor, code: Tensor, depth: int) -> None:
         self.tables, self.number, self.code, self.depth = tables, number, code, depth
 
-    def peek(self, candidates: Tensor) -> Tensor:
+    def peek(self, candidates: Tensor | None) -> Tensor:
         rows = self.tables[self.depth][self.number, self.code]  # [N, V, A]
+        if candidates is None:
+            return rows
         return rows.gather(1, candidates[:, :, None].expand(-1, -1, rows.shape[-1]))
 
     def append(self, tokens: Tensor) -> None:

@@ -43,8 +43,7 @@ class _GuidedState(State):
     def logits(self) -> Tensor:
         log_ref = self.reference.logits() / self.temperature
         if self.top_k == log_ref.shape[1]:
-            everything = torch.arange(self.top_k, device=log_ref.device).expand_as(log_ref)
-            return log_ref + self.twist.log_psi(everything)
+            return log_ref + self.twist.log_psi(None)
         top = log_ref.topk(self.top_k, -1)
         guided = top.values + self.twist.log_psi(top.indices)
         return torch.full_like(log_ref, -torch.inf, dtype=guided.dtype).scatter(1, top.indices, guided)

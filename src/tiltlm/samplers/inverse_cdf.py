@@ -8,6 +8,8 @@ its own uniform, what a row draws does not depend on its batch mates.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -15,6 +17,42 @@ from torch.nn.functional import pad
 BLOCK = 256
 ROWS_AT_ONCE = 8
 """Rows summed together when the vocabulary is large, so that the weights stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Cdf:
+    """Every row's next-token distribution, ready to be drawn from: weights summed by block.
+
+    logits [N, V], unnormalised log-probabilities (−inf = impossible); top [N], the largest of each row;
+    cdf float64 [N, blocks], cumulative sums of exp(logit − top).
+    """
+
+    logits: Tensor
+    top: Tensor
+    cdf: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(logits: Tensor) -> Cdf:
+        step = ROWS_AT_ONCE if logits.shape[1] > 4096 and logits.device.type == "cpu" else max(1, len(logits))
+        parts = [_block_sums(part) for part in logits.split(step)]
+        top, sums = (torch.cat(side) for side in zip(*parts, strict=True))
+        return Cdf(logits, top[:, 0], sums.cumsum(1))
+
+    @property
+    def log_norm(self) -> Tensor:
+        """logsumexp of each row's logits, float64 [N]; −inf where no token is possible."""
+        return self.top.double() + self.cdf[:, -1].log()
+
+    def draw(self, uniform: Tensor, rows: Tensor | None = None) -> Tensor:
+        """One token per row (or per entry of `rows`, int64), int64; `uniform` float64 in (0, 1), as many."""
+        cdf, top = (self.cdf, self.top) if rows is None else (self.cdf[rows], self.top[rows])
+        aim = uniform.to(cdf) * cdf[:, -1]
+        block = _first_above(cdf, aim)
+        before = pad(cdf, (1, 0)).gather(1, block[:, None])[:, 0]
+        inside = _inside(block, self.logits, top, rows).cumsum(1)
+        tokens = block * BLOCK + _first_above(inside, aim - before)
+        return tokens.clamp_max_(self.logits.shape[1] - 1)
 
 
 @torch.no_grad()
@@ -25,17 +63,10 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     Returns: tokens int64 [N], log_prob float32 or wider [N].
     Raises: ValueError naming the first row that holds NaN or +inf, or has no possible token.
     """
-    step = ROWS_AT_ONCE if logits.shape[1] > 4096 and logits.device.type == "cpu" else max(1, len(logits))
-    parts = [_block_sums(part) for part in logits.split(step)]
-    top, sums = (torch.cat(side) for side in zip(*parts, strict=True))
-    cdf = sums.cumsum(1)
-    aim = uniform.to(cdf) * cdf[:, -1]
-    block = _first_above(cdf, aim)
-    before = pad(cdf, (1, 0)).gather(1, block[:, None])[:, 0]
-    tokens = block * BLOCK + _first_above(_inside(block, logits, top).cumsum(1), aim - before)
-    tokens.clamp_max_(logits.shape[1] - 1)
-    picked = logits.gather(1, tokens[:, None])[:, 0].to(top.dtype)
-    log_prob = picked - top[:, 0] - cdf[:, -1].log().to(top.dtype)
+    weighed = Cdf.of(logits)
+    tokens = weighed.draw(uniform)
+    picked = logits.gather(1, tokens[:, None])[:, 0].to(weighed.top.dtype)
+    log_prob = picked - weighed.top - weighed.cdf[:, -1].log().to(picked.dtype)
     if not bool(torch.isfinite(log_prob).all()):
         row = int((~torch.isfinite(log_prob)).nonzero()[0])
         raise ValueError(f"row {row} has NaN or +inf logits, or no possible token at all: nothing can be drawn")
@@ -53,10 +84,12 @@ def _block_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     return top, weights.unflatten(1, (-1, BLOCK)).sum(2).double()
 
 
-def _inside(block: Tensor, logits: Tensor, top: Tensor) -> Tensor:
+def _inside(block: Tensor, logits: Tensor, top: Tensor, rows: Tensor | None) -> Tensor:
     """The weights inside each row's block, float64 [n, BLOCK]; the last token again behind the last token."""
     column = (block * BLOCK)[:, None] + torch.arange(BLOCK, device=logits.device)
-    return logits.gather(1, column.clamp_max_(logits.shape[1] - 1)).sub(top).exp_().double()
+    column.clamp_max_(logits.shape[1] - 1)
+    picked = logits.gather(1, column) if rows is None else logits[rows[:, None], column]
+    return picked.sub(top[:, None]).exp_().double()
 
 
 def _first_above(cdf: Tensor, aim: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class _ValueTwistState:
     def __init__(self, twist: ValueTwist, state: ValueState) -> None:
         self.twist, self.state = twist, state
 
-    def log_psi(self, candidates: Tensor) -> Tensor:
+    def log_psi(self, candidates: Tensor | None) -> Tensor:
         values = self.state.peek(candidates)
         law = log_pmf(values.to(torch.promote_types(values.dtype, torch.float32)))
         if self.twist.log_odds:
