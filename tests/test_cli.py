@@ -328,6 +328,14 @@ def test_sweep_runs_the_grid_and_finds_what_is_done(tmp_path):
     assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("DONE")) == before and len(before) == 2
 
 
+def a_checkpoint_is_complete(folder: Path) -> bool:
+    """Whether a checkpoint is whole; folders may come and go while one looks."""
+    try:
+        return bool(list(folder.rglob("checkpoint-*/COMPLETE")))
+    except FileNotFoundError:
+        return False
+
+
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     """Kill -9 at a random moment after the first checkpoint; the same command ends where an unkilled run does."""
     command = ["run", "star-graph/base", *TINY, "--network.dropout", "0.1", "--base.pace.steps", "600"]
@@ -338,7 +346,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     process = subprocess.Popen(
         args, cwd=cut, env=environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    while not list(cut.rglob("checkpoint-*/COMPLETE")) and process.poll() is None:
+    while not a_checkpoint_is_complete(cut) and process.poll() is None:
         time.sleep(0.01)
     time.sleep(random.random())
     process.send_signal(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What travels between the rooms: `Tokens`, `Conditioned`, `Samples`, `Pairs`. Plain frozen dataclasses of tensors.
+"""What travels between the rooms: `Tokens`, `Conditioned`, `Samples`, `Pairs`. Frozen dataclasses of tensors.
 
 Padding is decided here and nowhere else: ids are always **right-padded**, a mask is a run of True followed by
 a run of False, and what stands under False has no meaning (it is set to 0). Length, never a token's id, says
@@ -126,7 +126,8 @@ class Conditioned(Tokens):
 def conditions_of(prompts: Tokens) -> Tokens:
     """The conditions that `prompts` carry. Raises ValueError if they carry none."""
     if not isinstance(prompts, Conditioned):
-        raise ValueError(f"these prompts carry no condition (got {type(prompts).__name__}): make them `Conditioned`")
+        got = type(prompts).__name__
+        raise ValueError(f"these prompts carry no condition (they are {got}): make them `Conditioned`")
     return prompts.conditions
 
 
@@ -136,7 +137,7 @@ def _pad_to(x: Tensor, width: int) -> Tensor:
 
 
 def cat_tokens(parts: Sequence[Tokens]) -> Tokens:
-    """The rows of all `parts`, one after the other, padded to the widest; conditions stay if all parts have them."""
+    """The rows of all `parts`, one after the other, padded to the widest; conditions stay if all have them."""
     width = max(part.ids.shape[1] for part in parts)
     ids = torch.cat([_pad_to(part.ids, width) for part in parts])
     mask = torch.cat([_pad_to(part.mask, width) for part in parts])
@@ -189,7 +190,14 @@ class Samples:
                 low >= 0 and high < len(self.prompts),
                 f"prompt_index names prompts {low} to {high}; there are {len(self.prompts)} prompts",
             )
-        shapes = {"finished": (n,), "reward": (n,), "log_w": (n,), "log_q": (n, t), "log_ref": (n, t), "log_psi": (n, t)}
+        shapes = {
+            "finished": (n,),
+            "reward": (n,),
+            "log_w": (n,),
+            "log_q": (n, t),
+            "log_ref": (n, t),
+            "log_psi": (n, t),
+        }
         for name, value in self.optional().items():
             _expect(
                 value.shape == shapes[name],

@@ -17,6 +17,7 @@ C, laid beside as a one-hot vector ("class").
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Literal
@@ -59,10 +60,11 @@ class ValueHead(Values):
         self.reads, self.classes = reads, classes
         size = body.head.weight.shape[1]
         inside = size + {"nothing": 0, "tokens": size, "class": classes}[reads]
+        sizes = [inside] + [mlp_factor * inside] * mlp_layers
         layers: list[nn.Module] = []
-        for k in range(mlp_layers):
-            layers += [nn.Linear(inside if k == 0 else mlp_factor * inside, mlp_factor * inside), nn.ReLU()]
-        out = nn.Linear(mlp_factor * inside if mlp_layers else inside, width * (body.vocab_size if per_token else 1))
+        for before, after in itertools.pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        out = nn.Linear(sizes[-1], width * (body.vocab_size if per_token else 1))
         nn.init.zeros_(out.weight)
         nn.init.zeros_(out.bias)
         self.head = nn.Sequential(*layers, out).to(device=body.device, dtype=body.model.dtype)
@@ -87,7 +89,9 @@ class ValueHead(Values):
         conditions = conditions_of(prompts)
         if self.reads == "class":
             if conditions.ids.shape[1] != 1 or int(conditions.ids.max()) >= self.classes:
-                raise ValueError(f"a condition must be one class below {self.classes}; got {conditions.lists()[:3]}")
+                raise ValueError(
+                    f"a condition must be one class below {self.classes}; got {conditions.lists()[:3]}"
+                )
             one_hot = torch.nn.functional.one_hot(conditions.ids[:, 0], self.classes)
             return one_hot.to(self.out.weight.dtype)
         states = hidden(self.body.model, conditions)

@@ -77,7 +77,7 @@ def _block_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's largest logit [n, 1], and the weights exp(logit − top) summed by block, float64 [n, blocks]."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     n, size = wide.shape
-    top = wide.amax(1, keepdim=True)
+    top = wide.amax(1, keepdim=True).clamp_min(torch.finfo(wide.dtype).min)  # a row of −inf has weight 0, not NaN
     weights = wide.new_empty(n, size + -size % BLOCK)
     weights[:, size:] = 0
     torch.sub(wide, top, out=weights[:, :size]).exp_()
