@@ -292,11 +292,16 @@ class Samples:
 
 
 def cat_samples(parts: Sequence[Samples]) -> Samples:
-    """All parts' rows in one batch. Prompts are laid side by side; fields that some part lacks are dropped."""
+    """All parts' rows in one batch; fields that some part lacks are dropped.
+
+    Prompts are laid side by side, unless all parts hold the very same prompts (one object), which stay as they
+    are.
+    """
     _expect(len(parts) > 0, "cat_samples needs at least one part")
+    prompts, together = parts[0].prompts, all(part.prompts is parts[0].prompts for part in parts)
     offsets = [0]
     for part in parts[:-1]:
-        offsets.append(offsets[-1] + len(part.prompts))
+        offsets.append(0 if together else offsets[-1] + len(part.prompts))
     width = max(part.tokens.shape[1] for part in parts)
     shared = set.intersection(*(set(part.optional()) for part in parts))
 
@@ -305,7 +310,8 @@ def cat_samples(parts: Sequence[Samples]) -> Samples:
         return torch.cat([_pad_to(v, width) if v.ndim == 2 else v for v in values])
 
     index = torch.cat([part.prompt_index + k for part, k in zip(parts, offsets, strict=True)])
-    prompts = cat_tokens([part.prompts for part in parts])
+    if not together:
+        prompts = cat_tokens([part.prompts for part in parts])
     return Samples(prompts, index, join("tokens"), join("mask"), **{name: join(name) for name in sorted(shared)})
 
 

@@ -1,16 +1,32 @@
 """FUDGE: tilt by the probability of success (Yang & Klein 2021, arXiv:2104.05218, eq. 4).
 
-    log psi = log P_ref(r = 1 | prefix)
+    log psi = log P_ref(success | prefix)
 
-The twist of the *conditional* target pi_ref(y | r = 1): the limit beta → 0 of Q# for rewards of 0 or 1. As a
-road to pi* at a finite beta it is biased: it leans as hard as beta = 0 would, whatever beta is.
+As a *rule* over a learned law of a reward of 0 or 1 (`Fudge`), it is the twist of the conditional target
+pi_ref(y | r = 1): the limit beta → 0 of Q#. As a road to pi* at a finite beta it is biased: it leans as hard as
+beta = 0 would, whatever beta is.
+
+As an *objective* (`FudgeLearning`) on a squashed twist psi = σ(output), with the potential phi = exp(r/beta) ≤ 1
+as the probability of success (a classifier's probability, say):
+
+    L = Σ_t BCE(σ(output_t), phi(y)),    y ~ pi_ref
+
+Expected gradient zero at psi* for every prefix that is drawn (Zhao et al. 2024, arXiv:2404.17546, §4.4). Prefixes
+may also be those of exact draws of pi*; each is then labelled with phi of a fresh reference rollout *behind that
+prefix* (the original's rollouts start one token too early).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from tiltlm.samples import Samples
+from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, cat_rows, equal, rows_of
 
 
 @dataclass(frozen=True)
@@ -22,3 +38,41 @@ class Fudge:
         if law.shape[-1] != 2:
             raise ValueError(f"FUDGE needs a binary reward; this value model has {law.shape[-1]} atoms")
         return law[..., 1]
+
+
+@dataclass(frozen=True)
+class FudgeLearning(TwistObjective):
+    """Fit σ(output) to phi on reference draws; with `prefixes`, half on the positives' prefixes."""
+
+    optimum: ClassVar[str] = "psi* (phi ≤ 1)"
+    needs: ClassVar[tuple[Need, ...]] = ("reference",)
+
+    def prepare(self, batch: Draws) -> Rows:
+        reference = batch.need("reference")
+        rows = rows_of(reference, equal(reference), batch.prompts, potential(reference, batch.beta))
+        if batch.prefixes is None:
+            return rows
+        positives = batch.need("positives")
+        phi = _probability(batch.prefixes)
+        half = [rows.weight / 2, equal(positives) / 2]
+        first = rows_of(reference, half[0], batch.prompts, rows.goal)
+        return cat_rows(first, rows_of(positives, half[1], batch.prompts, phi), batch.prompts)
+
+    def per_token(self, out: Tensor, goal: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(out, goal, reduction="none")
+
+
+def potential(samples: Samples, beta: float) -> Tensor:
+    """phi = exp(r/beta) of every row, [N]; raises ValueError unless it is a probability."""
+    if samples.reward is None:
+        raise ValueError("these samples have no reward: score them first")
+    return _probability(samples.reward / beta)
+
+
+def _probability(log_phi: Tensor) -> Tensor:
+    if bool((log_phi > 1e-6).any()):
+        raise ValueError(
+            f"FUDGE needs phi = exp(r/beta) ≤ 1, a probability; the largest r/beta is {log_phi.max().item():.4g}: "
+            "subtract the reward's upper bound (pi* stays the same)"
+        )
+    return torch.exp(log_phi.clamp_max(0))

@@ -1,0 +1,249 @@
+"""Where a twist's training draws come from: the experience of every twist objective.
+
+A *scene* gives each step its prompts, and exact draws of pi* for them where there are any: one fixed prompt with a
+pool or a fresh supply of exact draws (`OnePrompt`), or infilling, where prompt and condition are split off longer
+draws of the reference and the draw itself is exact by construction (`Infilling`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tiltlm.models.base import LanguageModel, Twist
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.smc import IMPORTANCE, SMC, Particles, smc
+from tiltlm.samples import Conditioned, Samples, Tokens, cat_samples
+from tiltlm.seeds import Stream
+from tiltlm.target import Target
+from tiltlm.twists.learned import Scaled
+from tiltlm.twists.objective import Draws, Need
+from tiltlm.twists.soft_q import mean_backups
+
+Supply = Callable[[Stream], Samples]
+"""Exact draws of pi* for the scene's prompts."""
+
+
+class Scene(Protocol):
+    """Prompts of a step, and exact draws of pi* for them (None: there are none)."""
+
+    def __call__(self, stream: Stream) -> tuple[Tokens, Samples | None]: ...
+
+
+@dataclass(frozen=True)
+class OnePrompt:
+    """The same prompts at every step; exact draws from `supply`, if there is one."""
+
+    prompts: Tokens
+    supply: Supply | None = None
+
+    def __call__(self, stream: Stream) -> tuple[Tokens, Samples | None]:
+        return self.prompts, None if self.supply is None else self.supply(stream)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A supply that picks `n` of stored exact draws at random, with replacement. A small pool is over-fitted."""
+
+    stored: Samples
+    n: int
+
+    def __call__(self, stream: Stream) -> Samples:
+        index = torch.randint(len(self.stored), (self.n,), generator=stream.generator())
+        return self.stored.select(index.to(self.stored.device))
+
+
+@dataclass(frozen=True)
+class Infilling:
+    """`conditions` fresh conditions a step: draw T + c tokens behind `prompt`, split; exact by construction."""
+
+    reference: LanguageModel
+    prompt: Tokens
+    width: int
+    condition_width: int
+    conditions: int
+
+    def __call__(self, stream: Stream) -> tuple[Conditioned, Samples]:
+        return infilling(self.reference, self.prompt, self.conditions, self.width, self.condition_width, stream)
+
+
+def infilling(
+    reference: LanguageModel, prompt: Tokens, n: int, width: int, condition_width: int, stream: Stream
+) -> tuple[Conditioned, Samples]:
+    """`n` pairs (condition, exact draw of pi*(· | prompt, condition)), from draws of width + condition_width
+    tokens.
+
+    The reference must not end early: with an end-of-text token a condition might not exist. Returns prompts
+    (Conditioned [n]) and Samples with row i answering prompt i.
+    """
+    if reference.eos_id is not None:
+        raise ValueError("infilling draws a fixed number of tokens: give the reference no end-of-text token")
+    drawn = draw(reference, prompt, n=n, max_new_tokens=width + condition_width, stream=stream)
+    rows = prompt.select(drawn.prompt_index)
+    conditions = Tokens.full(drawn.tokens[:, width:])
+    prompts = Conditioned(rows.ids, rows.mask, conditions)
+    index = torch.arange(n, device=drawn.device)
+    assert drawn.log_q is not None
+    kept = {"log_ref": drawn.log_q[:, :width], "reward": drawn.log_q[:, width:].sum(1)}
+    return prompts, Samples(prompts, index, drawn.tokens[:, :width], drawn.mask[:, :width], **kept)
+
+
+@dataclass(frozen=True)
+class TwistDraws:
+    """The experience of a twist objective: draws with the live twist, scored, and whatever else it `needs`.
+
+    particles  rows per prompt, of every kind
+    positives  what stands for pi* in the losses that want it: "particles", the proposal's rows by their weights;
+               "exact", the scene's; "csmc", conditional SMC around one exact draw per prompt
+    drawn_by   who draws the proposal's rows: "q" the twist-induced proposal; "reference"; "mixed" half of each,
+               weighed by the mixture; "resampled" q's rows resampled by their weights; "exact" the scene's exact
+               draws
+    csmc_threshold  when conditional SMC resamples
+    tempered   power of the twist while drawing (1: the twist-induced proposal)
+    induced    give log_q under the twist-induced proposal, whoever drew (soft Q's goals)
+    backups    add E_ref[log psi] along the proposal's rows (soft Q's mean backups)
+    prefixes   add phi of a fresh rollout behind every prefix of the positives (FUDGE)
+    """
+
+    target: Target
+    twist: Twist
+    scene: Scene
+    max_new_tokens: int
+    stream: Stream
+    needs: tuple[Need, ...]
+    particles: int = 100
+    positives: Literal["particles", "exact", "csmc"] = "particles"
+    drawn_by: Literal["q", "reference", "mixed", "resampled", "exact"] = "q"
+    csmc_threshold: float = 0.5
+    tempered: float = 1.0
+    induced: bool = False
+    backups: bool = False
+    prefixes: bool = False
+
+    def batch(self, step: int) -> Draws:
+        """The draws of a step, made without gradients."""
+        stream = self.stream.child(step)
+        prompts, exact = self.scene(stream.child("scene"))
+        exact = None if exact is None else replace(exact, prompts=prompts)
+        if exact is None and (self.positives != "particles" or self.drawn_by == "exact"):
+            raise ValueError("these settings want exact draws of pi*, but the scene supplies none")
+        proposal = self._proposal(prompts, exact, stream.child("q")) if "proposal" in self.needs else None
+        positives = self._positives(prompts, exact, stream.child("csmc"))
+        reference = self._reference(prompts, stream.child("reference")) if "reference" in self.needs else None
+        backups = mean_backups(self.target.reference, self.twist, proposal) if self.backups and proposal else None
+        prefixes = None
+        if self.prefixes:
+            assert positives is not None, "prefixes are those of positives"
+            prefixes = rollouts_behind(self.target, positives, self.max_new_tokens, stream.child("prefixes"))
+        return Draws(len(prompts), self.target.beta, proposal, positives, reference, prefixes, backups)
+
+    def _proposal(self, prompts: Tokens, exact: Samples | None, stream: Stream) -> Samples:
+        if self.drawn_by == "exact":
+            assert exact is not None
+            return self._along(exact)
+        if self.drawn_by == "reference":
+            drawn = self._particles(prompts, stream, self.target.reference).samples
+            return self._along(drawn) if self.induced else drawn
+        q = self._particles(prompts, stream, self._tempered())
+        if self.drawn_by == "resampled":
+            return q.resampled(self.particles, stream.child("resampled"))
+        return self._mixed(q.samples, stream.child("mixed")) if self.drawn_by == "mixed" else q.samples
+
+    def _particles(self, prompts: Tokens, stream: Stream, proposal: LanguageModel | None) -> Particles:
+        settings = replace(IMPORTANCE, particles=self.particles)
+        width = self.max_new_tokens
+        return smc(
+            self.target, self.twist, prompts, settings, max_new_tokens=width, stream=stream, proposal=proposal
+        )
+
+    def _tempered(self) -> LanguageModel | None:
+        """The proposal, if it is not the twist-induced one."""
+        if self.tempered == 1:
+            return None
+        return Guided(self.target.reference, Scaled(self.twist, self.tempered))
+
+    def _along(self, samples: Samples) -> Samples:
+        return along(self.target.reference, self.twist, self.target.scored(samples), self.max_new_tokens)
+
+    def _mixed(self, q: Samples, stream: Stream) -> Samples:
+        """The first half of q's rows of every prompt, and as many of the reference."""
+        half = torch.arange(len(q), device=q.device) % self.particles < self.particles // 2
+        p = self._particles(q.prompts, stream, self.target.reference).samples
+        both = cat_samples([q.select(half), self._along(p.select(~half))])
+        return both if self.induced else weighed_as_mixture(both, self.target.beta)
+
+    def _positives(self, prompts: Tokens, exact: Samples | None, stream: Stream) -> Samples | None:
+        if self.positives == "particles":
+            return None
+        assert exact is not None
+        if self.positives == "exact":
+            return self._along(exact) if self.induced else self.target.scored(exact)
+        if len(exact) != len(prompts):
+            raise ValueError(f"conditional SMC pins one exact draw per prompt; the scene supplies {len(exact)}")
+        settings = SMC(self.particles, threshold=self.csmc_threshold)
+        width = self.max_new_tokens
+        return smc(
+            self.target, self.twist, prompts, settings, max_new_tokens=width, stream=stream, pinned=exact
+        ).samples
+
+    def _reference(self, prompts: Tokens, stream: Stream) -> Samples:
+        drawn = draw(
+            self.target.reference, prompts, n=self.particles, max_new_tokens=self.max_new_tokens, stream=stream
+        )
+        return self.target.scored(drawn.with_(log_ref=drawn.log_q))
+
+
+def along(reference: LanguageModel, twist: Twist, samples: Samples, max_new_tokens: int) -> Samples:
+    """`samples` with log_ref, log_psi and the twist-induced log_q of every token, whoever drew them.
+
+    One pass: conditional SMC with a single particle has nothing to draw. log_w is dropped: it was another's.
+    """
+    free = Target(reference, lambda some: torch.zeros(len(some), device=some.device), 1.0)
+    prompts, index = samples.row_prompts, torch.arange(len(samples), device=samples.device)
+    pinned = Samples(prompts, index, samples.tokens, samples.mask)
+    alone = SMC(1, threshold=0)
+    walked = smc(
+        free, twist, prompts, alone, max_new_tokens=max_new_tokens, stream=Stream(0), pinned=pinned
+    ).samples
+    width = samples.tokens.shape[1]
+    found = {name: getattr(walked, name) for name in ("log_ref", "log_psi", "log_q")}
+    wide = {name: torch.nn.functional.pad(x, (0, width - x.shape[1])) for name, x in found.items()}
+    return samples.with_(**wide, log_w=None)
+
+
+def weighed_as_mixture(samples: Samples, beta: float) -> Samples:
+    """Rows drawn half by q and half by the reference, weighed as draws of their mixture: log_q and log_w of it."""
+    assert samples.log_q is not None and samples.log_ref is not None and samples.reward is not None
+    parts = torch.stack([samples.log_q, samples.log_ref]).double().cumsum(2)
+    mixture = parts.logsumexp(0) - math.log(2)
+    log_q = torch.where(samples.mask, mixture.diff(dim=1, prepend=torch.zeros_like(mixture[:, :1])), 0.0)
+    log_w = samples.log_ref.double().sum(1) + samples.reward / beta - mixture[:, -1]
+    return samples.with_(log_q=log_q, log_w=log_w)
+
+
+def rollouts_behind(target: Target, samples: Samples, max_new_tokens: int, stream: Stream) -> Tensor:
+    """log phi of a fresh reference rollout behind every prefix of every row, [N, T]; its own where it is whole."""
+    lengths, whole = samples.mask.sum(1), target.log_potential(target.scored(samples)).double()
+    columns = []
+    for t in range(1, samples.tokens.shape[1] + 1):
+        rows = (lengths > t).nonzero()[:, 0] if t < max_new_tokens else lengths.new_empty(0)
+        column = whole.clone()
+        if len(rows):
+            begun = samples.select(rows)
+            column[rows] = _finished(target, begun, t, max_new_tokens, stream.child(t)).double()
+        columns.append(column)
+    return torch.where(samples.mask, torch.stack(columns, 1), 0.0)
+
+
+def _finished(target: Target, samples: Samples, t: int, width: int, stream: Stream) -> Tensor:
+    """log phi of the first t tokens of every row with a fresh ending by the reference, [N]."""
+    head = Tokens.full(samples.tokens[:, :t])
+    tail = draw(target.reference, samples.row_prompts.followed_by(head), max_new_tokens=width - t, stream=stream)
+    whole = head.followed_by(tail.completions)
+    return target.log_potential(Samples(samples.prompts, samples.prompt_index, whole.ids, whole.mask))
