@@ -3,8 +3,8 @@
     L = Σ_t (log psi_t − y_t)²,   y_t = log n_{t+1} = log E_ref[psi_{t+1} | y_≤t]  (held fixed),   y_T = r/beta
 
 beta·log psi is the soft Q value, beta·log n the soft value of the next state (Zhao et al. 2024, arXiv:2404.17546,
-§4.3; Mudgal et al. 2023 for the other targets). Expected gradient zero at psi*, whoever draws the prefixes, if every
-prefix may be drawn.
+§4.3; Mudgal et al. 2023 for the other targets). Expected gradient zero at psi*, whoever draws the prefixes, if
+every prefix may be drawn.
 
     target "log"     as above
     target "linear"  (psi_t − e^{y_t})²: the same optimum, the CD-Q loss

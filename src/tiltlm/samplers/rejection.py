@@ -1,0 +1,174 @@
+"""Rejection: exact draws of pi*, one by one, for any beta, where the reward is bounded above.
+
+Draw y ~ pi_ref and keep it with probability exp((r(x, y) − r_max)/beta). What is kept follows pi* exactly; on
+average one of exp(r_max/beta)/Z(x) draws is. How many that is, a pilot says first, and hopeless cases are refused.
+
+Draw m of prompt p depends on the stream, p and m alone, so batches change nothing and an interrupted search goes
+on where it stopped (`Search` is all there is to store).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samples import Samples, Tokens, cat_samples
+from tiltlm.seeds import Stream
+from tiltlm.target import Target
+
+PILOT = 1000
+"""Draws per prompt that estimate the acceptance rate before the search begins."""
+
+OnTry = Callable[[int, int, dict[str, float]], None]
+"""Called with (kept so far, wanted, {"tries": …}) after every batch."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a pilot of `tries` draws says: log E[exp((r − r_max)/beta)], the log of the acceptance rate, with its
+    error.
+
+    accepted: how many of the pilot's draws would have been kept, in expectation.
+    """
+
+    log_rate: float
+    log_rate_stderr: float
+    tries: int
+
+    @property
+    def expected_tries(self) -> float:
+        """Draws of the reference per exact draw."""
+        return math.exp(-self.log_rate) if self.log_rate > -700 else math.inf
+
+    def __str__(self) -> str:
+        rate, log_rate = math.exp(self.log_rate), f"log {self.log_rate:.3f} ± {self.log_rate_stderr:.3f}"
+        return (
+            f"acceptance rate {rate:.3g} ({log_rate}, from {self.tries} draws): about {self.expected_tries:,.0f} "
+            "draws of the reference per exact draw of pi*"
+        )
+
+
+@torch.no_grad()
+def outlook(
+    target: Target, prompt: Tokens, *, max_new_tokens: int, stream: Stream, r_max: float = 0.0, pilot: int = PILOT
+) -> Outlook:
+    """Estimate the acceptance rate for one prompt from `pilot` draws of the reference."""
+    drawn = draw(
+        target.reference, prompt, n=pilot, max_new_tokens=max_new_tokens, stream=stream.child("rejection", "pilot")
+    )
+    log_accept = _log_accept(target, drawn, r_max)
+    log_rate = float(log_accept.logsumexp(0) - math.log(pilot))
+    p = (log_accept - log_rate).exp()
+    return Outlook(log_rate, float(p.std() / math.sqrt(pilot)), pilot)
+
+
+def _log_accept(target: Target, samples: Samples, r_max: float) -> Tensor:
+    """(r − r_max)/beta, float64 [N]; raises ValueError if a reward exceeds the bound."""
+    reward = target.reward(samples).double()
+    over = reward - r_max
+    if bool((over > 1e-5 * max(1.0, abs(r_max))).any()):
+        most = reward.max().item()
+        raise ValueError(f"rejection needs a bound on the reward: r_max is {r_max}, but a draw has r = {most:.6g}")
+    return over.clamp_max(0) / target.beta
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for exact draws of one prompt: what was kept of the first `tries` draws."""
+
+    kept: Samples | None
+    tries: int
+
+    def save(self, path: Path) -> None:
+        """Write to `path` (safetensors), aside first."""
+        aside = path.with_name(f".{path.name}.tmp")
+        if self.kept is None:
+            save_file({"tries": torch.tensor(self.tries)}, str(aside))
+        else:
+            self.kept.save(aside)
+            save_file({**load_file(str(aside)), "tries": torch.tensor(self.tries)}, str(aside))
+        aside.rename(path)
+
+    @staticmethod
+    def load(path: Path) -> Search:
+        """Read what `save` wrote; an empty search where there is no such file."""
+        if not path.is_file():
+            return Search(None, 0)
+        tensors = load_file(str(path))
+        tries = int(tensors.pop("tries"))
+        if not tensors:
+            return Search(None, tries)
+        prompts = Tokens(tensors.pop("prompts.ids"), tensors.pop("prompts.mask"))
+        return Search(Samples(prompts, **tensors), tries)
+
+
+@torch.no_grad()
+def reject(
+    target: Target,
+    prompt: Tokens,
+    *,
+    n: int,
+    max_new_tokens: int,
+    stream: Stream,
+    r_max: float = 0.0,
+    batch_size: int = 1000,
+    max_tries: float = 1e7,
+    pilot: bool = True,
+    path: Path | None = None,
+    on_try: OnTry = lambda kept, wanted, notes: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Samples:
+    """`n` exact draws of pi* for one prompt: Samples with reward and log_ref.
+
+    r_max: an upper bound of the reward. pilot: look ahead before the search (a small one may do without). path:
+    where the search is kept, and taken up again. tell: gets the outlook as a sentence. Raises ValueError if the
+    outlook is more than `max_tries` draws in all, or a reward exceeds r_max.
+    """
+    if len(prompt) != 1:
+        raise ValueError(f"rejection searches for one prompt at a time; got {len(prompt)}")
+    search = Search(None, 0) if path is None else Search.load(path)
+    if search.kept is not None:
+        search = Search(replace(search.kept, prompts=prompt), search.tries)  # one object, so that rows may be
+        joined
+    if _count(search) < n and pilot:
+        _look_ahead(target, prompt, n, max_new_tokens, stream, r_max, max_tries, tell)
+    while _count(search) < n:
+        rows = torch.arange(search.tries, search.tries + batch_size)
+        own = stream.child("rejection")
+        some = draw(target.reference, prompt, n=batch_size, max_new_tokens=max_new_tokens, stream=own, rows=rows)
+        reward = target.reward(some)
+        some = some.with_(reward=reward, log_ref=some.log_q, log_q=None)
+        luck = stream.child("rejection", "accept").uniform(rows, 1)[:, 0].to(some.device)
+        good = (luck.log() < _log_accept(target, some, r_max)).nonzero()[:, 0]
+        kept = some.select(good) if search.kept is None else cat_samples([search.kept, some.select(good)])
+        search = Search(kept, search.tries + batch_size)
+        if path is not None:
+            search.save(path)
+        on_try(min(_count(search), n), n, {"tries": float(search.tries)})
+    assert search.kept is not None
+    return search.kept.select(slice(0, n))
+
+
+def _count(search: Search) -> int:
+    return 0 if search.kept is None else len(search.kept)
+
+
+def _look_ahead(
+    target: Target, prompt: Tokens, n: int, width: int, stream: Stream, r_max: float, max_tries: float,
+    tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    found = outlook(target, prompt, max_new_tokens=width, stream=stream, r_max=r_max)
+    tell(f"{n} exact draws wanted; {found}")
+    if n * found.expected_tries > max_tries:
+        raise ValueError(
+            f"{n} exact draws would take about {n * found.expected_tries:.3g} draws of the reference (limit "
+            f"{max_tries:.3g}): {found}. A larger beta, fewer draws or a shorter completion helps; without "
+            "exact draws the ruler gives the objective and one-sided bounds"
+        )
