@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from tiltlm.engine import Optim
 from tiltlm.models.base import LanguageModel
+from tiltlm.recipes.fitting import Fit
 from tiltlm.recipes.star_graph_policies import (
     DPO,
     RPO,
@@ -27,7 +28,6 @@ from tiltlm.recipes.star_graph_policies import (
 )
 from tiltlm.recipes.star_graph_report import show_report, write_report
 from tiltlm.recipes.star_graph_settings import (
-    Fit,
     Goal,
     Guide,
     Network,

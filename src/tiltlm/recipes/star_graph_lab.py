@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tiltlm.engine import Engine
 from tiltlm.exact import log_density
 from tiltlm.experience import Experience, Generated, Offline
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.teacherless import Teacherless
-from tiltlm.objective import Objective
-from tiltlm.progress import note, steps
-from tiltlm.recipes.star_graph_settings import Fit, Network, Test, World
+from tiltlm.recipes.fitting import device_of
+from tiltlm.recipes.star_graph_settings import Network, Test, World
 from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.log_z import BinaryTarget
 from tiltlm.ruler.measure import Check, Measurement, Ruler
@@ -32,33 +30,9 @@ from tiltlm.seeds import Stream, stream
 from tiltlm.target import Target
 from tiltlm.tasks.star_graph import Graphs, generate, random_arms, read_lines
 from tiltlm.tasks.star_graph_tokens import AnswerKey, BPETokenizer, GraphTokenizer, NumeralTokenizer, check, forced
-from tiltlm.train import Course, Training
 from tiltlm.twists.value import value_loss
 
 Split = Literal["pretrain", "posttrain", "test"]
-
-
-def fit(run: Run[Any], lab: Lab, model: Any, objective: Objective, experience: Experience, how: Fit) -> Course:
-    """Train `model` in the run's folder, with progress, from the last checkpoint if there is one."""
-    with steps(run.recipe.name) as on_step:
-        training = Training(
-            model.to(lab.device),
-            Engine(model, how.optim),
-            objective,
-            experience,
-            how.pace,
-            lab.stream.child(run.recipe.stage),
-            run.folder,
-            how.checkpoint_every,
-            on_step,
-        )
-        course = training.run()
-    if how.pace.until > 0 and course.solved_at is None:
-        reached = ", ".join(f"{name} {value:.3f}" for name, value in course.running.items())
-        note(
-            f"[yellow]{run.recipe.name}: not solved within {how.pace.steps} steps ({reached})[/]: raise the limit"
-        )
-    return course
 
 
 @dataclass(frozen=True)
@@ -75,10 +49,7 @@ class Lab:
 
     @property
     def device(self) -> torch.device:
-        name = self.network.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(name)
+        return device_of(self.network.device)
 
     @cached_property
     def tokenizer(self) -> GraphTokenizer:

@@ -12,10 +12,9 @@ from tiltlm.objective import Objective
 from tiltlm.policies.dpo import DPO as DPOLoss
 from tiltlm.policies.reinforce import Reinforce as ReinforceLoss
 from tiltlm.policies.rpo import RPO as RPOLoss
-from tiltlm.recipes.star_graph_lab import fit
+from tiltlm.recipes.fitting import Fit, fit
 from tiltlm.recipes.star_graph_settings import (
     POLICY_FIT,
-    Fit,
     Goal,
     ReinforceSettings,
     Test,
@@ -47,7 +46,15 @@ class PairPolicy(Rollouts):
         pairs: Pairs = read_pairs(run.inputs["rollouts"].folder / "pairs.jsonl").pairs.to(lab.device)
         pairs = referenced_pairs(pairs, reference, self.rollouts.batch_size)
         experience = Offline(pairs, self.settings().batch_size, lab.stream.child(self.stage, "data"))
-        fit(run, lab, copy_of(reference), self.objective(), experience, self.settings())
+        fit(
+            run,
+            copy_of(reference),
+            self.objective(),
+            experience,
+            self.settings(),
+            device=lab.device,
+            stream=lab.stream,
+        )
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         """The trained policy."""
@@ -109,7 +116,15 @@ class ReinforcePolicy(Base):
             n=s.n,
             reference=reference if s.beta > 0 else None,
         )
-        fit(run, lab, policy, ReinforceLoss(s.baseline, s.beta), experience, self.reinforce_fit)
+        fit(
+            run,
+            policy,
+            ReinforceLoss(s.baseline, s.beta),
+            experience,
+            self.reinforce_fit,
+            device=lab.device,
+            stream=lab.stream,
+        )
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         """The trained policy."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from tiltlm.engine import Optim
 from tiltlm.policies.reinforce import Baseline
+from tiltlm.recipes.fitting import Fit
 from tiltlm.tasks.star_graph import StarGraph
 from tiltlm.train import Pace
 
@@ -78,19 +79,6 @@ class Network:
     dropout: float = 0.0
     device: str = "cpu"
     """cpu, cuda, cuda:1, …, or auto: cuda where there is one."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a stage trains."""
-
-    optim: Optim = field(default_factory=Optim)
-    pace: Pace = field(default_factory=Pace)
-    batch_size: int = 64
-    """Rows (graphs, completions, pairs) a step."""
-
-    checkpoint_every: int = 200
-    """Steps between checkpoints (0: only at the end)."""
 
 
 @dataclass(frozen=True)

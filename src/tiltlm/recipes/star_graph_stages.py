@@ -14,10 +14,10 @@ from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.policies.sft import SFT
 from tiltlm.progress import note
-from tiltlm.recipes.star_graph_lab import Lab, fit
+from tiltlm.recipes.fitting import Fit, fit
+from tiltlm.recipes.star_graph_lab import Lab
 from tiltlm.recipes.star_graph_settings import (
     BASE_FIT,
-    Fit,
     Goal,
     Guide,
     Network,
@@ -74,7 +74,7 @@ class Base(Recipe):
             keep_as_it_is(lab.load(self.pretrained), run.folder)
             return
         objective, experience = SFT(watch_positions=True), lab.pretraining(self.base.batch_size)
-        fit(run, lab, lab.fresh_network(), objective, experience, self.base)
+        fit(run, lab.fresh_network(), objective, experience, self.base, device=lab.device, stream=lab.stream)
 
     def reference(self, run: Run[Any]) -> CausalLM:
         """The pre-trained model: the base among the inputs, or this run's own."""
@@ -140,7 +140,15 @@ class Classifier(Rollouts):
         body = copy_of(self.reference(run)) if s.start == "reference" else lab.fresh_network()
         value = ValueHead(body, per_token=s.head == "q", mlp_layers=s.mlp_layers)
         experience = Offline(self.labelled(run).to(lab.device), s.fit.batch_size, lab.stream.child("value-data"))
-        fit(run, lab, value, ValueLearning(lm_weight=s.lm_weight, watch_positions=True), experience, s.fit)
+        fit(
+            run,
+            value,
+            ValueLearning(lm_weight=s.lm_weight, watch_positions=True),
+            experience,
+            s.fit,
+            device=lab.device,
+            stream=lab.stream,
+        )
         measured = Measurement(lab.value_report(value, self.reference(run), Test()))
         run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
 

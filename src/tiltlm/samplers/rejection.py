@@ -134,9 +134,8 @@ def reject(
     if len(prompt) != 1:
         raise ValueError(f"rejection searches for one prompt at a time; got {len(prompt)}")
     search = Search(None, 0) if path is None else Search.load(path)
-    if search.kept is not None:
-        search = Search(replace(search.kept, prompts=prompt), search.tries)  # one object, so that rows may be
-        joined
+    if search.kept is not None:  # rows may be joined where they share one prompts object
+        search = Search(replace(search.kept, prompts=prompt), search.tries)
     if _count(search) < n and pilot:
         _look_ahead(target, prompt, n, max_new_tokens, stream, r_max, max_tries, tell)
     while _count(search) < n:
