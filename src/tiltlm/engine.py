@@ -57,12 +57,20 @@ class Engine:
             [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True
         )
 
-    def update(self, objective: Objective, batch: Any, lr_factor: float = 1.0) -> dict[str, float]:
+    def update(
+        self, objective: Objective, batch: Any, lr_factor: float = 1.0, passes: int = 1
+    ) -> dict[str, float]:
         """One optimizer step on Σ loss / Σ weight over `batch`; returns the step's metrics, averaged over rows.
 
+        passes: optimizer steps on the same prepared batch (PPO); the last one's metrics are returned.
         Raises FloatingPointError, before any weight is touched, if loss or gradient is not finite.
         """
         batch = objective.prepare(batch)
+        for _ in range(passes):
+            metrics = self._pass(objective, batch, lr_factor)
+        return metrics
+
+    def _pass(self, objective: Objective, batch: Any, lr_factor: float) -> dict[str, float]:
         total = self.total(objective.weight(batch))
         self.optimizer.zero_grad(set_to_none=True)
         parts = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]

@@ -11,6 +11,7 @@ completion s of prompt p, and results come as [P, S].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -131,3 +132,53 @@ def solve(target: Target, prompts: Tokens, horizon: int) -> Solution:
     tilted = log_ref + reward / target.beta
     log_z = tilted.logsumexp(1)
     return Solution(samples, log_ref, reward, tilted - log_z[:, None], log_z, target.beta)
+
+
+@torch.no_grad()
+def log_next_tokens(
+    model: LanguageModel,
+    prompt: Tokens,
+    ahead: int,
+    *,
+    batch_size: int = 8192,
+    on_step: Callable[[int, int, dict[str, float]], None] = lambda step, limit, metrics: None,
+) -> Tensor:
+    """log p(the token after `ahead` free ones is v | prompt), every prefix summed over; nats, float64 [V].
+
+    For infilling with a gap of `ahead` tokens and one token c behind it, entry c is log Z(c). Enumerates V^ahead
+    prefixes, `batch_size` at once; raises ValueError where they are too many.
+    """
+    v = model.vocab_size
+    if len(prompt) != 1 or v**ahead > LIMIT:
+        raise ValueError(
+            f"one prompt and at most {LIMIT} prefixes; got {len(prompt)} and {v}^{ahead}: sample instead"
+        )
+    state = model.start(prompt, ahead)
+    total = torch.full((v,), -torch.inf, dtype=torch.float64, device=prompt.device)
+    if ahead == 0:
+        return state.log_next()[0].double()
+    codes = torch.arange(v**ahead, device=prompt.device)
+    heads = max(1, batch_size // v) * v if ahead > 1 else v**ahead
+    for begin in range(0, len(codes), heads):
+        part = codes[begin : begin + heads]
+        log_p, log_next = _along_codes(model, prompt, part, ahead)
+        total = torch.logaddexp(total, (log_p[:, None] + log_next).logsumexp(0))
+        on_step(min(begin + heads, len(codes)), len(codes), {})
+    return total
+
+
+def _along_codes(model: LanguageModel, prompt: Tokens, codes: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+    """log p of the prefixes with these numbers (base V), [n], and what may come next, [n, V]; float64."""
+    v = model.vocab_size
+    state = model.start(prompt, ahead)
+    tree = codes.new_zeros(1)  # distinct prefixes so far
+    log_p = torch.zeros(1, dtype=torch.float64, device=codes.device)
+    for t in range(ahead):
+        now = torch.unique(codes // v ** (ahead - 1 - t))
+        parent = torch.searchsorted(tree, now // v)
+        log_next = state.log_next().double()
+        log_p = log_p[parent] + log_next[parent, now % v]
+        state.select(parent)
+        state.append(now % v)
+        tree = now
+    return log_p, state.log_next().double()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -110,7 +110,8 @@ class Course:
 class Training:
     """One stage of training, resumable. `folder` receives metrics.jsonl and checkpoints.
 
-    checkpoint_every: steps between checkpoints (0: only at the end). The last checkpoint alone is kept.
+    checkpoint_every: steps between checkpoints (0: only at the end). The last checkpoint is kept, and those of the
+    steps in `keep`. passes: optimizer steps on every batch.
     on_step(step, limit, metrics): called after every step, for progress bars.
     """
 
@@ -123,6 +124,8 @@ class Training:
     folder: Path
     checkpoint_every: int = 200
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, limit, metrics: None
+    passes: int = 1
+    keep: Collection[int] = ()
 
     def run(self) -> Course:
         """Train to the end of the pace, from the last checkpoint if there is one; returns the course taken."""
@@ -135,7 +138,7 @@ class Training:
                 log.write(json.dumps({"step": step, **metrics}) + "\n")
                 step += 1
                 self.on_step(step, self.pace.steps, metrics)
-                if self.checkpoint_every and step % self.checkpoint_every == 0:
+                if (self.checkpoint_every and step % self.checkpoint_every == 0) or step in self.keep:
                     log.flush()
                     self._save(step, course)
         self._save(step, course)
@@ -147,7 +150,7 @@ class Training:
         batch = self.experience.batch(step)
         self.model.train()
         self.stream.child("dropout", step).seed_everything()
-        metrics = self.engine.update(self.objective, batch, self.pace.factor(step, course))
+        metrics = self.engine.update(self.objective, batch, self.pace.factor(step, course), self.passes)
         self.pace.observe(step, metrics, course)
         return metrics
 
@@ -162,7 +165,8 @@ class Training:
         (aside / "COMPLETE").write_text("")
         aside.rename(final)
         for old in checkpoints(self.folder)[:-1]:
-            shutil.rmtree(old)
+            if step_of(old) not in self.keep:
+                shutil.rmtree(old)
 
     def _resume(self) -> tuple[int, Course]:
         found = checkpoints(self.folder)
@@ -204,7 +208,12 @@ def keep_as_it_is(model: Saveable, folder: Path) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if (path / "COMPLETE").is_file()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def _forget_after(path: Path, step: int) -> None:

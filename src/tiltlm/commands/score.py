@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import tyro
 
 from tiltlm.jsonl import read_rows
 from tiltlm.progress import note
+from tiltlm.rewards.user_file import function_of
 
 RowReward = Callable[[Sequence[dict[str, Any]]], Sequence[float]]
 """Rows of the file -> one number each."""
@@ -83,24 +83,11 @@ def score(args: list[str]) -> int:
 
 def find_reward(name: str) -> tuple[RowReward, tuple[str, ...]]:
     """A reward by name or FILE.py:FUNCTION, and the columns it needs."""
-    path, colon, function = name.rpartition(":")
+    path, colon, _ = name.rpartition(":")
     if colon and path.endswith(".py"):
-        return _from_file(Path(path), function), ()
+        return function_of(name), ()
     if name in REWARDS:
         return REWARDS[name]
     near = get_close_matches(name, REWARDS, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise ValueError(f"there is no reward {name!r}.{hint} Known: {', '.join(REWARDS)}, or FILE.py:FUNCTION")
-
-
-def _from_file(path: Path, function: str) -> RowReward:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{path}: no such file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = vars(module).get(function)
-    if not callable(found):
-        have = ", ".join(name for name, value in vars(module).items() if callable(value)) or "none"
-        raise ValueError(f"{path} has no function {function!r}; it has {have}")
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,8 @@ def fit(
     *,
     device: torch.device,
     stream: Stream,
+    passes: int = 1,
+    keep: Collection[int] = (),
 ) -> Course:
     """Train `model` in the run's folder, with progress, from the last checkpoint if there is one."""
     with steps(run.recipe.name) as on_step:
@@ -51,6 +54,8 @@ def fit(
             run.folder,
             how.checkpoint_every,
             on_step,
+            passes,
+            keep,
         )
         course = training.run()
     if how.pace.until > 0 and course.solved_at is None:

@@ -32,11 +32,16 @@ class Difference:
 
 
 def paired(first: Measurement, second: Measurement) -> list[Difference]:
-    """Differences of every metric both measurements have. Raises unless they measured equally many prompts."""
+    """Differences of every metric both measurements have, paired by prompt (of a single prompt, draw by draw).
+
+    The common log Z cancels. Raises ValueError unless they measured equally many prompts.
+    """
     shared = [name for name in first.values if name in second.values]
     if not shared:
         raise ValueError("these measurements share no metric")
-    sizes = len(first.values[shared[0]]), len(second.values[shared[0]])
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"paired comparison needs the same prompts; got {sizes[0]} and {sizes[1]} of them")
-    return [Difference(name, mean(first.values[name] - second.values[name])) for name in shared]
+    for name in shared:
+        sizes = len(first.values[name]), len(second.values[name])
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"paired comparison needs the same prompts; got {sizes[0]} and {sizes[1]} of them")
+    several = [name for name in shared if len(first.values[name]) > 1]
+    return [Difference(name, mean(first.values[name] - second.values[name])) for name in several]

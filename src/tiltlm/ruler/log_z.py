@@ -6,17 +6,22 @@ For a reward of 0 or 1 with success probability p(x) = P_ref(r = 1 | x) everythi
 
 If the rewarded completions can be listed (one right answer, say), p is the sum of their reference
 probabilities: no sampling, no error. Otherwise the measured success rate stands in, its error propagated.
+
+For any other target, `LogZ` holds what is known: a number, a number with a standard error (one long importance
+run), or a pair of stochastic bounds around it (`bounds.py`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tiltlm.ruler.estimate import Estimate
+from tiltlm.ruler.estimate import Estimate, mean
+from tiltlm.ruler.weights import trust
 
 
 @dataclass(frozen=True)
@@ -68,3 +73,68 @@ def from_success_rate(rate: Estimate, beta: float) -> Estimate:
         raise ValueError(f"beta {beta} is too small for a measured rate: exp(1/beta) overflows")
     z = 1 + rate.value * lift
     return Estimate(math.log(z), rate.stderr * lift / z, rate.n)
+
+
+@dataclass(frozen=True)
+class LogZ:
+    """log Z of a comparison (over prompts: its mean), nats: value ± stderr, and bounds where it is only bracketed.
+
+    lower, upper: estimates of E[log Ẑ] ≤ log Z and of its counterpart ≥ log Z. Without them the value is unbiased
+    to first order; with them it is the middle, and the truth may lie anywhere between.
+    """
+
+    value: float
+    stderr: float
+    lower: Estimate | None = None
+    upper: Estimate | None = None
+    source: str = "exact"
+
+    @staticmethod
+    def exact(value: float | Tensor) -> LogZ:
+        """A known number, or the mean of known numbers [P]."""
+        return LogZ(float(torch.as_tensor(value).double().mean()), 0.0)
+
+    @staticmethod
+    def of_importance(log_w: Tensor, source: str) -> LogZ:
+        """From one long run of importance sampling: log of the mean weight, [n]; error by the delta method."""
+        log_w = log_w.double()
+        value = float(log_w.logsumexp(0)) - math.log(len(log_w))
+        spread = float((log_w - value).exp().std()) / math.sqrt(len(log_w))
+        return LogZ(value, spread, source=f"{len(log_w)} {source}; {trust(log_w)}")
+
+    @staticmethod
+    def of_bounds(lower: Tensor, upper: Tensor, source: str) -> LogZ:
+        """From repeated lower and upper bounds [R] each, of SMC: the midpoint, its error from the pairs'
+        spread."""
+        middle = mean((lower.double() + upper.double()) / 2)
+        return LogZ(middle.value, middle.stderr, mean(lower), mean(upper), source)
+
+    @property
+    def gap(self) -> float:
+        """Upper less lower bound; 0 where the value is not bracketed."""
+        return 0.0 if self.lower is None or self.upper is None else self.upper.value - self.lower.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where log Z lies, at 95%: bounds ± 1.96 standard errors, or the value's own interval."""
+        low, high = self.lower, self.upper
+        if low is None or high is None:
+            return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
+        return low.value - 1.96 * low.stderr, high.value + 1.96 * high.stderr
+
+    def __str__(self) -> str:
+        if self.lower is None or self.upper is None:
+            return f"log Z = {self.value:.4f} ± {self.stderr:.4f} nats ({self.source})"
+        low, high = self.interval
+        return (
+            f"log Z lies between {self.lower} and {self.upper} nats (95%: {low:.4f} to {high:.4f}; "
+            f"gap {self.gap:.4f}, middle {self.value:.4f} ± {self.stderr:.4f}; {self.source})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> LogZ:
+        bounds = {name: None if value[name] is None else Estimate(**value[name]) for name in ("lower", "upper")}
+        return LogZ(value["value"], value["stderr"], **bounds, source=value["source"])

@@ -1,23 +1,32 @@
 """Measure one decoder against one target: draw, score, and average per prompt.
 
+    F = E_q[log w] = E_q[r]/beta − KL(q‖pi_ref),   G = E_pi*[log w],     log w = log pi_ref + r/beta − log q
+    KL(q‖pi*) = log Z − F,   KL(pi*‖q) = G − log Z,   and their sum G − F needs no log Z at all
+
 What comes out is one number per prompt and metric, kept with the run, so that two methods measured on the same
 prompts can be compared in pairs (`compare.py`) and tables can be made again without drawing again.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tiltlm.exact import log_density
 from tiltlm.models.base import LanguageModel
 from tiltlm.ruler.estimate import Estimate, mean, per_prompt
 from tiltlm.ruler.kl import kl_along_in_batches
+from tiltlm.ruler.log_z import LogZ
+from tiltlm.ruler.weights import effective_sample_size, pareto_k
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -29,6 +38,12 @@ UNITS = {
     "objective_gap": "reward",
     "kl_to_reference": "nats",
     "kl_to_target": "nats",
+    "kl_to_target_at_least": "nats",
+    "kl_from_target": "nats",
+    "kl_sum": "nats",
+    "log_w": "nats",
+    "log_w_exact": "nats",
+    "pareto_k": "",
     "log_z": "nats",
     "forced_loss": "nats",
 }
@@ -40,9 +55,15 @@ Check = Callable[[Samples], Tensor]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Independent observations of every metric, float64 [n]: one a prompt; of a single prompt, one a draw."""
+    """Independent observations of every metric, float64 [n]: one a prompt; of a single prompt, one a draw.
+
+    log_z: the common log Z the distances were taken with, where it is not exact per prompt; beta divides the
+    reward.
+    """
 
     values: Mapping[str, Tensor]
+    log_z: LogZ | None = None
+    beta: float = 1.0
 
     def estimates(self) -> dict[str, Estimate]:
         """Means, with standard errors from the spread of the observations.
@@ -58,16 +79,41 @@ class Measurement:
         for name, e in self.estimates().items():
             stderr = None if math.isnan(e.stderr) else e.stderr
             numbers = {"metric": name, "value": e.value, "stderr": stderr, "n": e.n, "unit": unit_of(name)}
-            rows.append({**head, **numbers, **tail})
+            rows.append({**head, **numbers, **self._shared_error(name, e), **tail})
         return rows
 
+    def _shared_error(self, name: str, e: Estimate) -> dict[str, Any]:
+        """What the common log Z adds to a distance: its part of the error, and the interval of both together.
+
+        `gap`: log Z is bracketed more widely than the distance is long; then only the interval means something.
+        """
+        scale = {"kl_to_target": 1.0, "kl_from_target": -1.0, "objective_gap": self.beta}.get(name)
+        if self.log_z is None or scale is None:
+            return {}
+        own = 0.0 if math.isnan(e.stderr) else e.stderr
+        size, z = abs(scale), self.log_z
+        low, high = (scale * (end - z.value) for end in z.interval)
+        both = math.hypot(own, size * z.stderr)
+        found = {"stderr": both, "stderr_log_z": size * z.stderr}
+        if z.gap:
+            ends = sorted((e.value + low, e.value + high))
+            found |= {"low": ends[0] - 1.96 * own, "high": ends[1] + 1.96 * own}
+        else:
+            found |= {"low": e.value - 1.96 * both, "high": e.value + 1.96 * both}
+        return found | ({"gap": size * z.gap} if size * z.gap > abs(e.value) else {})
+
     def save(self, path: str | Path) -> None:
-        """Write the observations to a safetensors file."""
-        save_file({name: x.contiguous() for name, x in self.values.items()}, str(path))
+        """Write the observations to a safetensors file, the common log Z in its header."""
+        notes = {"beta": repr(self.beta), "log_z": json.dumps(self.log_z.to_json() if self.log_z else None)}
+        save_file({name: x.contiguous() for name, x in self.values.items()}, str(path), notes)
 
     @staticmethod
     def load(path: str | Path) -> Measurement:
-        return Measurement(load_file(str(path)))
+        with safe_open(str(path), "pt") as file:
+            notes = file.metadata() or {}
+        log_z = json.loads(notes.get("log_z", "null"))
+        shared = None if log_z is None else LogZ.from_json(log_z)
+        return Measurement(load_file(str(path)), shared, float(notes.get("beta", 1.0)))
 
 
 def unit_of(metric: str) -> str:
@@ -78,8 +124,10 @@ def unit_of(metric: str) -> str:
 class Ruler:
     """How every method of a comparison is measured: the same prompts, the same number of draws, one log Z.
 
-    log_z [P]: exact (or one common estimate) per prompt; without it absolute distances are left out, and
-    `objective` = E_q[r] − beta·KL(q‖pi_ref) still ranks methods. checks: the task's own rates.
+    log_z: [P], exact per prompt; or one common `LogZ` (over prompts: of its mean), whose error and gap then stand
+    beside every distance. Without it absolute distances are left out, and `objective` = E_q[r] − beta·KL(q‖pi_ref)
+    still ranks methods; a LogZ with a lower bound alone gives a lower bound of KL(q‖pi*). exact: exact draws of
+    pi* for the same prompts, for KL(pi*‖q). checks: the task's own rates.
     expected_reward: where E_q[r | x] can be computed (one right answer: q's probability of it), it replaces the
     drawn rewards in every metric but the checks, and takes most of the noise out of the distances.
 
@@ -93,7 +141,8 @@ class Ruler:
     stream: Stream
     n: int = 1
     batch_size: int = 512
-    log_z: Tensor | None = None
+    log_z: Tensor | LogZ | None = None
+    exact: Samples | None = None
     checks: Mapping[str, Check] | None = None
     expected_reward: Callable[[LanguageModel], Tensor] | None = None
 
@@ -116,13 +165,51 @@ class Ruler:
         if self.expected_reward is not None:
             reward = self.expected_reward(q).double().expand_as(reward)
         values = {name: self._average(check(samples), samples) for name, check in (self.checks or {}).items()}
-        return Measurement(values | self.distances(reward, kl_to_reference)), samples
+        samples = samples.with_(log_w=log_weights(samples, self.target.beta))
+        values |= (
+            self.distances(reward, kl_to_reference) | self._from_target(q, kl_to_reference) | self._tails(samples)
+        )
+        return Measurement(values, self._shared(), self.target.beta), samples
+
+    def _shared(self) -> LogZ | None:
+        return self.log_z if isinstance(self.log_z, LogZ) else None
+
+    def _from_target(self, q: LanguageModel, like: Tensor) -> dict[str, Tensor]:
+        """G and KL(pi*‖q), from the exact draws."""
+        if self.exact is None:
+            return {}
+        exact = self.target.scored(self.exact)
+        log_q = log_density(q, exact, self.batch_size)
+        assert exact.log_ref is not None and exact.reward is not None
+        log_w = exact.log_ref.double().sum(1) + exact.reward.double() / self.target.beta - log_q.double()
+        found = {"log_w_exact": self._average(log_w, exact)}
+        if isinstance(self.log_z, LogZ) and (self.log_z.upper is not None or self.log_z.lower is None):
+            found["kl_from_target"] = found["log_w_exact"] - self.log_z.value
+        elif isinstance(self.log_z, Tensor):
+            log_z = self.log_z.double().to(log_w.device)
+            found["kl_from_target"] = found["log_w_exact"] - log_z.expand_as(found["log_w_exact"])
+        return found
+
+    def _tails(self, samples: Samples) -> dict[str, Tensor]:
+        """ESS (part of the draws) and Pareto shape of q's own importance weights, mean over prompts."""
+        assert samples.log_w is not None
+        if self.n < 25 and len(self.prompts) > 1:
+            return {}
+        rows = samples.log_w.reshape(len(self.prompts), self.n)
+        shape = torch.tensor([pareto_k(row) for row in rows], dtype=torch.float64)
+        return {"ess": effective_sample_size(rows).cpu() / self.n, "pareto_k": shape}
 
     def distances(self, reward: Tensor, kl_to_reference: Tensor) -> dict[str, Tensor]:
         """The ruler's metrics from E_q[r] and KL(q‖pi_ref), one of each per observation."""
         beta = self.target.beta
         values = {"reward": reward, "kl_to_reference": kl_to_reference}
         values["objective"] = reward - beta * kl_to_reference
+        values["log_w"] = reward / beta - kl_to_reference
+        if isinstance(self.log_z, LogZ):
+            distance = self.log_z.value - values["log_w"]
+            if self.log_z.lower is not None and self.log_z.upper is None:
+                return values | {"kl_to_target_at_least": distance}
+            return values | {"kl_to_target": distance, "objective_gap": beta * distance}
         if self.log_z is not None:
             log_z = self.log_z.double().expand_as(reward)
             values["kl_to_target"] = kl_to_reference - reward / beta + log_z
@@ -134,3 +221,10 @@ class Ruler:
         if len(self.prompts) == 1:
             return x.double()
         return per_prompt(x.double(), samples.prompt_index, len(self.prompts))
+
+
+def log_weights(samples: Samples, beta: float) -> Tensor:
+    """log w = log pi_ref + r/beta − log q of scored rows, float64 [N], nats."""
+    if samples.log_q is None or samples.log_ref is None or samples.reward is None:
+        raise ValueError("log-weights need log_q, log_ref and reward of every row")
+    return (samples.log_ref.double() - samples.log_q.double()).sum(1) + samples.reward.double() / beta

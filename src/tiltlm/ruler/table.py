@@ -18,6 +18,8 @@ HEADINGS = {
     "reward": "E[r]",
     "kl_to_reference": "KL(q‖ref)",
     "kl_to_target": "KL(q‖pi*)",
+    "kl_to_target_at_least": "KL(q‖pi*) ≥",
+    "kl_from_target": "KL(pi*‖q)",
     "objective_gap": "J(pi*) − J(q)",
 }
 """Metrics of the standard table, in its order, and what stands over them."""
@@ -27,6 +29,8 @@ def cell(row: Mapping[str, Any] | None) -> str:
     """value ± stderr, or a dash where nothing was measured."""
     if row is None:
         return "–"
+    if "gap" in row:  # log Z is known less well than the distance: only the interval means something
+        return f"[{row['low']:.3f}, {row['high']:.3f}]"
     value = f"{row['value']:.3f}"
     return value if not (row["stderr"] or 0) > 0 else f"{value} ± {row['stderr']:.3f}"
 

@@ -147,10 +147,17 @@ def smc_in_batches(
         own = None if pinned is None else pinned.select(some.to(pinned.device))
         parts.append(
             smc(
-                target, twist, prompts.select(some.to(prompts.device)), settings, max_new_tokens=max_new_tokens,
-                stream=stream, proposal=proposal, pinned=own, groups=some,
+                target,
+                twist,
+                prompts.select(some.to(prompts.device)),
+                settings,
+                max_new_tokens=max_new_tokens,
+                stream=stream,
+                proposal=proposal,
+                pinned=own,
+                groups=some,
             )
-        )  # fmt: skip
+        )
     return cat_particles(parts, prompts)
 
 
@@ -394,10 +401,17 @@ class _Population:
         trace = Trace(ess, resampled, running, ancestry)
         finished = torch.ones_like(self.ended) if self.eos_id is None else self.ended
         samples = Samples(
-            self.prompts, self.index, self.tokens[:, :width], self.mask[:, :width], finished=finished,
-            log_q=self.log_q[:, :width], log_ref=self.log_ref[:, :width], log_psi=self.log_psi[:, :width],
-            reward=self.reward, log_w=(log_w + self.log_z[:, None]).flatten(),
-        )  # fmt: skip
+            self.prompts,
+            self.index,
+            self.tokens[:, :width],
+            self.mask[:, :width],
+            finished=finished,
+            log_q=self.log_q[:, :width],
+            log_ref=self.log_ref[:, :width],
+            log_psi=self.log_psi[:, :width],
+            reward=self.reward,
+            log_w=(log_w + self.log_z[:, None]).flatten(),
+        )
         return Particles(samples, log_z, trace)
 
 
@@ -436,6 +450,8 @@ def _checked(
         raise ValueError(f"pinned draws must be {width} tokens long or end with the end-of-text token")
     wide = width - pinned.tokens.shape[1]
     return Samples(
-        pinned.prompts, pinned.prompt_index,
-        torch.nn.functional.pad(pinned.tokens, (0, wide)), torch.nn.functional.pad(pinned.mask, (0, wide)),
-    )  # fmt: skip
+        pinned.prompts,
+        pinned.prompt_index,
+        torch.nn.functional.pad(pinned.tokens, (0, wide)),
+        torch.nn.functional.pad(pinned.mask, (0, wide)),
+    )

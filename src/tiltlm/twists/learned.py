@@ -7,13 +7,16 @@ logarithm of a probability. The twists of Q# and CD come from a law of the rewar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from tiltlm.models.base import Twist, TwistState, Values, ValueState
-from tiltlm.samples import Tokens
+from tiltlm.models.base import LanguageModel, Twist, TwistState, Values, ValueState
+from tiltlm.samplers.guided import Guided
+from tiltlm.samples import Samples, Tokens
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,29 @@ class _ScaledState:
 
     def select(self, index: Tensor) -> None:
         self.state.select(index)
+
+
+class TiltedPolicy(nn.Module):
+    """The reference tilted by a twist's head, as a policy to train (PPO's "logits plus head"): q ∝
+    pi_ref·exp(values).
+
+    Policy and twist are the same object here; only the values' parameters are trained.
+    """
+
+    def __init__(self, reference: LanguageModel, values: Any) -> None:
+        super().__init__()
+        self.values = values
+        self._reference = [reference]  # in a list: not a part of this module, so neither trained nor saved
+
+    def decoder(self) -> Guided:
+        """The language model that draws."""
+        return Guided(self._reference[0], LearnedTwist(self.values))
+
+    def log_prob(self, samples: Samples) -> Tensor:
+        return self.values.tilted_log_prob(self._reference[0], samples)
+
+    def save(self, folder: str | Path) -> None:
+        self.values.save(folder)
+
+    def restore(self, folder: str | Path) -> None:
+        self.values.restore(folder)

@@ -1,0 +1,117 @@
+"""`TextClassifier`: any Hugging Face sequence-classification model, asked for log-probabilities of its classes.
+
+Models with one output state the log-odds of class 1: (log σ(−z), log σ(z)). The classifier has a tokenizer of its
+own and reads text, so it can judge completions of any reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from tiltlm.models.backbone import fuse_activations
+
+
+class TextClassifier(nn.Module):
+    """`model` and its `tokenizer`; texts are cut at `most_tokens`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, most_tokens: int | None = None) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        limit = getattr(model.config, "max_position_embeddings", None) or 512
+        self.most_tokens = min(limit, most_tokens or limit)
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id or 0
+        fuse_activations(model)
+
+    @staticmethod
+    def load(
+        name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> TextClassifier:
+        """A folder or hub name that transformers loads as a sequence classifier."""
+        model = AutoModelForSequenceClassification.from_pretrained(str(name), dtype=dtype)
+        return TextClassifier(model, AutoTokenizer.from_pretrained(str(name))).eval().to(device)
+
+    @staticmethod
+    def from_body(name: str | Path, labels: Sequence[str], *, seed: int = 0) -> TextClassifier:
+        """The body of a language model (folder or hub name) with a fresh head for `labels`; float32."""
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(name), num_labels=len(labels), dtype=torch.float32, **names
+            )
+        return TextClassifier(model, AutoTokenizer.from_pretrained(str(name)))
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes' names; of a model with one output two, the second being what it states the odds of."""
+        config: Any = self.model.config
+        names = [str(config.id2label[k]) for k in range(config.num_labels)]
+        return names if len(names) > 1 else [f"not {names[0]}", names[0]]
+
+    def index_of(self, label: str) -> int:
+        """The number of the class called `label` (its name, or its number). Raises ValueError naming the
+        classes."""
+        if label in self.labels:
+            return self.labels.index(label)
+        if label.lstrip("-").isdigit() and 0 <= int(label) < len(self.labels):
+            return int(label)
+        raise ValueError(f"the classifier has no class {label!r}; it has {', '.join(self.labels)}")
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, int64 [N, L], right-padded; an empty text becomes one padding token."""
+        pad = int(self.model.config.pad_token_id)
+        rows = [ids[: self.most_tokens] or [pad] for ids in self.tokenizer(list(texts))["input_ids"]]
+        width = max(len(row) for row in rows)
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        device = next(self.model.parameters()).device
+        return ids.to(device), mask.to(device)
+
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Class logits [N, C]. Causal models are read at the last real token, whatever the padding token is."""
+        head = getattr(self.model, "score", None)
+        if not isinstance(head, nn.Linear):
+            return self.model(input_ids=ids, attention_mask=mask).logits
+        body = getattr(self.model, self.model.base_model_prefix)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        states = body(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return head(states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1])
+
+    @torch.no_grad()
+    def log_probs(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """log P(class | text), float32 [N, C], nats; rows of like length are judged together."""
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+        parts = []
+        for begin in range(0, len(texts), batch_size):
+            some = [texts[k] for k in order[begin : begin + batch_size]]
+            parts.append(log_classes(self.logits(*self.encode(some))))
+        found = torch.cat(parts)
+        return torch.empty_like(found).index_copy(0, torch.tensor(order, device=found.device), found)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that transformers reads, tokenizer included."""
+        self.model.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+
+    def restore(self, folder: str | Path) -> None:
+        """Take the weights that `save` wrote to `folder`, bit by bit."""
+        saved = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=self.model.dtype)
+        self.model.load_state_dict(saved.state_dict())
+
+
+def log_classes(logits: Tensor) -> Tensor:
+    """Log-probabilities of classes from logits [N, C], float32; one logit states the odds of class 1 of two."""
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        return torch.cat([logsigmoid(-logits), logsigmoid(logits)], 1)
+    return torch.log_softmax(logits, 1)

@@ -1,0 +1,213 @@
+"""The bench that the twisted-SMC recipes share: reference, reward, prompts, exact draws, and one ruler for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.models.classifier import TextClassifier
+from tiltlm.models.heads import ValueHead
+from tiltlm.recipes.fitting import device_of
+from tiltlm.recipes.twisted_settings import Goal, Language, Test, Twist
+from tiltlm.rewards.classifier import ClassProbability, Threshold
+from tiltlm.rewards.continuation import Continuation
+from tiltlm.rewards.user_file import TextReward
+from tiltlm.rewards.words import ANIMALS, WordHits
+from tiltlm.ruler.log_z import LogZ
+from tiltlm.ruler.measure import Ruler
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samples import Pairs, Samples, Tokens, conditions_of
+from tiltlm.seeds import Stream, stream
+from tiltlm.target import Reward, Target
+from tiltlm.twists.draws import infilling
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Language, goal and seed, and everything the stages make of them.
+
+    model: folder or hub name of the reference; classifier: of the classifier, where the goal has one.
+    """
+
+    language: Language
+    goal: Goal
+    seed: int
+    model: str | Path
+    classifier: str | Path = ""
+
+    @property
+    def stream(self) -> Stream:
+        return stream(self.seed, "twisted")
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.language.device)
+
+    @property
+    def width(self) -> int:
+        return self.language.new_tokens
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(str(self.model))
+
+    @cached_property
+    def reference(self) -> CausalLM:
+        """The reference, with its tokenizer; completions have the length of the settings and no end."""
+        return self.load(self.model)
+
+    def load(self, name: str | Path) -> CausalLM:
+        model = CausalLM.load(name, device=self.device)
+        model.tokenizer = self.tokenizer
+        return model.requires_grad_(False)
+
+    @cached_property
+    def prompt(self) -> Tokens:
+        """The prompt, Tokens [1, L]."""
+        ids = list(self.language.prompt_ids) or self.tokenizer(self.language.prompt)["input_ids"]
+        if not ids:
+            raise ValueError("the prompt is empty: give --language.prompt a text")
+        return Tokens.of([ids], self.device)
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether every row has a condition of its own."""
+        return self.goal.reward == "infill"
+
+    @cached_property
+    def target(self) -> Target:
+        return Target(self.reference, self.reward, self.goal.beta)
+
+    @cached_property
+    def reward(self) -> Reward:
+        goal = self.goal
+        if goal.reward == "words":
+            return WordHits(ANIMALS, self.tokenizer)
+        if goal.reward == "infill":
+            return Continuation(self.reference, kind=goal.kind)
+        if goal.reward == "continuation":
+            ids = self.tokenizer(goal.continuation, add_special_tokens=False)["input_ids"]
+            return Continuation(self.reference, Tokens.of([ids], self.device), kind=goal.kind)
+        if goal.reward == "file":
+            return TextReward(goal.file, self.tokenizer)
+        return self._classified()
+
+    def _classified(self) -> Reward:
+        classifier = TextClassifier.load(self.classifier, device=self.device)
+        own = ClassProbability(classifier, self.tokenizer, self.goal.label)
+        if self.goal.threshold is None:
+            return own
+        return Threshold(LogOdds(own), self.goal.threshold, above=self.goal.above)
+
+    # ---- prompts and exact draws ----------------------------------------------------------------------------
+
+    def conditions(self, n: int, purpose: str) -> tuple[Tokens, Samples]:
+        """`n` conditions with an exact draw for each."""
+        own = self.stream.child("conditions", purpose)
+        return infilling(self.reference, self.prompt, n, self.width, self.goal.condition_tokens, own)
+
+    def fresh_twist(self, net: Twist) -> ValueHead:
+        """A twist that says nothing yet."""
+        body = copy_of(self.reference).requires_grad_(True) if net.body != "frozen" else self.reference
+        if net.body == "lora":
+            body = body.with_lora(net.lora_rank)
+        return self.head_on(body, net)
+
+    def fresh_value(self, net: Twist, width: int) -> ValueHead:
+        """A value of `width` numbers per token that says nothing yet."""
+        body = copy_of(self.reference).requires_grad_(True) if net.body != "frozen" else self.reference
+        return self.head_on(body, net, width=width)
+
+    def rollouts(self, n: int, conditions: int, own: Stream) -> Samples:
+        """`n` fresh draws of the reference, scored; infill: shared out among fresh conditions."""
+        prompts, count = self.prompt, n
+        if self.conditioned:
+            width, follow = self.width, self.goal.condition_tokens
+            prompts = infilling(self.reference, self.prompt, conditions, width, follow, own.child("conditions"))[0]
+            count = n // conditions
+        drawn = draw(self.reference, prompts, n=count, max_new_tokens=self.width, stream=own)
+        return self.target.scored(drawn.with_(log_ref=drawn.log_q))
+
+    def head_on(self, body: CausalLM, net: Twist, **options: Any) -> ValueHead:
+        """A head on `body` as the settings say; `options` go to the head."""
+        settings = {"per_token": True, **options}
+        return ValueHead(
+            body,
+            mlp_layers=net.mlp_layers,
+            mlp_factor=net.mlp_factor,
+            frozen=net.body == "frozen",
+            reads="tokens" if self.conditioned else "nothing",
+            **settings,
+        )
+
+    # ---- the ruler ------------------------------------------------------------------------------------------
+
+    def ruler(
+        self, test: Test, exact: Samples, log_z: LogZ | Tensor | None, target: Target | None = None
+    ) -> Ruler:
+        """The ruler every method is held to: the same prompts, exact draws and log Z."""
+        exact = exact.to(self.device)
+        if self.conditioned:
+            few = min(test.conditions, len(exact))
+            exact = replace(exact.select(slice(0, few)), prompts=exact.prompts.select(slice(0, few)))
+        return Ruler(
+            target or self.target,
+            exact.prompts if self.conditioned else self.prompt,
+            self.width,
+            self.stream.child("measure"),
+            n=test.n,
+            batch_size=test.batch_size,
+            log_z=log_z,
+            exact=exact.select(slice(0, test.exact)),
+        )
+
+    def readable(self, samples: Samples) -> Iterable[dict[str, Any]]:
+        """Rows for samples.jsonl: texts and whatever numbers are known."""
+        texts = self.tokenizer.batch_decode(samples.completions.lists())
+        prompts = self.tokenizer.batch_decode(samples.row_prompts.lists(), skip_special_tokens=True)
+        columns = {name: x for name, x in samples.optional().items() if x.is_floating_point()}
+        numbers = {name: (x.sum(1) if x.ndim == 2 else x).tolist() for name, x in columns.items()}
+        follow = None
+        if self.conditioned:
+            wanted = conditions_of(samples.prompts).select(samples.prompt_index)
+            follow = self.tokenizer.batch_decode(wanted.lists())
+        for k, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            row = {"prompt": prompt, "completion": text}
+            if follow is not None:
+                row["must follow"] = follow[k]
+            yield {**row, **{name: values[k] for name, values in numbers.items()}}
+
+
+@dataclass(frozen=True)
+class LogOdds:
+    """log P − log(1 − P) of a reward that is a log-probability: the score that a threshold is held against."""
+
+    log_p: Reward
+
+    def __call__(self, samples: Samples) -> Tensor:
+        log_p = self.log_p(samples).double().clamp_max(-1e-12)
+        return log_p - torch.log(-torch.expm1(log_p))
+
+
+def preferences(model: LanguageModel, target: Target, prompt: Tokens, n: int, width: int, own: Stream) -> Pairs:
+    """`n` pairs drawn from `model`, the winner by a Bradley-Terry coin of the reward: P(first) = σ(r_1 − r_2)."""
+    drawn = draw(model, prompt, n=2 * n, max_new_tokens=width, stream=own)
+    drawn = target.scored(drawn.with_(log_ref=drawn.log_q))
+    assert drawn.reward is not None
+    gap = drawn.reward[:n] - drawn.reward[n:]
+    first = own.child("coin").uniform(range(n), 1)[:, 0].to(gap.device) < logsigmoid(gap.double()).exp()
+    rows = torch.arange(n, device=gap.device)
+    return Pairs(
+        drawn.select(torch.where(first, rows, rows + n)), drawn.select(torch.where(first, rows + n, rows))
+    )

@@ -1,0 +1,289 @@
+"""What a twisted-SMC comparison ends in: the KL table, bounds against particles, the frontier, samples by weight."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.progress import steps
+from tiltlm.recipes.twisted_lab import Lab
+from tiltlm.recipes.twisted_methods import (
+    DPG,
+    DPO,
+    MEASURED,
+    PPO,
+    RL,
+    RPO,
+    SIXO,
+    Fudge,
+    QSharp,
+    Reinforce,
+)
+from tiltlm.recipes.twisted_settings import Bounds, Frontier, Reach, Show
+from tiltlm.recipes.twisted_stages import CommonLogZ, CTLTwist, Exact, Scored
+from tiltlm.ruler.bounds import Bounds as Found
+from tiltlm.ruler.bounds import bound_repeats, log_z_of
+from tiltlm.ruler.log_z import LogZ
+from tiltlm.ruler.plots import bounds_plot, ess_plot, frontier_rows_plot, genealogy_plot, kl_bars
+from tiltlm.ruler.table import table
+from tiltlm.run import Recipe, Run
+from tiltlm.samplers.smc import SMC, Particles, smc
+from tiltlm.samples import Samples
+
+
+@dataclass(frozen=True)
+class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, Reinforce, DPO, RPO):
+    """Every method against one target: a table, and bars of both KLs."""
+
+    methods: tuple[str, ...] = ("untrained", "ctl", "rl", "sixo", "fudge", "dpg", "ppo", "q-sharp", "cd")
+    stage: ClassVar[str] = "evaluate"
+
+    def __post_init__(self) -> None:
+        unknown = set(self.methods) - set(MEASURED)
+        if unknown:
+            raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(MEASURED)}")
+
+    def inputs(self) -> dict[str, Recipe]:
+        shared: dict[str, Recipe] = {"log_z": self.up(CommonLogZ)}
+        return shared | {name: self.up(MEASURED[name]) for name in self.methods}
+
+    def decoder(self, run: Run[Any], folder: Any = None) -> LanguageModel:
+        raise ValueError(f"{run.folder} compares methods and draws nothing itself: name the run of one of them")
+
+    def build(self, run: Run[Any]) -> None:
+        rows = []
+        for name in self.methods:
+            rows += json.loads((run.inputs[name].folder / "report.json").read_text())
+        run.write_json("report.json", rows)
+        kl_bars(rows, run.folder / "kl.png")
+        curves = [run.inputs[name].folder / "curve.json" for name in self.methods]
+        points = [row for path in curves if path.is_file() for row in json.loads(path.read_text())]
+        if points:
+            run.write_json("curve.json", points)
+
+    def show(self, run: Run[Any]) -> None:
+        out = Console(width=130, highlight=False)
+        out.print(table(json.loads((run.folder / "report.json").read_text()), f"{self.family}, seed {self.seed}"))
+        print(LogZ.from_json(json.loads((run.inputs["log_z"].folder / "log_z.json").read_text())))
+        print("KLs in nats; ± is one standard error, log Z's own included.")
+
+
+@dataclass(frozen=True)
+class BoundsFigure(CTLTwist):
+    """Bounds of log Z against the number of particles, with CTL's twist."""
+
+    bounds: Bounds = Bounds()
+    stage: ClassVar[str] = "bounds"
+
+    def inputs(self) -> dict[str, Recipe]:
+        return Scored.inputs(self) | {"exact": self.up(Exact), "twist": self.up(CTLTwist)}
+
+    def build(self, run: Run[Any]) -> None:
+        lab, s = self.lab(run), self.bounds
+        kept = run.inputs["twist"]
+        exact = self.exact_of(run).to(lab.device)
+        if lab.conditioned:
+            raise ValueError("infill: each condition has one exact draw, and bounds of one log Z want several")
+        with steps(self.name) as on_step:
+            found = bound_repeats(
+                lab.target,
+                kept.recipe.twist_of(kept),
+                lab.prompt,
+                exact,
+                ks=s.particles,
+                repeats=s.repeats,
+                max_new_tokens=lab.width,
+                stream=lab.stream.child("bounds"),
+                estimators=s.estimators,
+                proposals=s.proposals,
+                on_step=on_step,
+            )
+        save_file(found.tensors(), str(run.folder / "bounds.safetensors"))
+        run.write_json("bounds.json", found.rows())
+        run.write_json("report.json", bound_report(found, self))
+        bounds_plot(found.rows(), run.folder / "bounds.png", f"{self.family}: log Z between its bounds")
+
+    def show(self, run: Run[Any]) -> None:
+        rows = json.loads((run.folder / "bounds.json").read_text())
+        show_bounds(rows)
+        print(log_z_of(Found.of_tensors(load_file(str(run.folder / "bounds.safetensors")))))
+        print(f"picture: {run.folder / 'bounds.png'}")
+
+
+def bound_report(found: Found, recipe: Recipe) -> list[dict[str, Any]]:
+    """Report rows: each bound as a metric of its method, e.g. smc-ess, 64 particles."""
+    rows = []
+    for row in found.rows():
+        method = f"{row['estimator']}, {row['proposal']} proposal, {row['k']} particles"
+        head = {"recipe": recipe.name, "method": method, "metric": f"log_z_{row['side']}", "seed": recipe.seed}
+        rows.append({**head, "value": row["value"], "stderr": row["stderr"], "n": row["repeats"], "unit": "nats"})
+    return rows
+
+
+def show_bounds(rows: list[dict[str, Any]]) -> None:
+    """Lower and upper bounds side by side."""
+    flat = []
+    for row in rows:
+        method = f"{row['estimator']}, {row['proposal']} proposal, {row['k']} particles"
+        flat.append({**row, "method": method, "metric": row["side"]})
+    headings = {"lower": "log Z, lower bound", "upper": "upper bound"}
+    Console(width=130, highlight=False).print(table(flat, "bounds of log Z (nats)", headings))
+
+
+@dataclass(frozen=True)
+class FrontierFigure(PPO):
+    """Reward against KL to the reference over temperatures: a method trained and measured at each."""
+
+    frontier: Frontier = Frontier()
+    stage: ClassVar[str] = "frontier"
+
+    def inputs(self) -> dict[str, Recipe]:
+        needed: dict[str, Recipe] = {}
+        for beta in self.frontier.betas:
+            own = replace(self, goal=replace(self.goal, beta=beta))
+            for name in self.frontier.methods:
+                needed[f"{name} (beta {beta:.4g})"] = own.up(MEASURED[name])
+        return needed
+
+    def decoder(self, run: Run[Any], folder: Any = None) -> LanguageModel:
+        raise ValueError(f"{run.folder} compares methods and draws nothing itself: name the run of one of them")
+
+    def build(self, run: Run[Any]) -> None:
+        rows, points = [], []
+        for label, kept in run.inputs.items():
+            own = json.loads((kept.folder / "report.json").read_text())
+            rows += [{**row, "method": label} for row in own]
+            found = {row["metric"]: row for row in own}
+            reward, kl = found["reward"], found["kl_to_reference"]
+            points.append(
+                {
+                    "method": kept.recipe.stage,
+                    "beta": kept.recipe.goal.beta,
+                    "reward": reward["value"],
+                    "reward_stderr": reward["stderr"],
+                    "kl_to_reference": kl["value"],
+                    "kl_stderr": kl["stderr"],
+                }
+            )
+        run.write_json("report.json", rows)
+        run.write_json("frontier.json", points)
+        frontier_rows_plot(
+            points, run.folder / "frontier.png", f"{self.family}: reward against KL to the reference"
+        )
+
+
+@dataclass(frozen=True)
+class Qualitative(CTLTwist):
+    """Samples of one SMC run by weight, its ESS trace and its genealogy, with CTL's twist."""
+
+    shown: Show = Show()
+    stage: ClassVar[str] = "qualitative"
+
+    def inputs(self) -> dict[str, Recipe]:
+        return Scored.inputs(self) | {"twist": self.up(CTLTwist)}
+
+    def build(self, run: Run[Any]) -> None:
+        lab, s, kept = self.lab(run), self.shown, run.inputs["twist"]
+        prompts = lab.conditions(s.conditions, "shown")[0] if lab.conditioned else lab.prompt
+        settings = SMC(s.particles, s.threshold)
+        own = lab.stream.child("qualitative")
+        twist = kept.recipe.twist_of(kept)
+        found = smc(lab.target, twist, prompts, settings, max_new_tokens=lab.width, stream=own)
+        assert found.samples.log_w is not None
+        best = found.samples.select(found.samples.log_w.argsort(descending=True))
+        weights = torch.softmax(best.log_w.double(), 0) if best.log_w is not None else None
+        assert weights is not None
+        rows = list(lab.readable(best))
+        run.write_jsonl("samples.jsonl", [{**r, "weight": w} for r, w in zip(rows, weights.tolist(), strict=True)])
+        trace = trace_of(found, lab)
+        run.write_json("trace.json", trace)
+        ess_plot(trace, run.folder / "ess.png")
+        genealogy_plot(trace, run.folder / "genealogy.png")
+
+    def show(self, run: Run[Any]) -> None:
+        lines = (run.folder / "samples.jsonl").read_text().splitlines()
+        for line in lines[:10]:
+            row = json.loads(line)
+            follow = f"  [{row['must follow']}]" if "must follow" in row else ""
+            print(f"{row['weight']:.3f}  r {row['reward']:7.3f}  …{row['completion']!r}{follow}")
+
+
+def trace_of(found: Particles, lab: Lab) -> dict[str, Any]:
+    """The first prompt's part of an SMC run, as JSON: what the trace and genealogy pictures are drawn from."""
+    k = len(found.samples) // len(found.log_z)
+    samples, trace = found.samples.select(slice(0, k)), found.trace
+    assert samples.log_w is not None
+    pieces = [lab.tokenizer.convert_ids_to_tokens(row) for row in samples.tokens.tolist()]
+    return {
+        "prompt": lab.tokenizer.decode(samples.prompts.lists()[0], skip_special_tokens=True),
+        "particles": k,
+        "ess": trace.ess[:, 0].tolist(),
+        "resampled": trace.resampled[:, 0].tolist(),
+        "log_z": trace.log_z[:, 0].tolist(),
+        "ancestors": trace.ancestors[:, 0].tolist(),
+        "pieces": pieces,
+        "log_w": samples.log_w.tolist(),
+    }
+
+
+@dataclass(frozen=True)
+class ReachFigure(CTLTwist):
+    """How far a certified interval for log Z reaches: longer and longer completions, a CTL twist for each."""
+
+    reach: Reach = Reach()
+    stage: ClassVar[str] = "reach"
+
+    def at(self, length: int) -> ReachFigure:
+        """This recipe at another length."""
+        return replace(self, language=replace(self.language, new_tokens=length))
+
+    def inputs(self) -> dict[str, Recipe]:
+        needed: dict[str, Recipe] = Scored.inputs(self)
+        for length in self.reach.lengths:
+            needed |= {
+                f"twist {length}": self.at(length).up(CTLTwist),
+                f"exact {length}": self.at(length).up(Exact),
+            }
+        return needed
+
+    def build(self, run: Run[Any]) -> None:
+        rows, s = [], self.reach
+        for length in s.lengths:
+            kept, stored = run.inputs[f"twist {length}"], run.inputs[f"exact {length}"]
+            lab = stored.recipe.lab(stored)
+            exact = Samples.load(stored.folder / "exact.safetensors").to(lab.device)
+            with steps(f"{self.name} {length}") as on_step:
+                found = bound_repeats(
+                    lab.target,
+                    kept.recipe.twist_of(kept),
+                    lab.prompt,
+                    exact,
+                    ks=s.particles,
+                    repeats=s.repeats,
+                    max_new_tokens=length,
+                    stream=lab.stream.child("reach"),
+                    estimators=("iwae", "smc-ess"),
+                    batch_size=2000,
+                    on_step=on_step,
+                )
+            rows += [{**row, "length": length} for row in found.rows()]
+        run.write_json("bounds_by_length.json", rows)
+        run.write_json("report.json", [self.row(row) for row in rows])
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        method = f"{row['length']} tokens, {row['estimator']}, {row['k']} particles"
+        head = {"recipe": self.name, "method": method, "metric": f"log_z_{row['side']}", "seed": self.seed}
+        return {**head, "value": row["value"], "stderr": row["stderr"], "n": row["repeats"], "unit": "nats"}
+
+    def show(self, run: Run[Any]) -> None:
+        rows = json.loads((run.folder / "report.json").read_text())
+        headings = {"log_z_lower": "log Z, lower bound", "log_z_upper": "upper bound"}
+        Console(width=130, highlight=False).print(
+            table(rows, f"{self.family}: how far log Z is certified", headings)
+        )

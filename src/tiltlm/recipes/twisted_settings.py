@@ -1,0 +1,298 @@
+"""The settings of the twisted-SMC recipes. Defaults are the small presets'; the paper's are in `twisted.PAPER`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tiltlm.engine import Optim
+from tiltlm.recipes.fitting import Fit
+from tiltlm.train import Pace
+
+DATA = Path(os.environ.get("TILTLM_DATA", "../shared/data"))
+"""Where the small presets look for a pretrained stories model and for labelled text ($TILTLM_DATA)."""
+
+
+def found(*parts: str) -> str:
+    """A path under DATA, or "" where there is no such thing: the project then makes its own."""
+    path = DATA.joinpath(*parts)
+    return str(path) if path.exists() else ""
+
+
+@dataclass(frozen=True)
+class Language:
+    """The reference model and what it is asked."""
+
+    model: str = ""
+    """A hub name or folder; empty: a small Llama that the stage `reference` trains on text of its own making."""
+
+    prompt: str = "Once upon a time, there was a"
+    prompt_ids: tuple[int, ...] = ()
+    """Token ids to use instead of the prompt's text."""
+
+    new_tokens: int = 12
+    """T: every completion has this many tokens (no end of text), as published."""
+
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, …, or auto: cuda where there is one."""
+
+    stories: int = 6000
+    """Stories that the own model is trained on."""
+
+    fit: Fit = Fit(Optim(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01), Pace(steps=700, warmup=50), batch_size=32)
+    """How the own model is trained."""
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """A text classifier trained here: on what, and from what."""
+
+    data: tuple[str, ...] = ()
+    """csv or jsonl files of labelled text; empty: sentences of the project's own making."""
+
+    text: str = "text"
+    """The column that holds the text."""
+
+    label: str = "label"
+    """The column that holds the label."""
+
+    classes: tuple[str, ...] = ()
+    """label=class, one a label; labels not named are left out. Empty: labels are classes."""
+
+    body: str = ""
+    """A causal LM to start from (folder or hub name); empty: the reference."""
+
+    held_out: float = 0.2
+    """Part of the rows that accuracy is measured on."""
+
+    fit: Fit = Fit(Optim(lr=1e-3, weight_decay=0.01), Pace(steps=600, warmup=50), batch_size=32)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The target: pi* ∝ pi_ref · exp(r / beta)."""
+
+    beta: float = 1.0
+    """Divides the reward: smaller leans harder on it. (The original's --beta_temp is 1/beta.)"""
+
+    reward: Literal["words", "classifier", "infill", "continuation", "file"] = "words"
+    """words: animals in the text. classifier: log P(label | text). infill: the tokens that must follow, another
+    set for every row. continuation: the same for all rows. file: a function of your own."""
+
+    classifier: str = ""
+    """A sequence-classification model (hub name or folder); empty: the one that the stage `classifier` trains."""
+
+    label: str = ""
+    """The class whose log-probability is the reward: its name or number."""
+
+    threshold: float | None = None
+    """Reward the side of this score instead: log 1[log-odds of the label > threshold], floored at log 1e-16."""
+
+    above: bool = True
+    """Which side of the threshold."""
+
+    condition_tokens: int = 1
+    """infill: how many tokens follow the gap."""
+
+    continuation: str = ""
+    """continuation: the text that must follow."""
+
+    kind: Literal["log", "probability"] = "log"
+    """infill, continuation: r = log pi_ref(c | x, y), or pi_ref(c | x, y) itself."""
+
+    file: str = ""
+    """file: FILE.py:FUNCTION, of a list of prompts and a list of completions (texts), one number each."""
+
+    r_max: float = 0.0
+    """An upper bound of the reward, for exact draws by rejection."""
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive: it divides the reward; got {self.beta}")
+
+
+@dataclass(frozen=True)
+class ExactSettings:
+    """Exact draws of pi*."""
+
+    n: int = 2000
+    """How many are stored, for measuring (infill: conditions, each with one draw)."""
+
+    stored: str = ""
+    """Take the stored draws of this file (a run's exact.safetensors) instead of drawing."""
+
+    batch_size: int = 1000
+    """Draws of the reference at once; changes speed only."""
+
+    max_tries: float = 1e7
+    """Refuse if the search would take more draws of the reference than this."""
+
+
+@dataclass(frozen=True)
+class Twist:
+    """The twist's network."""
+
+    body: Literal["copy", "frozen", "lora"] = "copy"
+    """A trained copy of the reference's body, the reference's own (frozen), or a copy with LoRA adapters."""
+
+    mlp_layers: int = 0
+    """Hidden layers of the head (0: linear)."""
+
+    mlp_factor: int = 1
+    """Width of the hidden layers, in widths of what the head reads."""
+
+    lora_rank: int = 8
+
+
+@dataclass(frozen=True)
+class Learn:
+    """How one method trains: on what draws, and for how long."""
+
+    fit: Fit = Fit(Optim(lr=1e-3, clip=0.0), Pace(steps=256, decay="none"), checkpoint_every=64)
+    particles: int = 100
+    """Draws per prompt (condition) and step."""
+
+    conditions: int = 1
+    """infill: conditions per step."""
+
+    positives: Literal["particles", "exact", "csmc"] = "particles"
+    """What stands for pi*: the draws by their weights, exact draws, or conditional SMC around one exact draw."""
+
+    supply: Literal["fresh", "stored"] = "fresh"
+    """Where exact draws come from: a fresh search at every step, or the stored ones (over-fits)."""
+
+    drawn_by: Literal["q", "reference", "mixed", "resampled", "exact"] = "q"
+    """Who draws: the twist-induced proposal, the reference, half of each, q resampled, or exact draws."""
+
+    tempered: float = 1.0
+    """Power of the twist while drawing."""
+
+    dpg: float = 0.0
+    """Weight of DPG's loss in a mixture (0: none)."""
+
+    keep: tuple[int, ...] = ()
+    """Steps whose checkpoints stay, and are measured too: the curve of the KLs against updates."""
+
+
+@dataclass(frozen=True)
+class LearnCTL(Learn):
+    contrast: Literal["final", "next"] = "final"
+    """Hold every step against pi*, or against the next step (nested variational inference)."""
+
+
+@dataclass(frozen=True)
+class LearnSoftQ(Learn):
+    target: Literal["log", "linear", "mean"] = "log"
+    multi_step: float = 0.0
+
+
+@dataclass(frozen=True)
+class LearnFudge(Learn):
+    prefixes: bool = False
+    """Half of the prefixes from exact draws, labelled by fresh rollouts (the original's bce_psigma)."""
+
+
+@dataclass(frozen=True)
+class LearnPPO:
+    """PPO: the twist's network as a policy head ("head"), or the whole model ("full")."""
+
+    fit: Fit = Fit(Optim(lr=1e-3, clip=0.0), Pace(steps=256, decay="none"), batch_size=100, checkpoint_every=64)
+    policy: Literal["head", "full"] = "head"
+    passes: int = 4
+    """Updates per batch."""
+
+    conditions: int = 100
+    """infill: conditions per step, among which the batch is shared out."""
+
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LearnValue:
+    """The law of the reward for Q# and CD."""
+
+    fit: Fit = Fit(Optim(lr=1e-3, clip=0.0), Pace(steps=256, decay="none"), batch_size=100, checkpoint_every=64)
+    atoms: tuple[float, ...] = (-8.0, -6.0, -5.0, -4.0, -3.0, -2.5, -2.0, -1.5, -1.0, -0.7, -0.4, -0.2, -0.1, 0.0)
+    """The rewards the law is over; others count as the nearest."""
+
+    conditions: int = 1
+
+
+@dataclass(frozen=True)
+class LearnPolicy:
+    """The foundation's policies on this target."""
+
+    fit: Fit = Fit(Optim(lr=3e-4, clip=1.0), Pace(steps=256, decay="none"), batch_size=100, checkpoint_every=64)
+
+
+@dataclass(frozen=True)
+class LogZSettings:
+    """How the common log Z is found, once for all methods."""
+
+    by: Literal["reference", "enumeration", "bounds"] = "reference"
+    """reference: one long importance run of the reference. enumeration: infill, every gap (short ones). bounds:
+    SMC bounds with the twist of `method`."""
+
+    draws: int = 40_000
+    method: str = "ctl"
+    particles: tuple[int, ...] = (32, 500)
+    repeats: int = 20
+    batch_size: int = 2000
+
+
+@dataclass(frozen=True)
+class Test:
+    """How methods are measured."""
+
+    n: int = 2000
+    """Draws of q (infill: per condition)."""
+
+    conditions: int = 100
+    """infill: conditions that q is measured on."""
+
+    exact: int = 2000
+    """Exact draws used, at most."""
+
+    batch_size: int = 500
+    """Rows at once; changes speed only."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Log Z bounds against the number of particles."""
+
+    particles: tuple[int, ...] = (4, 16, 64, 256)
+    repeats: int = 20
+    estimators: tuple[str, ...] = ("iwae", "smc", "smc-ess")
+    proposals: tuple[str, ...] = ("twist", "reference")
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Reward against KL to the reference over temperatures."""
+
+    betas: tuple[float, ...] = (1.0, 1 / 3, 0.1)
+    methods: tuple[str, ...] = ("ctl", "ppo")
+
+
+@dataclass(frozen=True)
+class Show:
+    """Qualitative samples."""
+
+    particles: int = 64
+    threshold: float = 0.0
+    """Resample when ESS ≤ threshold · particles (0: never, as in the original's notebook)."""
+
+    conditions: int = 3
+    """infill: how many conditions."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Certified intervals for log Z at growing lengths, each with a CTL twist of its own."""
+
+    lengths: tuple[int, ...] = (20, 50, 100, 200)
+    particles: tuple[int, ...] = (64, 256)
+    repeats: int = 20

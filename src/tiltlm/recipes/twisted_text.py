@@ -1,0 +1,94 @@
+"""The small models the twisted-SMC recipes train themselves: a stories model, and text classifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tiltlm.experience import Offline
+from tiltlm.models.causal import CausalLM
+from tiltlm.models.classifier import TextClassifier
+from tiltlm.policies.sft import SFT
+from tiltlm.recipes.fitting import device_of, fit
+from tiltlm.recipes.twisted_settings import ClassifierSettings, Language
+from tiltlm.rewards.classifier import ClassifierLearning, Labelled
+from tiltlm.ruler.estimate import mean
+from tiltlm.run import Run
+from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import Stream, stream
+from tiltlm.tasks.labelled_text import classes_of, read_labelled
+from tiltlm.tasks.stories import labelled, stories, train_tokenizer
+
+WIDTH = 96
+"""Tokens of a story that the own model is trained on."""
+
+
+def train_reference(run: Run[Any], language: Language, seed: int) -> None:
+    """A Llama of 0.3 million parameters on stories of the project's own making."""
+    from transformers import LlamaConfig
+
+    own = stream(seed, "twisted", "reference")
+    texts = stories(language.stories, own.child("stories"))
+    tokenizer = train_tokenizer(texts[:2000])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None,
+        pad_token_id=0,
+    )  # fmt: skip
+    model = CausalLM.from_config(config, seed=own.child("init").generator())
+    model.tokenizer = tokenizer
+    device = device_of(language.device)
+    rows = [ids[: WIDTH + 1] for ids in tokenizer(texts)["input_ids"]]
+    completions = Tokens.of([ids[1:] for ids in rows])
+    start = Tokens.of([[tokenizer.bos_token_id]])
+    index = torch.zeros(len(rows), dtype=torch.int64)
+    data = Samples(start, index, completions.ids, completions.mask).to(device)
+    experience = Offline(data, language.fit.batch_size, own.child("data"))
+    fit(run, model, SFT(), experience, language.fit, device=device, stream=own)
+
+
+def train_classifier(
+    run: Run[Any], settings: ClassifierSettings, body: str | Path, device_name: str, seed: int, family: str
+) -> None:
+    """Fit a classifier on the settings' files (or sentences of our own), and report accuracy on rows held out."""
+    own, device = stream(seed, "twisted", "classifier"), device_of(device_name)
+    rows, names = _labelled_rows(settings, own, family)
+    model = TextClassifier.from_body(body, names, seed=seed).to(device)
+    order = own.child("split").permutation(len(rows)).tolist()
+    held = max(1, int(settings.held_out * len(rows)))
+    test, train = ([rows[k] for k in part] for part in (order[:held], order[held:]))
+    ids, mask = model.encode([text for text, _ in train])
+    data = Labelled(ids, mask, torch.tensor([label for _, label in train], device=device))
+    experience = Offline(data, settings.fit.batch_size, own.child("data"))
+    fit(run, model, ClassifierLearning(), experience, settings.fit, device=device, stream=own)
+    run.write_json("report.json", _accuracy(run, model.eval(), test, seed))
+
+
+def _labelled_rows(
+    settings: ClassifierSettings, own: Stream, family: str
+) -> tuple[list[tuple[str, int]], list[str]]:
+    if settings.data:
+        return read_labelled(settings.data, settings.text, settings.label, classes_of(settings.classes))
+    rude = family.startswith(("toxicity", "threshold", "long"))
+    rows = labelled(4000, own.child("sentences"), "toxicity" if rude else "sentiment")
+    return rows, ["kind", "toxic"] if rude else ["negative", "positive"]
+
+
+def _accuracy(
+    run: Run[Any], model: TextClassifier, test: list[tuple[str, int]], seed: int
+) -> list[dict[str, Any]]:
+    log_p = model.log_probs([text for text, _ in test])
+    label = torch.tensor([label for _, label in test], device=log_p.device)
+    share = torch.bincount(label).max() / len(label)
+    head = {"recipe": run.recipe.name, "seed": seed, "unit": "rate"}
+    right = mean((log_p.argmax(1) == label).double())
+    loss = mean(-log_p.gather(1, label[:, None])[:, 0].double())
+    return [
+        {**head, "method": "classifier", "metric": "accuracy", "value": right.value, "stderr": right.stderr, "n": right.n},
+        {**head, "method": "classifier", "metric": "loss", "value": loss.value, "stderr": loss.stderr, "n": loss.n,
+         "unit": "nats"},
+        {**head, "method": "always the commonest class", "metric": "accuracy", "value": float(share), "stderr": None,
+         "n": len(label)},
+    ]  # fmt: skip

@@ -1,0 +1,57 @@
+"""A reward of your own: FILE.py:FUNCTION, a function of texts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiltlm.samples import Samples
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The function called FILE.py:FUNCTION. Raises FileNotFoundError or ValueError that say what is missing."""
+    path, _, function = name.rpartition(":")
+    file = Path(path)
+    if not path.endswith(".py") or not function:
+        raise ValueError(f"a reward of your own is named FILE.py:FUNCTION; got {name!r}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise FileNotFoundError(f"{file}: no such file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = vars(module).get(function)
+    if not callable(found):
+        have = ", ".join(each for each, value in vars(module).items() if callable(value)) or "none"
+        raise ValueError(f"{file} has no function {function!r}; it has {have}")
+    return found
+
+
+@dataclass(frozen=True)
+class TextReward:
+    """`function` (FILE.py:FUNCTION) of a list of prompts and a list of completions, as texts: one number each."""
+
+    name: str
+    tokenizer: Any
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        return function_of(self.name)
+
+    def __call__(self, samples: Samples) -> Tensor:
+        prompts = self.tokenizer.batch_decode(samples.row_prompts.lists(), skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(samples.completions.lists(), skip_special_tokens=True)
+        values = [float(value) for value in self.function(prompts, texts)]
+        if len(values) != len(samples):
+            raise ValueError(f"{self.name} returned {len(values)} numbers for {len(samples)} completions")
+        reward = torch.tensor(values, device=samples.device)
+        if bool(reward.isnan().any()):
+            row = int(reward.isnan().nonzero()[0])
+            raise ValueError(f"{self.name} gave completion {row} ({texts[row]!r}) the reward nan")
+        return reward

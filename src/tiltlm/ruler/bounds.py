@@ -1,0 +1,148 @@
+"""Stochastic bounds on log Z: lower ones from importance sampling and SMC, upper ones around exact draws of pi*.
+
+    E[log Ẑ] ≤ log Z             free runs (Jensen, for E[Ẑ] = Z)
+    E[log Ẑ_c] ≥ log Z           conditional runs: one particle pinned to an exact draw (E[1/Ẑ_c] = 1/Z)
+
+(Grosse et al. 2015 call the pair bidirectional Monte Carlo; Brekelmans et al. 2022, Zhao et al. 2024 for SMC.)
+Both close as particles are added: SMC's gap like 1/K, importance sampling's only logarithmically. The middle of
+SMC's pair is a good value; of importance sampling's it is not, and none is given.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiltlm.models.base import LanguageModel, Twist
+from tiltlm.ruler.estimate import Estimate, mean
+from tiltlm.ruler.log_z import LogZ
+from tiltlm.samplers.smc import SMC, smc_in_batches
+from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import Stream
+from tiltlm.target import Target
+
+ESTIMATORS: dict[str, SMC] = {
+    "iwae": SMC(threshold=0.0),
+    "smc": SMC(threshold=1.0),
+    "smc-ess": SMC(threshold=0.5),
+}
+"""Importance sampling; resampling at every step; resampling when the effective sample size has halved."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Repeated bounds: (particles, proposal, estimator, side) -> log Ẑ, float64 [repeats, prompts], nats."""
+
+    values: Mapping[tuple[int, str, str, str], Tensor]
+
+    def estimate(self, k: int, proposal: str, estimator: str, side: str) -> Estimate:
+        """Mean and standard error; over several prompts, of their means (prompts are the independent units)."""
+        x = self.values[k, proposal, estimator, side]
+        return mean(x[:, 0]) if x.shape[1] == 1 else mean(x.mean(0))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """{k, proposal, estimator, side, value, stderr, repeats}, for tables and plots."""
+        rows = []
+        for (k, proposal, estimator, side), x in self.values.items():
+            e = self.estimate(k, proposal, estimator, side)
+            head = {"k": k, "proposal": proposal, "estimator": estimator, "side": side}
+            rows.append({**head, "value": e.value, "stderr": e.stderr, "repeats": x.shape[0]})
+        return rows
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every repeat, for safetensors: names like 64/twist/smc/lower."""
+        return {"/".join(map(str, key)): x.contiguous() for key, x in self.values.items()}
+
+    @staticmethod
+    def of_tensors(tensors: Mapping[str, Tensor]) -> Bounds:
+        found = {}
+        for name, x in tensors.items():
+            k, *rest = name.split("/")
+            found[int(k), rest[0], rest[1], rest[2]] = x
+        return Bounds(found)
+
+
+@torch.no_grad()
+def bound_repeats(
+    target: Target,
+    twist: Twist | None,
+    prompts: Tokens,
+    exact: Samples,
+    *,
+    ks: Sequence[int],
+    repeats: int,
+    max_new_tokens: int,
+    stream: Stream,
+    estimators: Sequence[str] = ("smc-ess",),
+    proposals: Sequence[str] = ("twist",),
+    batch_size: int = 2000,
+    on_step: Callable[[int, int, dict[str, float]], None] = lambda step, limit, metrics: None,
+) -> Bounds:
+    """Lower and upper bounds of log Z for every prompt, `repeats` times, at every number of particles in `ks`.
+
+    exact: exact draws of pi*, `repeats` per prompt at least; each upper bound uses another one. Of a single prompt
+    the draws are taken in their order; of several, the first ones of each prompt. proposals: "twist", the
+    twist-induced one; "reference", the reference with the twist in the weights.
+    """
+    unknown = set(estimators) - set(ESTIMATORS)
+    if unknown:
+        raise ValueError(f"unknown estimators {sorted(unknown)}; there are {', '.join(ESTIMATORS)}")
+    n, pinned = len(prompts), _pins(prompts, exact, repeats)
+    many = pinned.prompts
+    values: dict[tuple[int, str, str, str], Tensor] = {}
+    cases = list(itertools.product(ks, proposals, estimators, ("lower", "upper")))
+    for step, (k, proposal, estimator, side) in enumerate(cases):
+        who: LanguageModel | None = target.reference if proposal == "reference" else None
+        settings = SMC(k, ESTIMATORS[estimator].threshold)
+        found = smc_in_batches(
+            target,
+            twist,
+            many,
+            settings,
+            max_new_tokens=max_new_tokens,
+            stream=stream.child(k, proposal, estimator, side),
+            proposal=who,
+            pinned=pinned if side == "upper" else None,
+            batch_size=batch_size,
+        )
+        values[k, proposal, estimator, side] = found.log_z.reshape(repeats, n).cpu()
+        on_step(step + 1, len(cases), {})
+    return Bounds(values)
+
+
+def _pins(prompts: Tokens, exact: Samples, repeats: int) -> Samples:
+    """One exact draw for every repeat and prompt; row r·P + p answers prompt p."""
+    picked = []
+    for p in range(len(prompts)):
+        own = (exact.prompt_index == p).nonzero()[:, 0]
+        if len(own) < repeats:
+            raise ValueError(
+                f"{repeats} upper bounds need as many exact draws per prompt; prompt {p} has {len(own)}"
+            )
+        picked.append(own[:repeats])
+    rows = torch.stack(picked, 1).flatten()
+    many = prompts.select(torch.arange(len(prompts), device=prompts.device).repeat(repeats))
+    index = torch.arange(len(many), device=prompts.device)
+    return Samples(many, index, exact.tokens[rows], exact.mask[rows])
+
+
+def log_z_of(bounds: Bounds) -> LogZ:
+    """The common log Z: SMC's midpoint where the gap is smallest. Raises ValueError without bounds by SMC."""
+    best: LogZ | None = None
+    for k, proposal, estimator, side in bounds.values:
+        if estimator == "iwae" or side == "upper":
+            continue
+        lower, upper = (bounds.values[k, proposal, estimator, s] for s in ("lower", "upper"))
+        axis = 1 if lower.shape[1] == 1 else 0
+        source = f"{estimator} bounds, {k} particles, {proposal} proposal, {lower.shape[0]} repeats"
+        found = LogZ.of_bounds(lower.mean(axis), upper.mean(axis), source)
+        if best is None or abs(found.gap) < abs(best.gap):
+            best = found
+    if best is None:
+        raise ValueError("importance sampling's midpoint can be nats away from log Z: give bounds by SMC")
+    return best

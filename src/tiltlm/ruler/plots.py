@@ -1,0 +1,164 @@
+"""Pictures of what the ruler measured, from the rows that are stored with the runs: nothing is measured again.
+
+Every function writes one PNG and returns its path. Colours are Okabe and Ito's, which colour-blind readers tell apart;
+shape and line style say the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+MARKERS = "osD^vP*X"
+ESTIMATORS = {"iwae": "importance sampling", "smc": "SMC, every step", "smc-ess": "SMC, when ESS halves"}
+
+
+def _axes(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = (7.6, 4.4)) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    figure.savefig(path)
+    return Path(path)
+
+
+def bounds_plot(rows: Rows, path: str | Path, title: str = "log Z between its bounds") -> Path:
+    """Lower and upper bounds of log Z against particles: one colour an estimator, dashed for the reference proposal."""
+    figure, axes = _axes(title, "particles K", "bound of log Z, nats")
+    series = dict.fromkeys((row["estimator"], row["proposal"]) for row in rows)
+    for estimator, proposal in series:
+        color = COLORS[list(ESTIMATORS).index(estimator)]
+        for side in ("lower", "upper"):
+            own = [r for r in rows if (r["estimator"], r["proposal"], r["side"]) == (estimator, proposal, side)]
+            own.sort(key=lambda r: r["k"])
+            axes.errorbar(
+                [r["k"] for r in own], [r["value"] for r in own], yerr=[1.96 * (r["stderr"] or 0) for r in own],
+                color=color, marker="^" if side == "lower" else "v", markersize=5, capsize=2, elinewidth=1,
+                linestyle="-" if proposal == "twist" else "--",
+                label=f"{ESTIMATORS[estimator]}, {proposal} proposal" if side == "lower" else None,
+            )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def frontier_rows_plot(rows: Rows, path: str | Path, title: str = "") -> Path:
+    """Expected reward against KL to the reference: one line a method, one point a temperature."""
+    figure, axes = _axes(title, "KL(q ‖ reference), nats", "expected reward E[r]")
+    for k, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["kl_to_reference"])
+        x, y = [r["kl_to_reference"] for r in own], [r["reward"] for r in own]
+        axes.errorbar(
+            x, y, xerr=[1.96 * (r["kl_stderr"] or 0) for r in own], yerr=[1.96 * (r["reward_stderr"] or 0) for r in own],
+            color=COLORS[k % 8], marker=MARKERS[k % 8], capsize=2, label=method,
+        )  # fmt: skip
+        for r in own:
+            axes.annotate(f"β {r['beta']:.3g}", (r["kl_to_reference"], r["reward"]), (4, 5), textcoords="offset points",
+                          fontsize=8, color=COLORS[k % 8])  # fmt: skip
+    axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def kl_bars(rows: Rows, path: str | Path, title: str = "how far from pi*") -> Path:
+    """Both KLs of every method, with 95% intervals; methods in the order of KL(q‖pi*)."""
+    names = {"kl_to_target": "KL(q‖pi*)", "kl_from_target": "KL(pi*‖q)"}
+    found = {(r["method"], r["metric"]): r for r in rows if r["metric"] in names}
+    methods = list(dict.fromkeys(m for m, _ in found))
+    methods.sort(key=lambda m: found[m, "kl_to_target"]["value"] if (m, "kl_to_target") in found else 1e9)
+    figure, axes = _axes(title, "nats", "", (7.6, 0.9 + 0.42 * max(1, len(methods))))
+    for k, (metric, label) in enumerate(names.items()):
+        own = [(i, found[m, metric]) for i, m in enumerate(methods) if (m, metric) in found]
+        values = [max(0.0, r["value"]) for _, r in own]
+        at = [i + (k - 0.5) * 0.36 for i, _ in own]
+        errors = [1.96 * (r["stderr"] or 0) for _, r in own]
+        axes.barh(at, values, 0.34, xerr=errors, color=COLORS[k], label=label, error_kw={"elinewidth": 1})
+    axes.set_yticks(range(len(methods)), methods)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, loc="lower right")
+    return _save(figure, path)
+
+
+def ess_plot(trace: Mapping[str, Any], path: str | Path, title: str = "effective sample size") -> Path:
+    """ESS before every step of an SMC run; a mark where the particles were resampled."""
+    figure, axes = _axes(title, "tokens drawn", f"ESS of {trace['particles']} particles")
+    ess, resampled = np.array(trace["ess"]), np.array(trace["resampled"], dtype=bool)
+    axes.plot(ess, color=COLORS[0], linewidth=1.5)
+    axes.plot(
+        np.flatnonzero(resampled), ess[resampled], "o", color=COLORS[1], markersize=5, label="resampled here"
+    )
+    axes.set_ylim(0, trace["particles"] * 1.05)
+    if resampled.any():
+        axes.legend(frameon=False)
+    return _save(figure, path)
+
+
+def genealogy_plot(trace: Mapping[str, Any], path: str | Path, title: str = "particle genealogy") -> Path:
+    """Every particle's line to its parent, step by step; lineages that reach the end dark, the others pale."""
+    ancestors = np.array(trace["ancestors"])  # [T, K]
+    steps, k = ancestors.shape
+    figure, axes = _axes(
+        title, "tokens drawn", "particle", (min(12.0, 4 + 0.12 * steps), min(7.0, 2.2 + 0.06 * k))
+    )
+    alive = np.zeros((steps, k), dtype=bool)  # which particle of step t has a descendant at the end
+    now = np.ones(k, dtype=bool)
+    for t in range(steps - 1, -1, -1):
+        alive[t] = now
+        before = np.zeros(k, dtype=bool)
+        before[ancestors[t][now]] = True
+        now = before
+    lines: dict[bool, list[list[tuple[float, float]]]] = {False: [], True: []}
+    for t in range(1, steps):
+        for slot in range(k):
+            lines[bool(alive[t, slot])].append([(t, float(ancestors[t, slot])), (t + 1, float(slot))])
+    for kept, color, width in ((False, "0.8", 0.6), (True, COLORS[0], 1.0)):
+        axes.add_collection(LineCollection(lines[kept], colors=color, linewidths=width, zorder=1 + kept))
+    axes.set_xlim(1, steps)
+    axes.set_ylim(-1, k)
+    axes.grid(visible=False)
+    survivors = len(np.unique(_roots(ancestors)))
+    axes.set_title(f"{title}: {survivors} of {k} first tokens have descendants", loc="left", fontsize=11)
+    return _save(figure, path)
+
+
+def _roots(ancestors: np.ndarray) -> np.ndarray:
+    """Of every final particle, the slot of its first token."""
+    now = np.arange(ancestors.shape[1])
+    for t in range(len(ancestors) - 1, 0, -1):
+        now = ancestors[t][now]
+    return now
+
+
+def curve_plot(rows: Rows, metric: str, path: str | Path, title: str = "") -> Path:
+    """A metric at checkpoints against updates, one line a method (seeds apart)."""
+    figure, axes = _axes(title or metric, "updates", "nats")
+    own = [row for row in rows if row["metric"] == metric]
+    methods = list(dict.fromkeys(row["method"] for row in own))
+    for method, seed in dict.fromkeys((row["method"], row.get("seed", 0)) for row in own):
+        line = sorted(
+            (r for r in own if (r["method"], r.get("seed", 0)) == (method, seed)), key=lambda r: r["step"]
+        )
+        k = methods.index(method)
+        first = seed == next(r.get("seed", 0) for r in own if r["method"] == method)
+        axes.errorbar(
+            [r["step"] for r in line], [r["value"] for r in line], yerr=[1.96 * (r["stderr"] or 0) for r in line],
+            color=COLORS[k % 8], marker=MARKERS[k % 8], markersize=4, capsize=2, label=method if first else None,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.legend(frameon=False)
+    return _save(figure, path)
