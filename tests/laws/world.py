@@ -118,6 +118,23 @@ class World:
                 at.copy_(torch.tensor(row, dtype=torch.float64))
         return values
 
+    def log_psi_star(self) -> dict[Prefix, float]:
+        """log psi* of every prefix: log E_ref[exp(r/beta) | prefix], as a ratio of two sums."""
+        total, tilted = self.mass(self.p_ref()), self.mass(self.p_ref() * (self.reward / self.beta).exp())
+        return {prefix: math.log(tilted[prefix] / total[prefix]) for prefix in total}
+
+    def log_z(self) -> Tensor:
+        """log Z of every prompt, [P]."""
+        return (self.p_ref() * (self.reward / self.beta).exp()).sum(1).log()
+
+    def twist(self, log_psi: dict[Prefix, float]) -> TableValues:
+        """Values of width 1 in a table, one number per prefix (prompt alone: left out)."""
+        values = TableValues(N_PROMPTS, VOCAB, HORIZON)
+        for prefix, x in log_psi.items():
+            if len(prefix) > 1:
+                values.tables[len(prefix) - 2].data[prefix[0], code(prefix[1:]), 0] = x
+        return values
+
 
 def code(tokens: Iterable[int]) -> int:
     """A prefix as a number in base V."""
@@ -182,3 +199,48 @@ def all_batches(samples: Samples, p: Tensor, slots: list[list[int]]) -> tuple[li
     """
     index = torch.tensor(list(product(*slots)))
     return [samples.select(rows) for rows in index], index, p[index].prod(1)
+
+
+# ---- worlds of counts: every probability is a fraction, so a list of rows can be a population -----------------
+
+
+@dataclass(frozen=True)
+class Counted(World):
+    """A world in which counting is exact: pi_ref = counts / total, phi = exp(r/beta) = hits / 4 ≤ 3/4.
+
+    A batch with `counts` copies of every completion *is* the population of the reference, one with counts·hits
+    copies that of pi*: weights that a method normalises within the batch are then the exact ones.
+    """
+
+    counts: Tensor  # int64 [P, S]
+    hits: Tensor  # int64 [P, S], 1 to 3
+
+    def drawn(self, counts: Tensor) -> Samples:
+        """`counts` copies of every row, drawn by the model whose probabilities the counts are; log_w to pi*."""
+        rows = torch.arange(counts.numel()).repeat_interleave(counts.flatten())
+        samples = self.samples().select(rows)
+        log_q = self.table_of(counts / counts.sum(1, keepdim=True)).log_prob(samples).detach()
+        log_w = (samples.log_ref - log_q).sum(1) + samples.reward / self.beta
+        return samples.with_(log_q=log_q, log_w=log_w)
+
+    def exact(self) -> Samples:
+        """The population of pi*, as exact draws come: equally weighted."""
+        return self.drawn(self.counts * self.hits).with_(log_q=None, log_w=None)
+
+
+def counted(*, eos_id: int | None = None, seed: int = 0, beta: float = 0.6) -> Counted:
+    """A random world of counts."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [(x, *y) for x in range(N_PROMPTS) for y in completions(VOCAB, HORIZON, eos_id)]
+    shape = (N_PROMPTS, len(rows) // N_PROMPTS)
+    counts, hits = (torch.randint(1, high, shape, generator=generator) for high in (6, 4))
+    reward = beta * (hits.double() / 4).log()
+    unknown = World(TableLM(N_PROMPTS, VOCAB, HORIZON, eos_id), rows, reward, (), beta)
+    reference = unknown.table_of(counts / counts.sum(1, keepdim=True)).requires_grad_(False)
+    return Counted(reference, rows, reward, (), beta, counts, hits)
+
+
+COUNTED: dict[str, Callable[[], Counted]] = {
+    "fixed length": lambda: counted(),
+    "with eos": lambda: counted(eos_id=2),
+}

@@ -65,7 +65,7 @@ from tiltlm.train import Pace
 
 FAMILIES: dict[str, str] = {
     "animals-small": "stories with animals in them, 12 tokens, beta 1",
-    "sentiment-small": "text that a small classifier calls positive, 10 tokens",
+    "sentiment-small": "text that a small classifier calls negative, 10 tokens",
     "toxicity-small": "text that a small classifier calls toxic, 12 tokens",
     "infill2-small": "fill a gap of 2 tokens before one that must follow; log Z exact",
     "infill15-small": "fill a gap of 15 tokens before ten that must follow",
@@ -170,7 +170,7 @@ def small(family: str) -> dict[str, Any]:
     """The settings of a `-small` family."""
     stories = found("models", "stories260K")
     language = Language(model=stories)
-    settings: dict[str, Any] = {"language": language, **methods(SMALL, 256)}
+    settings: dict[str, Any] = {"language": language, **methods(SMALL, 128)}
     if family in ("animals", "long"):
         settings["value"] = replace(settings["value"], atoms=WORDS)
     if family == "long":
@@ -201,7 +201,7 @@ def small_classifier(family: str, language: Language) -> dict[str, Any]:
         classify = ClassifierSettings(
             data=(data,) if data else (), classes=("1=positive", "0=negative") if data else ()
         )
-        goal, width = Goal(reward="classifier", label="positive"), 10
+        goal, width = Goal(reward="classifier", label="negative"), 10
     else:
         data = found("toxicity", "davidson_tweets.csv")
         rude = ("0=toxic", "1=toxic", "2=civil")

@@ -67,7 +67,10 @@ class ClassifierSettings:
     held_out: float = 0.2
     """Part of the rows that accuracy is measured on."""
 
-    fit: Fit = Fit(Optim(lr=1e-3, weight_decay=0.01), Pace(steps=600, warmup=50), batch_size=32)
+    most_tokens: int = 64
+    """Texts are cut here, while training."""
+
+    fit: Fit = Fit(Optim(lr=1e-3, weight_decay=0.01), Pace(steps=300, warmup=30), batch_size=32)
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ class LearnValue:
 class LearnPolicy:
     """The foundation's policies on this target."""
 
-    fit: Fit = Fit(Optim(lr=3e-4, clip=1.0), Pace(steps=256, decay="none"), batch_size=100, checkpoint_every=64)
+    fit: Fit = Fit(Optim(lr=1e-4), Pace(steps=128), batch_size=100, checkpoint_every=64)
 
 
 @dataclass(frozen=True)

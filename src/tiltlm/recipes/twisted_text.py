@@ -56,6 +56,7 @@ def train_classifier(
     own, device = stream(seed, "twisted", "classifier"), device_of(device_name)
     rows, names = _labelled_rows(settings, own, family)
     model = TextClassifier.from_body(body, names, seed=seed).to(device)
+    model.most_tokens = min(model.most_tokens, settings.most_tokens)
     order = own.child("split").permutation(len(rows)).tolist()
     held = max(1, int(settings.held_out * len(rows)))
     test, train = ([rows[k] for k in part] for part in (order[:held], order[held:]))

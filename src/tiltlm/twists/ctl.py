@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tiltlm.samples import Samples
 from tiltlm.twists.objective import (
     Draws,
     Need,
@@ -26,6 +27,7 @@ from tiltlm.twists.objective import (
     TwistObjective,
     by_prompt,
     cat_rows,
+    one_value_per_prompt,
     positive_weights,
     prefix_weights,
     rows_of,
@@ -37,13 +39,13 @@ class CTL(TwistObjective):
     """Positives from the draws themselves, by their weights, unless the experience brings better ones."""
 
     contrast: Literal["final", "next"] = "final"
-    """Hold every step against pi* ("final"), or against the step after it ("next")."""
+    """Hold every step against pi* ("final"), or against the step after it ("next": the proposal alone counts)."""
 
     optimum: ClassVar[str] = "psi* up to a constant per step"
     needs: ClassVar[tuple[Need, ...]] = ("proposal",)
 
     def prepare(self, batch: Draws) -> Rows:
-        proposal = batch.need("proposal")
+        proposal = drawn_by_log_q(batch.need("proposal"), batch.beta)
         negative = by_prompt(prefix_weights(proposal, batch.beta), proposal)
         if self.contrast == "next":
             after = torch.cat([negative[:, 1:], positive_weights(proposal)[:, None]], 1)
@@ -55,3 +57,15 @@ class CTL(TwistObjective):
 
     def per_token(self, out: Tensor, goal: Tensor) -> Tensor:
         return -out
+
+
+def drawn_by_log_q(proposal: Samples, beta: float) -> Samples:
+    """`proposal`. Raises ValueError if log_w is not that of rows drawn with log_q, for then B would be wrong."""
+    log_w, log_q, log_ref, reward = proposal.log_w, proposal.log_q, proposal.log_ref, proposal.reward
+    if log_w is not None and log_q is not None and log_ref is not None and reward is not None:
+        if one_value_per_prompt(log_w - (log_ref - log_q).sum(1) - reward / beta, proposal):
+            return proposal
+    raise ValueError(
+        "CTL weighs the proposal's rows, so they must carry log_w, and the log_q of what drew them: rows of q, of "
+        "the reference, or mixed (not resampled, exact or `induced`; exact rows belong in the positives)"
+    )

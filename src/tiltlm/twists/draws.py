@@ -61,7 +61,8 @@ class Pool:
 
 @dataclass(frozen=True)
 class Infilling:
-    """`conditions` fresh conditions a step: draw T + c tokens behind `prompt`, split; exact by construction."""
+    """`conditions` fresh conditions a step: draw T + c tokens behind `prompt`, split; exact by construction, for
+    r = log pi_ref(c | x, y) at beta = 1."""
 
     reference: LanguageModel
     prompt: Tokens
@@ -77,7 +78,7 @@ def infilling(
     reference: LanguageModel, prompt: Tokens, n: int, width: int, condition_width: int, stream: Stream
 ) -> tuple[Conditioned, Samples]:
     """`n` pairs (condition, exact draw of pi*(· | prompt, condition)), from draws of width + condition_width
-    tokens.
+    tokens. pi* is that of r = log pi_ref(c | x, y) at beta = 1.
 
     The reference must not end early: with an end-of-text token a condition might not exist. Returns prompts
     (Conditioned [n]) and Samples with row i answering prompt i.
@@ -98,6 +99,8 @@ def infilling(
 class TwistDraws:
     """The experience of a twist objective: draws with the live twist, scored, and whatever else it `needs`.
 
+    All rows are max_new_tokens wide: a loss is the mean over T tokens, however soon a batch happens to end.
+
     particles  rows per prompt, of every kind
     positives  what stands for pi* in the losses that want it: "particles", the proposal's rows by their weights;
                "exact", the scene's; "csmc", conditional SMC around one exact draw per prompt
@@ -106,8 +109,8 @@ class TwistDraws:
                draws
     csmc_threshold  when conditional SMC resamples
     tempered   power of the twist while drawing (1: the twist-induced proposal)
-    induced    give log_q under the twist-induced proposal, whoever drew (soft Q's goals)
-    backups    add E_ref[log psi] along the proposal's rows (soft Q's mean backups)
+    induced    give log_q under the twist-induced proposal, whoever drew (soft Q's goals); log_w stays the drawer's
+    backups    add E_ref[log psi] along the rows (soft Q's mean backups)
     prefixes   add phi of a fresh rollout behind every prefix of the positives (FUDGE)
     """
 
@@ -126,6 +129,15 @@ class TwistDraws:
     backups: bool = False
     prefixes: bool = False
 
+    def __post_init__(self) -> None:
+        if self.drawn_by == "mixed" and self.particles % 2:
+            raise ValueError(f"mixed draws are half q's, half the reference's: not of {self.particles} particles")
+        if self.prefixes and self.positives == "particles":
+            raise ValueError('prefixes are those of positives: set positives to "exact" or "csmc"')
+        exact = self.positives != "particles" or self.drawn_by == "exact"
+        if exact and isinstance(self.scene, Infilling) and self.target.beta != 1:
+            raise ValueError(f"infilling's draws are exact at beta 1 alone; this target's is {self.target.beta}")
+
     def batch(self, step: int) -> Draws:
         """The draws of a step, made without gradients."""
         stream = self.stream.child(step)
@@ -136,20 +148,32 @@ class TwistDraws:
         proposal = self._proposal(prompts, exact, stream.child("q")) if "proposal" in self.needs else None
         positives = self._positives(prompts, exact, stream.child("csmc"))
         reference = self._reference(prompts, stream.child("reference")) if "reference" in self.needs else None
-        backups = mean_backups(self.target.reference, self.twist, proposal) if self.backups and proposal else None
+        proposal, positives, reference = (
+            widened(x, self.max_new_tokens) for x in (proposal, positives, reference)
+        )
         prefixes = None
-        if self.prefixes:
-            assert positives is not None, "prefixes are those of positives"
+        if self.prefixes and positives is not None:
             prefixes = rollouts_behind(self.target, positives, self.max_new_tokens, stream.child("prefixes"))
-        return Draws(len(prompts), self.target.beta, proposal, positives, reference, prefixes, backups)
+        backups = self._backups(proposal), self._backups(positives)
+        return Draws(len(prompts), self.target.beta, proposal, positives, reference, prefixes, *backups)
+
+    def _backups(self, samples: Samples | None) -> Tensor | None:
+        if samples is None or not self.backups:
+            return None
+        return mean_backups(self.target.reference, self.twist, samples)
 
     def _proposal(self, prompts: Tokens, exact: Samples | None, stream: Stream) -> Samples:
         if self.drawn_by == "exact":
             assert exact is not None
             return self._along(exact)
+        drawn = self._drawn(prompts, stream)
+        induced = self.drawn_by in ("q", "resampled") and self.tempered == 1
+        return self._along(drawn) if self.induced and not induced else drawn
+
+    def _drawn(self, prompts: Tokens, stream: Stream) -> Samples:
+        """Rows with the log_q of who drew them, and log_w (none where they are resampled)."""
         if self.drawn_by == "reference":
-            drawn = self._particles(prompts, stream, self.target.reference).samples
-            return self._along(drawn) if self.induced else drawn
+            return self._particles(prompts, stream, self.target.reference).samples
         q = self._particles(prompts, stream, self._tempered())
         if self.drawn_by == "resampled":
             return q.resampled(self.particles, stream.child("resampled"))
@@ -174,9 +198,11 @@ class TwistDraws:
     def _mixed(self, q: Samples, stream: Stream) -> Samples:
         """The first half of q's rows of every prompt, and as many of the reference."""
         half = torch.arange(len(q), device=q.device) % self.particles < self.particles // 2
-        p = self._particles(q.prompts, stream, self.target.reference).samples
-        both = cat_samples([q.select(half), self._along(p.select(~half))])
-        return both if self.induced else weighed_as_mixture(both, self.target.beta)
+        p = self._particles(q.prompts, stream, self.target.reference).samples.select(~half)
+        proposal = Guided(self.target.reference, Scaled(self.twist, self.tempered))
+        with torch.no_grad():
+            p = p.with_(log_q=proposal.log_prob(p))
+        return weighed_as_mixture(cat_samples([q.select(half), p]), self.target.beta)
 
     def _positives(self, prompts: Tokens, exact: Samples | None, stream: Stream) -> Samples | None:
         if self.positives == "particles":
@@ -199,10 +225,22 @@ class TwistDraws:
         return self.target.scored(drawn.with_(log_ref=drawn.log_q))
 
 
+def widened(samples: Samples | None, width: int) -> Samples | None:
+    """`samples` [N, T] with padding up to `width` columns."""
+    if samples is None or samples.tokens.shape[1] == width:
+        return samples
+    more = (0, width - samples.tokens.shape[1])
+    flat = {name: x for name, x in samples.optional().items() if x.ndim == 1}
+    wide = {name: torch.nn.functional.pad(x, more) for name, x in samples.optional().items() if x.ndim == 2}
+    tokens, mask = torch.nn.functional.pad(samples.tokens, more), torch.nn.functional.pad(samples.mask, more)
+    return Samples(samples.prompts, samples.prompt_index, tokens, mask, **flat, **wide)
+
+
 def along(reference: LanguageModel, twist: Twist, samples: Samples, max_new_tokens: int) -> Samples:
     """`samples` with log_ref, log_psi and the twist-induced log_q of every token, whoever drew them.
 
-    One pass: conditional SMC with a single particle has nothing to draw. log_w is dropped: it was another's.
+    One pass: conditional SMC with a single particle has nothing to draw. log_w stays: it tells what a row weighs as
+    a draw of its own drawer, which log_q no longer is.
     """
     free = Target(reference, lambda some: torch.zeros(len(some), device=some.device), 1.0)
     prompts, index = samples.row_prompts, torch.arange(len(samples), device=samples.device)
@@ -214,7 +252,7 @@ def along(reference: LanguageModel, twist: Twist, samples: Samples, max_new_toke
     width = samples.tokens.shape[1]
     found = {name: getattr(walked, name) for name in ("log_ref", "log_psi", "log_q")}
     wide = {name: torch.nn.functional.pad(x, (0, width - x.shape[1])) for name, x in found.items()}
-    return samples.with_(**wide, log_w=None)
+    return samples.with_(**wide)
 
 
 def weighed_as_mixture(samples: Samples, beta: float) -> Samples:

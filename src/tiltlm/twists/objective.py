@@ -30,7 +30,8 @@ class Draws:
     positives  rows that stand for pi*: equally weighted, or by their log_w. None: the proposal by its weights
     reference  rows drawn from pi_ref, with reward
     prefixes   [N, T] log phi of a fresh reference rollout behind every prefix of the positives (FUDGE)
-    backups    [N, T] E_ref[log psi_{t+1} | y_≤t] along the proposal (soft Q with mean backups)
+    backups    [N, T] E_ref[log psi_t | y_<t] along the proposal (soft Q with mean backups)
+    positive_backups   the same along the positives
     """
 
     prompts: int
@@ -40,6 +41,7 @@ class Draws:
     reference: Samples | None = None
     prefixes: Tensor | None = None
     backups: Tensor | None = None
+    positive_backups: Tensor | None = None
 
     def need(self, name: Need) -> Samples:
         """The part called `name`. Raises ValueError if the experience did not draw it."""
@@ -134,6 +136,17 @@ def prefix_weights(samples: Samples, beta: float) -> Tensor:
     ratio = (samples.log_ref - samples.log_q).double().cumsum(1)
     last = (samples.reward.double() / beta)[:, None]
     return ratio + torch.where(samples.mask, samples.log_psi.double(), last)
+
+
+def one_value_per_prompt(x: Tensor, samples: Samples, within: float = 0.01) -> bool:
+    """Whether x [N] is the same for all rows of a prompt; infinite and NaN entries aside."""
+    real = torch.isfinite(x)
+    index, x = samples.prompt_index[real], x[real].double()
+    high, low = (
+        x.new_zeros(len(samples.prompts)).scatter_reduce(0, index, x, how, include_self=False)
+        for how in ("amax", "amin")
+    )
+    return bool((high - low <= within).all())
 
 
 class TwistObjective(ABC):

@@ -23,7 +23,16 @@ from torch import Tensor
 from tiltlm.models.base import LanguageModel, Twist, Values
 from tiltlm.objective import Outcome
 from tiltlm.samples import Samples
-from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, cat_rows, equal, rows_of
+from tiltlm.twists.objective import (
+    Draws,
+    Need,
+    Rows,
+    TwistObjective,
+    cat_rows,
+    equal,
+    one_value_per_prompt,
+    rows_of,
+)
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,13 @@ class SoftQ(TwistObjective):
             raise ValueError(f"multi_step must be ≥ 0, and sums logarithms (not target 'linear'); got {self}")
 
     def prepare(self, batch: Draws) -> Rows:
-        rows = self._rows(batch.need("proposal"), batch)
+        rows = self._rows(batch.need("proposal"), batch, batch.backups)
         if batch.positives is None:
             return rows
-        return cat_rows(self._rows(batch.positives, batch), rows, batch.prompts)
+        return cat_rows(self._rows(batch.positives, batch, batch.positive_backups), rows, batch.prompts)
 
-    def _rows(self, samples: Samples, batch: Draws) -> Rows:
-        backups = batch.backups if self.target == "mean" else log_norms(samples)
+    def _rows(self, samples: Samples, batch: Draws, means: Tensor | None) -> Rows:
+        backups = means if self.target == "mean" else log_norms(samples)
         if backups is None:
             raise ValueError('target "mean" needs E_ref[log psi] along the rows: draw with `backups`')
         return rows_of(samples, equal(samples), batch.prompts, goals(samples, backups, batch.beta))
@@ -71,7 +80,12 @@ def log_norms(samples: Samples) -> Tensor:
     """log n_t = log_ref + log_psi − log_q of rows under the twist-induced proposal, [N, T], nats."""
     if samples.log_q is None or samples.log_ref is None or samples.log_psi is None:
         raise ValueError("soft Q targets need log_q, log_ref and log_psi under the twist-induced proposal")
-    return samples.log_ref + samples.log_psi - samples.log_q
+    log_n = samples.log_ref + samples.log_psi - samples.log_q
+    if not one_value_per_prompt(log_n[:, 0], samples):  # n_1 depends on the prompt alone
+        raise ValueError(
+            "these rows' log_q is not the twist-induced proposal's, so soft Q has no targets: draw with `induced`"
+        )
+    return log_n
 
 
 def goals(samples: Samples, backups: Tensor, beta: float) -> Tensor:
