@@ -22,6 +22,7 @@ import tiltlm.policies
 import tiltlm.twists
 from families import VOCAB as HF_VOCAB
 from families import build
+from laws.test_twist_objectives import LAWS as TWIST_LAWS
 from laws.world import (
     N_PROMPTS,
     VOCAB,
@@ -37,6 +38,7 @@ from tiltlm.models.causal import copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableLM, TableValues
 from tiltlm.policies.dpo import DPO
+from tiltlm.policies.ppo import PPO, ActorCritic, Rollout
 from tiltlm.policies.reinforce import Advantages, Baseline, Reinforce
 from tiltlm.policies.rpo import RPO
 from tiltlm.policies.sft import SFT
@@ -135,7 +137,26 @@ def fresh_values(width: int) -> TableValues:
     return TableValues(N_PROMPTS, VOCAB, 3, width)
 
 
+def of_ppo(w: World, model: nn.Module) -> Tensor:
+    """On policy, lambda = 1, no whitening: the policy's part of the exact expected gradient, under an odd critic."""
+    samples, p = on_policy(w, model)
+    objective = PPO(w.beta, lam=1.0, whiten=False, value_weight=0.0)
+    critic = OddCritic()
+    judged = objective.prepare(Rollout(samples, critic.values_before(samples)[..., 0].detach()))
+    loss = objective.loss(ActorCritic(model, critic), judged).loss
+    return flat_gradient((p * loss).sum(), model)
+
+
+class OddCritic(nn.Module):
+    """A critic that says something else in front of every token, and is wrong everywhere."""
+
+    def values_before(self, samples: Samples) -> Tensor:
+        before = torch.cat([samples.prompt_index[:, None], samples.tokens[:, :-1] + 1], 1).cumsum(1)
+        return torch.where(samples.mask, (before.double() * 0.7).sin(), 0.0)[..., None]
+
+
 FIXED_POINTS = {
+    "ppo": Law(PPO, of_ppo),
     "sft": Law(SFT, of_sft),
     "dpo": Law(DPO, of_dpo),
     "rpo with alpha = 0 (dpo)": Law(RPO, lambda w, m: of_rpo(w, m, 0.0, "sum")),
@@ -180,7 +201,7 @@ def objectives(module: ModuleType) -> list[type]:
 
 
 def lawless(found: list[type]) -> list[str]:
-    lawful = {law.objective for law in FIXED_POINTS.values()} | set(BIASED)
+    lawful = {law.objective for law in [*FIXED_POINTS.values(), *TWIST_LAWS.values()]} | set(BIASED)
     return [cls.__qualname__ for cls in found if cls not in lawful]
 
 

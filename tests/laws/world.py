@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -100,6 +100,24 @@ class World:
 
     def optimum(self) -> TableLM:
         return self.table_of(self.p_star())
+
+    def shifted(self, by: float) -> World:
+        """The same world with every reward changed by a constant: pi* is the same."""
+        return replace(self, reward=self.reward + by, atoms=tuple(a + by for a in self.atoms))
+
+    def evenly(self) -> Samples:
+        """Every completion as if tokens were drawn uniformly: rows that end early stand there as often as they would.
+
+        log_q is that of the uniform draw, so that importance weights over the rows are exact.
+        """
+        rows = [row for row in self.rows for _ in range(VOCAB ** (HORIZON + 1 - len(row)))]
+        done = Tokens.of([row[1:] for row in rows])
+        samples = Samples(PROMPTS, torch.tensor([row[0] for row in rows]), done.ids, done.mask)
+        log_q = -math.log(VOCAB) * samples.mask.double()
+        log_ref = self.reference.log_prob(samples).detach()
+        reward = self.reward_of(samples)
+        log_w = (log_ref - log_q).sum(1) + reward / self.beta
+        return samples.with_(log_q=log_q, log_ref=log_ref, reward=reward, log_w=log_w)
 
     def law(self, atoms: tuple[float, ...] | None = None, p: Tensor | None = None, width: int = 0) -> TableValues:
         """The exact law of the reward given each prefix, when completions follow `p` (default: pi_ref).
@@ -219,7 +237,7 @@ class Counted(World):
         """`counts` copies of every row, drawn by the model whose probabilities the counts are; log_w to pi*."""
         rows = torch.arange(counts.numel()).repeat_interleave(counts.flatten())
         samples = self.samples().select(rows)
-        log_q = self.table_of(counts / counts.sum(1, keepdim=True)).log_prob(samples).detach()
+        log_q = self.table_of(counts.double() / counts.sum(1, keepdim=True)).log_prob(samples).detach()
         log_w = (samples.log_ref - log_q).sum(1) + samples.reward / self.beta
         return samples.with_(log_q=log_q, log_w=log_w)
 
@@ -236,7 +254,7 @@ def counted(*, eos_id: int | None = None, seed: int = 0, beta: float = 0.6) -> C
     counts, hits = (torch.randint(1, high, shape, generator=generator) for high in (6, 4))
     reward = beta * (hits.double() / 4).log()
     unknown = World(TableLM(N_PROMPTS, VOCAB, HORIZON, eos_id), rows, reward, (), beta)
-    reference = unknown.table_of(counts / counts.sum(1, keepdim=True)).requires_grad_(False)
+    reference = unknown.table_of(counts.double() / counts.sum(1, keepdim=True)).requires_grad_(False)
     return Counted(reference, rows, reward, (), beta, counts, hits)
 
 

@@ -62,10 +62,12 @@ class CTL(TwistObjective):
 def drawn_by_log_q(proposal: Samples, beta: float) -> Samples:
     """`proposal`. Raises ValueError if log_w is not that of rows drawn with log_q, for then B would be wrong."""
     log_w, log_q, log_ref, reward = proposal.log_w, proposal.log_q, proposal.log_ref, proposal.reward
-    if log_w is not None and log_q is not None and log_ref is not None and reward is not None:
-        if one_value_per_prompt(log_w - (log_ref - log_q).sum(1) - reward / beta, proposal):
-            return proposal
-    raise ValueError(
+    wrong = ValueError(
         "CTL weighs the proposal's rows, so they must carry log_w, and the log_q of what drew them: rows of q, of "
         "the reference, or mixed (not resampled, exact or `induced`; exact rows belong in the positives)"
     )
+    if log_w is None or log_q is None or log_ref is None or reward is None:
+        raise wrong
+    if not one_value_per_prompt(log_w - (log_ref - log_q).sum(1) - reward / beta, proposal):
+        raise wrong
+    return proposal

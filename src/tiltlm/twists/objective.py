@@ -78,10 +78,9 @@ def rows_of(samples: Samples, weight: Tensor, prompts: int, goal: Tensor | None 
     weight = weight[:, None].expand(samples.mask.shape) if weight.ndim == 1 else weight
     goal = torch.zeros_like(weight) if goal is None else goal
     goal = goal[:, None].expand(samples.mask.shape) if goal.ndim == 1 else goal
-    share = torch.full((len(samples),), prompts / len(samples), device=samples.device)
     notes = {name: x for name, x in (("reward", samples.reward), ("log_w", samples.log_w)) if x is not None}
     bare = samples.with_(log_q=None, log_ref=None, log_psi=None, log_w=None, reward=None)
-    return Rows(bare, torch.where(samples.mask, weight, 0.0), goal, share, notes)
+    return Rows(bare, torch.where(samples.mask, weight, 0.0), goal, _share(samples, prompts), notes)
 
 
 def cat_rows(first: Rows, second: Rows, prompts: int) -> Rows:
@@ -99,11 +98,15 @@ def cat_rows(first: Rows, second: Rows, prompts: int) -> Rows:
     notes = {
         n: torch.cat([noted(first, n, sizes[0]).double(), noted(second, n, sizes[1]).double()]) for n in names
     }
-    share = torch.full((len(samples),), prompts / len(samples), device=samples.device)
     weight, goal = (
         torch.cat([wide(getattr(first, name)), wide(getattr(second, name))]) for name in ("weight", "goal")
     )
-    return Rows(samples, weight, goal, share, notes)
+    return Rows(samples, weight, goal, _share(samples, prompts), notes)
+
+
+def _share(samples: Samples, prompts: int) -> Tensor:
+    """What every row counts in the denominator: all together, one per prompt; float64 [N]."""
+    return torch.full((len(samples),), prompts / len(samples), dtype=torch.float64, device=samples.device)
 
 
 def by_prompt(log_w: Tensor, samples: Samples) -> Tensor:
