@@ -1,4 +1,4 @@
-"""The command line: list | run | sweep | sample | score | measure | demo.
+"""The command line: list | run | sweep | sample | score | measure | report | demo.
 
 A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
 standard output, progress to standard error. Mistakes by the user end in one line that says what to do, and
@@ -28,13 +28,14 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
                                                 draw completions from a model folder, hub name or run
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
   tiltlm measure RUN…                           finished runs side by side, compared prompt by prompt
+  tiltlm report RUN… --out page.html            their tables, pictures and samples on one page, offline
 
 Every command takes --help; `tiltlm run RECIPE --help` lists that recipe's settings and their defaults.
 Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, finished or half-way.
 """
 
 COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
-COMMANDS |= {"measure": "measure", "demo": "demo"}
+COMMANDS |= {"measure": "measure", "report": "report", "demo": "demo"}
 """Each command, and the module of `commands/` that has the function of its name."""
 
 

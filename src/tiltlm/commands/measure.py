@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 from tiltlm.commands.models import load_run
 from tiltlm.commands.run import prepare
 from tiltlm.progress import note
-from tiltlm.ruler.compare import paired
+from tiltlm.ruler.compare import Difference, paired
 from tiltlm.ruler.measure import Measurement
 from tiltlm.ruler.table import HEADINGS, table
 from tiltlm.run import Run
@@ -47,12 +48,13 @@ def measure(args: list[str]) -> int:
     if settings.out is not None:
         settings.out.write_text(json.dumps(rows, indent=1) + "\n")
         print(settings.out)
-    measured = [(run, kept) for run in runs if (kept := _measurement(run)) is not None]
-    for (first, a), (second, b) in itertools.combinations(measured, 2):
-        if _same_prompts(first, second):
-            out.print(differences(first, a, second, b))
-        else:
+    measured = [run for run in runs if (run.folder / "measurement.safetensors").is_file()]
+    for first, second in itertools.combinations(measured, 2):
+        found = comparable(first, second)
+        if found is None:
             note(f"{first.folder} and {second.folder}: measured on different prompts, so not compared in pairs")
+        else:
+            out.print(differences(first, second, found))
     return 0
 
 
@@ -67,39 +69,52 @@ def report_of(run: Run[Any]) -> list[dict[str, Any]]:
     return [{**row, "method": f"{row['method']}  [{run.recipe.key}]"} for row in rows]
 
 
-def _measurement(run: Run[Any]) -> Measurement | None:
-    path = run.folder / "measurement.safetensors"
-    return Measurement.load(path) if path.is_file() else None
+def comparable(first: Run[Any], second: Run[Any]) -> list[Difference] | None:
+    """first − second for the standard metrics that mean the same in both; None if their prompts differ."""
+    if not _same_prompts(first, second):
+        return None
+    a, b = (Measurement.load(run.folder / "measurement.safetensors") for run in (first, second))
+    other = _incomparable(first, second)
+    return [row for row in paired(a, b) if row.metric in HEADINGS and row.metric not in other]
 
 
-def differences(first: Run[Any], a: Measurement, second: Run[Any], b: Measurement) -> Table:
-    """first − second for the standard metrics, with a verdict at 95%."""
+def differences(first: Run[Any], second: Run[Any], found: Sequence[Difference]) -> Table:
+    """The differences as a table, with a verdict at 95%."""
     name = f"{first.recipe.stage} [{first.recipe.key}] − {second.recipe.stage} [{second.recipe.key}]"
     out = Table(title=escape(name), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for heading in ("metric", "difference", "verdict"):
         out.add_column(heading)
-    for row in paired(a, b):
-        if row.metric in HEADINGS and row.metric not in _incomparable(first, second):
-            out.add_row(
-                escape(HEADINGS[row.metric]), f"{row.estimate.value:+.4f} ± {row.estimate.stderr:.4f}", row.verdict
-            )
+    for row in found:
+        value = f"{row.estimate.value:+.4f} ± {row.estimate.stderr:.4f}"
+        out.add_row(escape(HEADINGS[row.metric]), value, row.verdict)
     return out
+
+
+ABSOLUTE = {"kl_to_target", "kl_to_target_at_least", "kl_from_target", "objective_gap"}
 
 
 def _incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
     """Metrics that mean different things in the two runs: their targets or references differ."""
-    one, other = vars(first.recipe), vars(second.recipe)
-    same_reference = all(one.get(name) == other.get(name) for name in ("network", "base", "pretrained"))
-    if not same_reference:
-        return {"kl_to_reference", "kl_to_target", "objective_gap"}
-    return set() if one.get("target") == other.get("target") else {"kl_to_target", "objective_gap"}
+
+    def same(*names: str) -> bool:
+        one, other = vars(first.recipe), vars(second.recipe)
+        return all(one.get(name) == other.get(name) for name in names)
+
+    goals = [vars(run.recipe).get("goal") for run in (first, second)]
+    rewards = [replace(goal, beta=1.0) if goal is not None else None for goal in goals]
+    found = set() if same("target", "goal", "classify") else set(ABSOLUTE)
+    if rewards[0] != rewards[1] or not same("classify"):
+        found |= {"reward", "objective"}
+    if not same("network", "base", "pretrained", "language"):
+        found |= {"kl_to_reference", *ABSOLUTE}
+    return found
 
 
 def _same_prompts(first: Run[Any], second: Run[Any]) -> bool:
-    """Whether two runs drew their test prompts alike: the same world, seed and test settings."""
+    """Whether two runs drew their test prompts alike: the same world or language, seed, exact and test settings."""
 
     def prompts(run: Run[Any]) -> tuple[Any, ...]:
         settings = vars(run.recipe)
-        return tuple(settings.get(name) for name in ("world", "seed", "test"))
+        return tuple(settings.get(name) for name in ("world", "language", "seed", "exact", "test"))
 
     return prompts(first) == prompts(second)

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tiltlm.ruler.estimate import mean
+from tiltlm.ruler.estimate import Estimate, mean
 
 HEADINGS = {
     "accuracy": "accuracy",
@@ -54,12 +54,27 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the same method and metric averaged over seeds; stderr is the spread over seeds, n their number."""
+    """Rows of the same method and metric averaged over seeds.
+
+    n is the number of seeds, stderr the spread over them, low to high Student's 95% interval. Where log Z is only
+    bracketed (`gap`), low and high are the mean ends instead, and the gap stays.
+    """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["method"], row["metric"]), []).append(row)
-    merged = []
-    for members in groups.values():
-        estimate = mean(torch.tensor([row["value"] for row in members], dtype=torch.float64))
-        merged.append({**members[0], "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n})
-    return merged
+    return [_merged(members) for members in groups.values()]
+
+
+def _merged(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    estimate = _over(members, "value")
+    one = {name: x for name, x in members[0].items() if name not in ("gap", "stderr_log_z", "seed")}
+    (low, high) = estimate.interval()
+    out = {**one, "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n, "low": low, "high": high}
+    if any("gap" in row for row in members):
+        ends = {name: _over(members, name).value for name in ("low", "high")}
+        return {**out, **ends, "gap": max(row.get("gap", 0.0) for row in members)}
+    return out
+
+
+def _over(members: Sequence[Mapping[str, Any]], name: str) -> Estimate:
+    return mean(torch.tensor([row[name] for row in members], dtype=torch.float64))
