@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test check format lint types bench clean help
+.PHONY: browser demo test check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
@@ -26,7 +26,15 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(MAKE) --no-print-directory browser
 	@touch $@
+
+# The report page is tested in a real browser. Without one, and without the right to install it, those tests skip.
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+	  echo "no Chromium: the report page's browser tests will be skipped"
 
 demo: $(VENV)/.base
 	$(BIN)/tiltlm demo $(DEMO_ARGS)

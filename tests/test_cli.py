@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from command import environment, from_outside, tiltlm
 from tiltlm import cli
 from tiltlm.commands.run import grid, what_varies
 
@@ -24,36 +21,6 @@ TINY = ["--network.layers", "1", "--network.width", "16", "--network.mlp", "16"]
 TINY += ["--base.pace.steps", "40", "--base.pace.until", "0", "--base.checkpoint-every", "10"]
 TINY += ["--world.posttrain", "80", "--world.test", "50"]
 TINY_FITS = ["--rollouts.max-tries", "20", "--test.graphs", "50"]
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def tiltlm(*args: str, cwd: Path, check: bool = True) -> Done:
-    """Run the command line's entry point in `cwd` (in this process: a new one spends seconds on imports)."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = cli.main(args)
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-    done = Done(code, out.getvalue(), err.getvalue())
-    assert not check or code == 0, done.stderr
-    return done
-
-
-def from_outside(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the installed program in a process of its own."""
-    program = Path(sys.executable).with_name("tiltlm")
-    return subprocess.run([program, *args], cwd=cwd, capture_output=True, text=True, env=environment())
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def test_list_names_every_recipe_without_importing_torch(tmp_path):

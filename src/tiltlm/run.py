@@ -77,7 +77,7 @@ class Recipe:
     def check(self) -> None:
         """Look at what the settings name (files, say) before any work; raises if it is not there."""
 
-    def speech(self) -> tuple[Any, int | None]:
+    def speech(self, run: Run[Self]) -> tuple[Any, int | None]:
         """The tokenizer of this recipe's texts, and the length its completions have; None where there is none."""
         return None, None
 

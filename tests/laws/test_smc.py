@@ -96,7 +96,7 @@ def test_so_it_is_with_any_proposal(place, policy, threshold):
 @pytest.mark.parametrize(
     ("settings", "policy"),
     [
-        *((SMC(3, t, s, f), "induced") for t, s, f in product((0.0, 0.5, 1.0), ("systematic", "multinomial"), (True, False))),
+        *((SMC(3, *how), "induced") for how in product((0.0, 0.5, 1.0), ("systematic", "multinomial"), (True, False))),
         (SMC(3, 1.0), "reference"),
         (SMC(3, 0.5, "multinomial"), "policy"),
     ],

@@ -77,7 +77,7 @@ def _tokenizer(name: str) -> Any:
 
 
 def _of_run(run: Run[Any]) -> Decoder:
-    return Decoder(run.recipe.decoder(run), *run.recipe.speech())
+    return Decoder(run.recipe.decoder(run), *run.recipe.speech(run))
 
 
 def load_run(folder: Path) -> Run[Recipe]:

@@ -57,18 +57,19 @@ def report(args: list[str]) -> int:
     if settings.samples < 0:
         raise ValueError(f"--samples must be 0 or more; got {settings.samples}")
     runs = with_inputs([load_run(folder) for folder in settings.runs])
+    samples = samples_table(runs, settings.samples)
     page = {
         "title": settings.title,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "version": __version__,
         "tables": [table for table in (*result_tables(runs), differences_table(runs)) if table["rows"]],
         "pictures": [picture for run in runs for picture in pictures(run)],
-        "samples": samples_table(runs, settings.samples),
+        "samples": samples,
         "runs": [about(run) for run in runs],
     }
     settings.out.write_text(render(page), encoding="utf-8")
     size = settings.out.stat().st_size / 1e6
-    note(f"{len(runs)} runs, {len(page['samples']['rows'])} samples, {size:.1f} MB, opens in any browser")
+    note(f"{len(runs)} runs, {len(samples['rows'])} samples, {size:.1f} MB, opens in any browser")
     print(settings.out)
     return 0
 
@@ -142,7 +143,7 @@ def wide(
         if interval and "gap" not in row and row["n"] > 1 and row["stderr"]:
             text += f"  [{row['low']:.3f}, {row['high']:.3f}]"
         line[row["metric"]] = {"v": number(row["value"]), "t": text}
-    columns = [{"key": name, "label": name} for name in by]
+    columns: list[Row] = [{"key": name, "label": name} for name in by]
     columns += [{"key": name, "label": HEADINGS.get(name, name), "numeric": True} for name in metrics]
     return {"title": title, "about": about, "columns": columns, "rows": list(lines.values())}
 
@@ -163,8 +164,8 @@ def differences_table(runs: Sequence[Run[Any]]) -> Row:
                     "verdict": found.verdict,
                 }
             )
-    columns = [{"key": name, "label": name} for name in ("first", "second", "metric", "difference", "verdict")]
-    columns[3] = {**columns[3], "numeric": True}  # type: ignore[dict-item]
+    names = ("first", "second", "metric", "difference", "verdict")
+    columns = [{"key": name, "label": name, "numeric": name == "difference"} for name in names]
     about = "first − second, paired prompt by prompt (of one prompt: draw by draw); the common log Z cancels"
     return {"title": "Differences in pairs", "about": about, "columns": columns, "rows": rows, "folded": True}
 
@@ -188,7 +189,8 @@ def pictures(run: Run[Any]) -> list[Row]:
 
 def samples_table(runs: Sequence[Run[Any]], most: int) -> Row:
     """All runs' samples.jsonl in one table; numbers stay numbers, everything else becomes text."""
-    rows, names, numeric = [], dict.fromkeys(("run", "prompt", "completion")), set()
+    rows: list[Row] = []
+    names, numeric = dict.fromkeys(("run", "prompt", "completion")), set()
     for run in runs:
         path = run.folder / "samples.jsonl"
         if not path.is_file():

@@ -83,7 +83,7 @@ class Base(Recipe):
     def decoder(self, run: Run[Any]) -> LanguageModel:
         return self.reference(run)
 
-    def speech(self) -> tuple[Any, int | None]:
+    def speech(self, run: Run[Any]) -> tuple[Any, int | None]:
         lab = self.lab()
         return lab.tokenizer.hf, lab.width
 

@@ -115,8 +115,8 @@ class Scored(Classifier):
             classifier = checkpoints(run.inputs["classifier"].folder)[-1]
         return Lab(self.language, self.goal, self.seed, self.model_of(run), classifier)
 
-    def speech(self) -> tuple[Any, int | None]:
-        return None, self.language.new_tokens
+    def speech(self, run: Run[Any]) -> tuple[Any, int | None]:
+        return self.lab(run).tokenizer, self.language.new_tokens
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,290 @@
+"""The twisted-SMC recipes from the command line, with networks too small and too short to learn anything."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from command import tiltlm
+from tiltlm.recipes import catalogue, recipe
+from tiltlm.recipes.twisted import FAMILIES, KINDS, STAGES
+from tiltlm.recipes.twisted_methods import MEASURED
+from tiltlm.run import from_json
+
+OWN = ["--language.model=", "--language.stories", "200", "--language.new-tokens", "4"]
+OWN += ["--language.fit.pace.steps", "6", "--language.fit.pace.warmup", "1"]
+FEW = ["--exact.n", "20", "--exact.batch-size", "200"]
+TWISTS = [
+    part
+    for name in ("ctl", "rl", "sixo", "fudge", "dpg")
+    for part in (f"--{name}.fit.pace.steps", "2", f"--{name}.particles", "6")
+]
+POLICIES = [
+    part
+    for name in ("ppo", "value", "reinforce", "dpo", "rpo")
+    for part in (f"--{name}.fit.pace.steps", "2", f"--{name}.fit.batch-size", "6")
+]
+ALL = [*OWN, *FEW, *TWISTS, *POLICIES, "--log-z.draws", "400", "--test.n", "40"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """One folder for the whole file: the model and whatever else stages share is made once."""
+    return tmp_path_factory.mktemp("twisted")
+
+
+@pytest.fixture(scope="module")
+def compared(work) -> Path:
+    """The run that compares all methods."""
+    done = tiltlm("run", "animals-small/evaluate", *ALL, "--methods", *MEASURED, cwd=work)
+    return work / done.stdout.splitlines()[-1]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_every_stage_is_in_the_catalogue_and_every_preset_is_a_value():
+    assert list(KINDS) == list(STAGES)
+    for family in FAMILIES:
+        for stage in STAGES:
+            value = recipe(f"{family}/{stage}")
+            assert value.name == f"{family}/{stage}" and from_json(type(value), as_json(value)) == value
+    assert {name for entry in catalogue() for name in entry.families} >= set(FAMILIES)
+
+
+def as_json(value) -> dict:
+    from dataclasses import asdict
+
+    return json.loads(json.dumps(asdict(value)))
+
+
+def test_all_methods_are_measured_by_one_ruler(compared):
+    rows = rows_of(compared)
+    assert list(dict.fromkeys(row["method"] for row in rows)) == list(MEASURED)
+    table = {(row["method"], row["metric"]): row for row in rows}
+    for method in MEASURED:
+        both = table[method, "kl_to_target"], table[method, "kl_from_target"]
+        for row in both:
+            assert row["unit"] == "nats" and row["stderr"] > 0 and row["stderr_log_z"] == both[0]["stderr_log_z"]
+            assert math.isclose(row["high"] - row["low"], 2 * 1.96 * row["stderr"])
+    assert table["untrained", "kl_to_reference"]["value"] == 0
+    assert table["untrained", "kl_to_target"]["value"] > 0
+    assert (compared / "kl.png").stat().st_size > 5000
+
+
+def test_a_finished_comparison_is_shown_again_not_made_again(compared, work):
+    again = tiltlm("run", "animals-small/evaluate", *ALL, "--methods", *MEASURED, cwd=work)
+    assert "KL(pi*‖q)" in again.stdout and "log Z = " in again.stdout
+    assert "->" not in again.stderr and again.stdout.splitlines()[-1] == str(compared.relative_to(work))
+
+
+def test_runs_are_compared_in_pairs_by_measure(compared, work):
+    pair = [
+        tiltlm("run", f"animals-small/{name}", *settings_of(name), cwd=work).stdout.splitlines()[-1]
+        for name in ("ctl", "dpg")
+    ]
+    said = tiltlm("measure", *pair, cwd=work).stdout
+    assert "KL(q‖pi*)" in said and "KL(pi*‖q)" in said and ("no difference shown" in said or "higher" in said)
+
+
+def settings_of(name: str) -> list[str]:
+    trained = [f"--{name}.fit.pace.steps", "2", f"--{name}.particles", "6"]
+    base = ["--ctl.fit.pace.steps", "2", "--ctl.particles", "6"] if name != "ctl" else []
+    return [*OWN, *FEW, *trained, *base, "--log-z.draws", "400", "--test.n", "40"]
+
+
+def test_a_measured_method_can_be_sampled_from(compared, work):
+    folder = tiltlm("run", "animals-small/ctl", *settings_of("ctl"), cwd=work).stdout.splitlines()[-1]
+    (work / "p.jsonl").write_text('{"prompt": "Once upon a time"}\n')
+    tiltlm("sample", folder, "--prompts", "p.jsonl", "--n", "3", "--out", "y.jsonl", cwd=work)
+    lines = [json.loads(line) for line in (work / "y.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and all(len(line["completion_ids"]) == 4 for line in lines)
+    comparison = str(compared.relative_to(work))
+    done = tiltlm("sample", comparison, "--prompts", "p.jsonl", "--out", "z.jsonl", cwd=work, check=False)
+    assert done.returncode == 2 and "name the run of one of them" in done.stderr
+
+
+@pytest.mark.parametrize("positives", ["exact", "csmc"])
+def test_positives_from_exact_draws_and_conditional_smc(work, positives):
+    settings = [*OWN, *FEW, "--ctl.fit.pace.steps", "2", "--ctl.particles", "5", "--ctl.positives", positives]
+    for supply in ("fresh", "stored"):
+        tiltlm("run", "animals-small/ctl-twist", *settings, "--ctl.supply", supply, cwd=work)
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        ("ctl-twist", ["--ctl.contrast", "next"]),
+        ("ctl-twist", ["--ctl.dpg", "0.5", "--net.body", "frozen", "--net.mlp-layers", "1"]),
+        ("ctl-twist", ["--ctl.tempered", "0.5", "--net.body", "lora"]),
+        ("sixo-twist", ["--sixo.drawn-by", "resampled"]),
+        ("rl-twist", ["--rl.target", "linear", "--rl.drawn-by", "mixed"]),
+        ("rl-twist", ["--rl.target", "mean", "--rl.multi-step", "0.5", "--rl.drawn-by", "reference"]),
+        ("rl-twist", ["--rl.drawn-by", "exact"]),
+        ("fudge-twist", ["--fudge.prefixes", "--fudge.positives", "exact"]),
+        ("ppo-policy", ["--ppo.policy", "full"]),
+    ],
+    ids=lambda x: x if isinstance(x, str) else " ".join(x),
+)
+def test_every_variant_of_the_training_trains(work, stage, flags):
+    name = stage.split("-")[0]
+    size = ["--ppo.fit.batch-size", "6"] if name == "ppo" else [f"--{name}.particles", "6"]
+    done = tiltlm(
+        "run", f"animals-small/{stage}", *OWN, *FEW, f"--{name}.fit.pace.steps", "2", *size, *flags, cwd=work
+    )
+    folder = work / done.stdout.splitlines()[-1]
+    losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    assert (folder / "checkpoint-2" / "COMPLETE").is_file()
+
+
+def test_kept_checkpoints_make_a_curve(work):
+    flags = ["--ctl.fit.pace.steps", "4", "--ctl.particles", "6", "--ctl.keep", "1", "2"]
+    done = tiltlm(
+        "run", "animals-small/ctl", *OWN, *FEW, *flags, "--log-z.draws", "400", "--test.n", "40", cwd=work
+    )
+    curve = json.loads((work / done.stdout.splitlines()[-1] / "curve.json").read_text())
+    assert sorted({row["step"] for row in curve}) == [1, 2, 4]
+    assert {row["metric"] for row in curve} == {"kl_to_target", "kl_from_target"}
+
+
+def test_bounds_around_log_z(work):
+    flags = ["--ctl.fit.pace.steps", "2", "--ctl.particles", "6", "--bounds.particles", "2", "8"]
+    done = tiltlm("run", "animals-small/bounds", *OWN, *FEW, *flags, "--bounds.repeats", "20", cwd=work)
+    folder = work / done.stdout.splitlines()[-1]
+    rows = json.loads((folder / "bounds.json").read_text())
+    assert len(rows) == 2 * 2 * 3 * 2  # particles, proposals, estimators, sides
+    assert (folder / "bounds.png").stat().st_size > 5000
+    assert "log Z lies between" in done.stdout and "gap" in done.stdout
+
+
+def test_log_z_by_bounds_gives_intervals(work):
+    flags = ["--log-z.by", "bounds", "--log-z.particles", "4", "--log-z.repeats", "5", "--test.n", "40"]
+    train = ["--ctl.fit.pace.steps", "2", "--ctl.particles", "6"]
+    done = tiltlm("run", "animals-small/ctl", *OWN, *FEW, *flags, *train, cwd=work)
+    rows = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}
+    wide = rows["kl_to_target"]["high"] - rows["kl_to_target"]["low"]
+    assert wide > 2 * 1.96 * math.hypot(rows["kl_to_target"]["stderr"], 0) - 1e-9
+
+
+def test_the_frontier_trains_and_measures_at_every_beta(work):
+    flags = ["--frontier.betas", "1", "0.5", "--frontier.methods", "ctl", "ppo", "--log-z.draws", "400"]
+    size = ["--test.n", "40", "--ctl.fit.pace.steps", "2", "--ctl.particles", "6", "--ppo.fit.pace.steps", "2"]
+    done = tiltlm(
+        "run", "animals-small/frontier", *OWN, *FEW, *flags, *size, "--ppo.fit.batch-size", "6", cwd=work
+    )
+    folder = work / done.stdout.splitlines()[-1]
+    points = json.loads((folder / "frontier.json").read_text())
+    assert [(p["method"], p["beta"]) for p in points] == [("ctl", 1), ("ppo", 1), ("ctl", 0.5), ("ppo", 0.5)]
+    assert (folder / "frontier.png").stat().st_size > 5000
+
+
+def test_samples_by_weight_with_their_trace(work):
+    flags = [
+        "--ctl.fit.pace.steps",
+        "2",
+        "--ctl.particles",
+        "6",
+        "--shown.particles",
+        "8",
+        "--shown.threshold",
+        "1",
+    ]
+    done = tiltlm("run", "animals-small/qualitative", *OWN, *flags, cwd=work)
+    folder = work / done.stdout.splitlines()[-1]
+    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    weights = [row["weight"] for row in rows]
+    assert weights == sorted(weights, reverse=True) and math.isclose(sum(weights), 1, rel_tol=1e-6)
+    trace = json.loads((folder / "trace.json").read_text())
+    assert len(trace["ess"]) == 5 and len(trace["ancestors"]) == 4 and len(trace["pieces"]) == 8
+    assert (folder / "ess.png").stat().st_size > 5000 and (folder / "genealogy.png").stat().st_size > 5000
+
+
+def test_reach_at_growing_lengths(work):
+    flags = ["--reach.lengths", "2", "4", "--reach.particles", "4", "--reach.repeats", "5"]
+    train = ["--ctl.fit.pace.steps", "2", "--ctl.particles", "6"]
+    done = tiltlm("run", "animals-small/reach", *OWN, *FEW, *flags, *train, cwd=work)
+    assert "2 tokens, iwae, 4 particles" in done.stdout and "4 tokens, smc-ess, 4 particles" in done.stdout
+
+
+def test_infilling_with_every_twist_and_exact_log_z(work):
+    flags = [*OWN, "--language.new-tokens", "2", *FEW, "--test.conditions", "5", "--test.n", "4"]
+    train = [part for name in ("rl", "sixo", "fudge", "dpg") for part in (f"--{name}.fit.pace.steps", "2")]
+    train += [part for name in ("rl", "sixo", "fudge", "dpg") for part in (f"--{name}.conditions", "5")]
+    train += ["--ctl.fit.pace.steps", "2", "--ctl.conditions", "2", "--ctl.particles", "3"]
+    train += ["--ppo.fit.pace.steps", "2", "--ppo.fit.batch-size", "8", "--ppo.conditions", "4"]
+    train += ["--value.fit.pace.steps", "2", "--value.fit.batch-size", "8", "--value.conditions", "4"]
+    done = tiltlm("run", "infill2-small/evaluate", *flags, *train, cwd=work)
+    folder = work / done.stdout.splitlines()[-1]
+    rows = {(row["method"], row["metric"]): row for row in rows_of(folder)}
+    assert rows["ctl", "kl_to_target"]["n"] == 5 and "stderr_log_z" not in rows["ctl", "kl_to_target"]
+    assert {m for m, _ in rows} == {"untrained", "ctl", "rl", "sixo", "fudge", "dpg", "ppo", "q-sharp", "cd"}
+    shown = [json.loads(line) for line in (folder.parents[1] / "ctl").glob("*/samples.jsonl").__next__().open()]
+    assert all("must follow" in row for row in shown)
+
+
+def test_policies_that_see_no_conditions_refuse_infilling(work):
+    done = tiltlm("run", "infill2-small/dpo-policy", *OWN, cwd=work, check=False)
+    assert done.returncode == 2 and "does not see what must follow" in done.stderr
+    done = tiltlm("run", "infill2-small/ppo-policy", *OWN, "--ppo.policy", "full", cwd=work, check=False)
+    assert done.returncode == 2 and "--ppo.policy head" in done.stderr
+
+
+def test_a_classifier_of_one_s_own_is_trained_and_leaned_on(work):
+    rows = [("good fun", 1), ("what a joy", 1), ("bad and dull", 0), ("a sad bore", 0)] * 10
+    (work / "mine.csv").write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    judge = ["--classify.data", "mine.csv", "--classify.classes", "1=good", "0=bad", "--goal.label", "good"]
+    judge += [
+        "--classify.fit.pace.steps",
+        "4",
+        "--classify.fit.pace.warmup",
+        "1",
+        "--classify.fit.batch-size",
+        "8",
+    ]
+    done = tiltlm("run", "sentiment-small/classifier", *OWN, *judge[:-2], cwd=work, check=False)
+    assert done.returncode == 2 and "goal" in done.stderr  # the classifier has no goal
+    judged = [flag for k, flag in enumerate(judge) if "goal" not in flag and "goal" not in judge[k - 1]]
+    done = tiltlm("run", "sentiment-small/classifier", *OWN, *judged, cwd=work)
+    report = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}
+    assert report["accuracy"]["n"] == 8
+    short = ["--log-z.draws", "400", "--test.n", "40"]
+    done = tiltlm("run", "sentiment-small/untrained", *OWN, *judge, *FEW, *short, cwd=work)
+    found = {row["metric"]: row["value"] for row in rows_of(work / done.stdout.splitlines()[-1])}
+    assert found["reward"] < 0 and found["kl_to_target"] < 2
+
+
+def test_a_reward_of_one_s_own_file(work):
+    (work / "mine.py").write_text(
+        "def short(prompts, completions):\n    return [-len(y) / 10 for y in completions]\n"
+    )
+    flags = ["--goal.reward", "file", "--goal.file", "mine.py:short"]
+    done = tiltlm(
+        "run", "animals-small/untrained", *OWN, *FEW, *flags, "--log-z.draws", "400", "--test.n", "40", cwd=work
+    )
+    assert rows_of(work / done.stdout.splitlines()[-1])[0]["metric"] == "reward"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["animals-small/untrained", "--goal.beta", "0"], "beta must be positive"),
+        (["animals-small/evaluate", "--methods", "ctk"], r"unknown methods \['ctk'\]"),
+        (["sentiment-small/classifier", "--classify.data", "no.csv"], "no.csv: no such file"),
+        (["animals-small/reference", "--language.model", "gpt2"], "there is nothing to train"),
+        (["infill2-small/untrained", "--log-z.by", "reference"], "log Z of its own"),
+        (["infill2-small/bounds"], "each condition has one exact draw"),
+    ],
+)
+def test_mistakes_are_named(work, args, message):
+    import re
+
+    own = [] if "--language.model" in args or args[0].endswith("classifier") else [*OWN, *FEW]
+    if args[0].endswith("bounds"):
+        own += ["--ctl.fit.pace.steps", "1", "--ctl.conditions", "2", "--ctl.particles", "3"]
+    done = tiltlm("run", *args, *own, cwd=work, check=False)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
