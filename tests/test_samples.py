@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tiltlm.samples import Pairs, Samples, Tokens, cat_samples, cat_tokens
+from tiltlm.samples import Conditioned, Pairs, Samples, Tokens, cat_samples, cat_tokens, conditions_of
 
 PROMPTS = Tokens.of([[1, 2, 3], [4], [5, 6]])
 DONE = Tokens.of([[10, 11], [12], [13, 14, 15], [16]])
@@ -232,3 +232,43 @@ def test_prompts_that_differ_in_length_alone_are_different_prompts():
     short, long = Tokens.of([[5], [1, 2]]), Tokens.of([[5, 0], [1, 2]])
     with pytest.raises(ValueError, match="must answer the same prompt"):
         Pairs(Samples(short, index, done, mask), Samples(long, index, done, mask))
+
+
+# ---- conditions ---------------------------------------------------------------------------------------------
+
+
+def conditioned() -> Conditioned:
+    prompts = Tokens.of([[1, 2], [3], [4, 5]])
+    return Conditioned(prompts.ids, prompts.mask, Tokens.of([[7], [8, 9], [6]]))
+
+
+def test_conditions_travel_with_their_prompts(tmp_path):
+    some = conditioned().select(torch.tensor([2, 0]))
+    assert some.lists() == [[4, 5], [1, 2]] and conditions_of(some).lists() == [[6], [7]]
+    rows = Samples(conditioned(), torch.tensor([1, 1, 0]), torch.ones(3, 1).long(), torch.ones(3, 1).bool())
+    assert conditions_of(rows.row_prompts).lists() == [[8, 9], [8, 9], [7]]
+    assert conditions_of(rows.select(slice(0, 1)).prompts).lists() == [[7], [8, 9], [6]]
+    rows.save(tmp_path / "s.safetensors")
+    again = Samples.load(tmp_path / "s.safetensors")
+    assert (
+        conditions_of(again.prompts).lists() == [[7], [8, 9], [6]]
+        and again.prompts.lists() == rows.prompts.lists()
+    )
+
+
+def test_rows_over_the_same_prompts_join_with_their_conditions():
+    prompts = conditioned()
+    one = Samples(prompts, torch.tensor([1]), torch.ones(1, 1).long(), torch.ones(1, 1).bool())
+    other = Samples(prompts, torch.tensor([2]), torch.ones(1, 2).long(), torch.ones(1, 2).bool())
+    both = cat_samples([one, other])
+    assert both.prompts is prompts and conditions_of(both.row_prompts).lists() == [[8, 9], [6]]
+    wide = cat_tokens([prompts, prompts])
+    assert conditions_of(wide).lists() == [[7], [8, 9], [6]] * 2
+    assert not isinstance(cat_tokens([prompts, Tokens.of([[1]])]), Conditioned)
+
+
+def test_prompts_without_conditions_and_too_few_conditions_are_named():
+    with pytest.raises(ValueError, match="carry no condition"):
+        conditions_of(Tokens.of([[1]]))
+    with pytest.raises(ValueError, match="one condition a prompt; got 1 for 3 prompts"):
+        Conditioned(conditioned().ids, conditioned().mask, Tokens.of([[1]]))

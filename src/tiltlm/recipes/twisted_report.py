@@ -30,7 +30,7 @@ from tiltlm.recipes.twisted_stages import CommonLogZ, CTLTwist, Exact, Scored
 from tiltlm.ruler.bounds import Bounds as Found
 from tiltlm.ruler.bounds import bound_repeats, log_z_of
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.ruler.plots import bounds_plot, ess_plot, frontier_rows_plot, genealogy_plot, kl_bars
+from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, frontier_rows_plot, genealogy_plot, kl_bars
 from tiltlm.ruler.table import table
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.smc import SMC, Particles, smc
@@ -66,6 +66,8 @@ class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, Reinforce, DPO, RPO):
         points = [row for path in curves if path.is_file() for row in json.loads(path.read_text())]
         if points:
             run.write_json("curve.json", points)
+            for metric, words in (("kl_to_target", "KL(q‖pi*)"), ("kl_from_target", "KL(pi*‖q)")):
+                curve_plot(points, metric, run.folder / f"curve_{metric}.png", f"{words} against updates")
 
     def show(self, run: Run[Any]) -> None:
         out = Console(width=130, highlight=False)

@@ -1,0 +1,224 @@
+"""What is known of log Z, and how it enters every distance."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from laws.world import HORIZON, PROMPTS, world
+from tiltlm.models.table import TableLM
+from tiltlm.ruler.bounds import Bounds, bound_repeats, log_z_of
+from tiltlm.ruler.estimate import Estimate
+from tiltlm.ruler.log_z import LogZ
+from tiltlm.ruler.measure import Measurement, Ruler
+from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, frontier_rows_plot, genealogy_plot, kl_bars
+from tiltlm.ruler.weights import pareto_k, trust
+from tiltlm.samplers.rejection import reject
+from tiltlm.samples import Samples
+from tiltlm.seeds import stream
+
+ROOT = stream(13, "test-log-z")
+ONE = PROMPTS.select(slice(0, 1))
+
+
+def policy(seed: int = 0) -> TableLM:
+    return TableLM(2, 3, HORIZON).randomise(ROOT.child("q", seed).generator()).requires_grad_(False)
+
+
+def exact_draws(w, n: int) -> Samples:
+    return reject(
+        w.target(), ONE, n=n, max_new_tokens=HORIZON, stream=ROOT.child("exact"), r_max=1.0, batch_size=5000
+    )
+
+
+# ---- LogZ ---------------------------------------------------------------------------------------------------
+
+
+def test_of_importance_by_hand():
+    """Weights 1 and 3: log Z = log 2; relative spread √½ of each, its standard error ½·√2·√½ = 0.5."""
+    found = LogZ.of_importance(torch.tensor([1.0, 3.0]).log(), "draws")
+    assert found.value == pytest.approx(math.log(2)) and found.stderr == pytest.approx(0.5)
+    assert found.gap == 0 and found.interval == pytest.approx((math.log(2) - 0.98, math.log(2) + 0.98))
+
+
+def test_of_bounds_by_hand():
+    """Lower bounds 0, 1 and upper 2, 3: middles 1, 2, so 1.5 ± ½; the interval runs from 0.5 − 1.96·½ to 2.5 + …"""
+    found = LogZ.of_bounds(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]), "by hand")
+    assert (found.value, found.stderr, found.gap) == (1.5, 0.5, 2.0)
+    assert found.interval == pytest.approx((0.5 - 0.98, 2.5 + 0.98))
+    assert "lies between" in str(found) and "gap 2.0000" in str(found)
+    assert LogZ.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_importance_s_interval_covers_as_often_as_it_says():
+    w, covered = world(), []
+    for k in range(200):
+        from tiltlm.samplers.smc import SMC, smc
+
+        found = smc(w.target(), None, ONE, SMC(400, 0.0), max_new_tokens=HORIZON, stream=ROOT.child("cover", k))
+        low, high = LogZ.of_importance(found.samples.log_w, "draws").interval
+        covered.append(low < float(w.log_z()[0]) < high)
+    share = sum(covered) / len(covered)
+    assert 0.95 - 4 * (0.95 * 0.05 / 200) ** 0.5 < share <= 1
+
+
+# ---- bounds -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bounds() -> Bounds:
+    w = world(beta=0.3)
+    return bound_repeats(
+        w.target(), None, ONE, exact_draws(w, 300), ks=(2, 16), repeats=300, max_new_tokens=HORIZON,
+        stream=ROOT.child("bounds"), estimators=("iwae", "smc"), proposals=("reference",),
+    )  # fmt: skip
+
+
+def test_bounds_lie_on_their_sides_and_close(bounds):
+    truth = float(world(beta=0.3).log_z()[0])
+    for estimator in ("iwae", "smc"):
+        gaps = []
+        for k in (2, 16):
+            low, high = (bounds.estimate(k, "reference", estimator, side) for side in ("lower", "upper"))
+            assert low.value - 4 * low.stderr < truth < high.value + 4 * high.stderr
+            gaps.append(high.value - low.value)
+        assert gaps[0] > gaps[1]
+    assert bounds.estimate(2, "reference", "iwae", "lower").value < truth - 0.02  # power: with few it is a bound
+    found = log_z_of(bounds)
+    assert found.source.startswith("smc bounds, 16 particles") and found.interval[0] < truth < found.interval[1]
+
+
+def test_bounds_are_kept_with_their_repeats(bounds, tmp_path):
+    again = Bounds.of_tensors(bounds.tensors())
+    assert again.rows() == bounds.rows() and len(bounds.rows()) == 8
+    assert bounds_plot(bounds.rows(), tmp_path / "b.png").stat().st_size > 5000
+
+
+def test_importance_alone_has_no_middle(bounds):
+    only = Bounds({key: x for key, x in bounds.values.items() if key[2] == "iwae"})
+    with pytest.raises(ValueError, match="give bounds by SMC"):
+        log_z_of(only)
+
+
+def test_too_few_exact_draws_are_named():
+    w = world()
+    with pytest.raises(ValueError, match="5 upper bounds need as many exact draws per prompt; prompt 0 has 3"):
+        bound_repeats(
+            w.target(), None, ONE, exact_draws(w, 3), ks=(2,), repeats=5, max_new_tokens=HORIZON, stream=ROOT,
+            proposals=("reference",),
+        )  # fmt: skip
+
+
+# ---- both KLs -----------------------------------------------------------------------------------------------
+
+
+def test_both_kls_cover_enumeration_with_exact_and_estimated_log_z():
+    w = world(beta=0.4)
+    q, truth = policy(), float(w.log_z()[0])
+    p_star, p = w.p_star()[0], w.density(q)[0]
+    want = {"kl_to_target": (p * (p / p_star).log()).sum(), "kl_from_target": (p_star * (p_star / p).log()).sum()}
+    assert abs(float(want["kl_to_target"] - want["kl_from_target"])) > 0.05  # power: they differ
+    for log_z in (torch.tensor([truth]), LogZ(truth + 0.01, 0.02), LogZ.exact(truth)):
+        ruler = Ruler(
+            w.target(), ONE, HORIZON, ROOT.child("ruler"), n=5000, log_z=log_z, exact=exact_draws(w, 3000)
+        )
+        rows = {row["metric"]: row for row in ruler.measure(q)[0].rows("r", "m", 0)}
+        for name, value in want.items():
+            assert abs(rows[name]["value"] - value) < 4 * rows[name]["stderr"], (name, log_z)
+        total = rows["log_w_exact"]["value"] - rows["log_w"]["value"]  # G − F, without log Z
+        assert total == pytest.approx(rows["kl_to_target"]["value"] + rows["kl_from_target"]["value"], abs=1e-6)
+
+
+def test_the_common_log_z_s_error_stands_beside_the_distance():
+    """Observations 1 and 3 (2 ± 1) with log Z's ± 0.75: ± 1.25, of which 0.75 is log Z's; beta scales the gap of J."""
+    values = {
+        name: torch.tensor([1.0, 3.0], dtype=torch.float64) for name in ("kl_to_target", "objective_gap", "reward")
+    }
+    rows = {row["metric"]: row for row in Measurement(values, LogZ(5.0, 0.75), beta=0.5).rows("r", "m", 0)}
+    assert (rows["kl_to_target"]["stderr"], rows["kl_to_target"]["stderr_log_z"]) == (1.25, 0.75)
+    assert rows["objective_gap"]["stderr_log_z"] == 0.375 and "stderr_log_z" not in rows["reward"]
+    assert rows["reward"]["stderr"] == 1.0
+
+
+def test_a_bracketed_log_z_turns_small_distances_into_intervals():
+    """log Z within [−1, 3], middle 1: KL(q‖pi*) = 0.5 at the middle lies in [−1.5, 2.5]; KL(pi*‖q) is mirrored."""
+    log_z = LogZ(1.0, 0.0, Estimate(-1.0, 0.0, 9), Estimate(3.0, 0.0, 9))
+    values = {"kl_to_target": torch.full((2,), 0.5).double(), "kl_from_target": torch.full((2,), 9.0).double()}
+    rows = {row["metric"]: row for row in Measurement(values, log_z).rows("r", "m", 0)}
+    one, other = rows["kl_to_target"], rows["kl_from_target"]
+    assert (one["low"], one["high"], one["gap"]) == (-1.5, 2.5, 4.0)
+    assert (other["low"], other["high"]) == (7.0, 11.0) and "gap" not in other  # known well enough for 9 nats
+
+
+def test_a_lower_bound_alone_gives_a_lower_bound():
+    w = world()
+    ruler = Ruler(w.target(), ONE, HORIZON, ROOT, n=50, log_z=LogZ(0.0, 0.1, lower=Estimate(0.0, 0.1, 5)))
+    found = ruler.measure(policy())[0].values
+    assert "kl_to_target_at_least" in found and "kl_to_target" not in found and "objective" in found
+
+
+def test_a_measurement_keeps_its_log_z(tmp_path):
+    log_z = LogZ(1.0, 0.1, Estimate(0.9, 0.1, 5), Estimate(1.1, 0.1, 5), "bounds")
+    kept = Measurement({"kl_to_target": torch.tensor([1.0, 2.0]).double()}, log_z, 0.25)
+    kept.save(tmp_path / "m.safetensors")
+    again = Measurement.load(tmp_path / "m.safetensors")
+    assert again.log_z == log_z and again.beta == 0.25
+    assert again.rows("r", "m", 0) == kept.rows("r", "m", 0)
+
+
+# ---- weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.5, 0.9])
+def test_the_pareto_shape_of_weights_with_a_known_tail(shape):
+    """u^{−k} has a Pareto tail of shape k; 5000 of them tell it to 0.15."""
+    u = ROOT.child("pareto", shape).uniform(range(5000), 1)[:, 0]
+    assert abs(pareto_k(-shape * u.log()) - shape) < 0.15
+
+
+def test_the_shape_s_fit_against_scipy_s_maximum_likelihood():
+    stats = pytest.importorskip("scipy.stats")
+    u = ROOT.child("scipy").uniform(range(20_000), 1)[:, 0].double()
+    log_w = -0.4 * u.log()
+    tail = math.ceil(3 * math.sqrt(20_000))
+    w = log_w.exp().sort().values
+    fitted, _, _ = stats.genpareto.fit((w[-tail:] - w[-tail - 1]).numpy(), floc=0)
+    assert abs(pareto_k(log_w) - fitted) < 0.05
+
+
+def test_what_is_said_of_weights():
+    u = ROOT.child("said").uniform(range(5000), 1)[:, 0]
+    assert "do not trust it" in trust(-1.2 * u.log()) and "fine" in trust(-0.1 * u.log())
+    assert pareto_k(torch.zeros(100)) == -math.inf and "fine" in trust(torch.zeros(100))
+    assert math.isnan(pareto_k(torch.randn(10))) and "too few draws" in trust(torch.randn(10))
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------
+
+
+def test_every_picture_is_drawn_from_stored_rows(tmp_path):
+    rows = [
+        {"method": m, "metric": name, "value": v, "stderr": 0.1}
+        for m, v in (("a", 1.0), ("b", 2.0))
+        for name in ("kl_to_target", "kl_from_target")
+    ]
+    points = [
+        {"method": "a", "beta": b, "reward": 1 / b, "reward_stderr": 0.1, "kl_to_reference": b, "kl_stderr": 0.1}
+        for b in (0.1, 1.0)
+    ]
+    trace = {
+        "prompt": "p", "particles": 3, "ess": [3.0, 2.0, 1.5], "resampled": [False, True, False], "log_z": [0.0, 0.1, 0.2],
+        "ancestors": [[0, 1, 2], [0, 0, 2]], "pieces": [["a", "b"], ["c", "d"], ["e", "f"]], "log_w": [0.0, -1.0, -2.0],
+    }  # fmt: skip
+    curve = [{**row, "step": step} for row in rows for step in (1, 2)]
+    drawn = [
+        kl_bars(rows, tmp_path / "kl.png"),
+        frontier_rows_plot(points, tmp_path / "f.png"),
+        ess_plot(trace, tmp_path / "e.png"),
+        genealogy_plot(trace, tmp_path / "g.png"),
+        curve_plot(curve, "kl_to_target", tmp_path / "c.png"),
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000 for path in drawn)
