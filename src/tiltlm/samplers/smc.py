@@ -245,7 +245,8 @@ class _Population:
                 return False
         ref_logits = self.reference.logits()
         psi = None if self.twist is None else self.twist.log_psi(None)
-        ref_norm = _log_norm(ref_logits, t)
+        of_ref = _whole(Cdf.of(ref_logits), t)
+        ref_norm = of_ref.log_norm
         if self.induced:
             assert psi is not None
             cdf = Cdf.of(ref_logits + psi)
@@ -254,8 +255,8 @@ class _Population:
             rows = self.resample(t) if early else None
             drawn_from, q_norm = cdf, cdf.log_norm
         else:
-            logits = ref_logits if self.proposal is None else self.proposal.logits()
-            drawn_from, rows = Cdf.of(logits), None
+            drawn_from = of_ref if self.proposal is None else Cdf.of(self.proposal.logits())
+            rows = None
             q_norm = drawn_from.log_norm
         if len(self.alive) == 0:
             return False
@@ -419,14 +420,12 @@ def _log(k: int) -> float:
     return float(torch.tensor(float(k), dtype=torch.float64).log())
 
 
-def _log_norm(logits: Tensor, t: int) -> Tensor:
-    """logsumexp of each row, float64; raises where a row has NaN."""
-    norm = Cdf.of(logits).log_norm
-    if bool(norm.isnan().any()):
-        raise FloatingPointError(
-            f"step {t}: the reference's logits hold NaN (row {int(norm.isnan().nonzero()[0])})"
-        )
-    return norm
+def _whole(cdf: Cdf, t: int) -> Cdf:
+    """`cdf`, the reference's, if no row of it holds NaN; else an error that names step and row."""
+    bad = cdf.log_norm.isnan()
+    if bool(bad.any()):
+        raise FloatingPointError(f"step {t}: the reference's logits hold NaN (row {int(bad.nonzero()[0])})")
+    return cdf
 
 
 def _checked(
