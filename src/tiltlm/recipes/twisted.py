@@ -182,6 +182,7 @@ def small(family: str) -> dict[str, Any]:
     if family in ("infill2", "infill15"):
         width, follow = (2, 1) if family == "infill2" else (15, 10)
         settings |= methods(SMALL, 512, (10, 10) if follow == 1 else (4, 25))
+        settings["ppo"] = learn(LearnPPO, SMALL.ppo, 128)  # four updates a step: as many as the others
         settings["value"] = replace(settings["value"], atoms=NEGATIVE_LOGS)
         settings |= {
             "language": replace(language, new_tokens=width),
