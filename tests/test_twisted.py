@@ -252,6 +252,20 @@ def test_a_classifier_of_one_s_own_is_trained_and_leaned_on(work):
     done = tiltlm("run", "sentiment-small/classifier", *OWN, *judged, cwd=work)
     report = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}
     assert report["accuracy"]["n"] == 8
+    judge_run = done.stdout.splitlines()[-1]
+    (work / "y.jsonl").write_text(
+        '{"prompt": "a dog", "completion": " ran"}\n{"prompt": "", "completion": "sad"}\n'
+    )
+    tiltlm("score", f"classifier:{judge_run}:good", "y.jsonl", "--out", "good.jsonl", cwd=work)
+    tiltlm("score", f"classifier:{judge_run}:bad", "y.jsonl", "--out", "bad.jsonl", cwd=work)
+    good, bad = ([json.loads(x)["reward"] for x in (work / f"{n}.jsonl").open()] for n in ("good", "bad"))
+    assert [math.exp(a) + math.exp(b) for a, b in zip(good, bad, strict=True)] == pytest.approx([1, 1])
+    for name, message in (
+        (f"classifier:{judge_run}:fine", "it has bad, good"),
+        ("sentiment:6", "there is no reward"),
+    ):
+        refused = tiltlm("score", name, "y.jsonl", "--out", "no.jsonl", cwd=work, check=False)
+        assert refused.returncode == 2 and message in refused.stderr
     short = ["--log-z.draws", "400", "--test.n", "40"]
     done = tiltlm("run", "sentiment-small/untrained", *OWN, *judge, *FEW, *short, cwd=work)
     found = {row["metric"]: row["value"] for row in rows_of(work / done.stdout.splitlines()[-1])}

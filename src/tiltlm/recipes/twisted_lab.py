@@ -21,7 +21,7 @@ from tiltlm.recipes.twisted_settings import Goal, Language, Test, Twist
 from tiltlm.rewards.classifier import ClassProbability, Threshold
 from tiltlm.rewards.continuation import Continuation
 from tiltlm.rewards.user_file import TextReward
-from tiltlm.rewards.words import ANIMALS, WordHits
+from tiltlm.rewards.words import WordHits
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Ruler
 from tiltlm.samplers.ancestral import draw
@@ -93,7 +93,7 @@ class Lab:
     def reward(self) -> Reward:
         goal = self.goal
         if goal.reward == "words":
-            return WordHits(ANIMALS, self.tokenizer)
+            return WordHits(self.goal.words, self.tokenizer)
         if goal.reward == "infill":
             return Continuation(self.reference, kind=goal.kind)
         if goal.reward == "continuation":

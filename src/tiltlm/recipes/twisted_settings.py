@@ -9,6 +9,7 @@ from typing import Literal
 
 from tiltlm.engine import Optim
 from tiltlm.recipes.fitting import Fit
+from tiltlm.rewards.words import ANIMALS
 from tiltlm.train import Pace
 
 DATA = Path(os.environ.get("TILTLM_DATA", "../shared/data"))
@@ -81,8 +82,11 @@ class Goal:
     """Divides the reward: smaller leans harder on it. (The original's --beta_temp is 1/beta.)"""
 
     reward: Literal["words", "classifier", "infill", "continuation", "file"] = "words"
-    """words: animals in the text. classifier: log P(label | text). infill: the tokens that must follow, another
+    """words: how many words of a list are in the text. classifier: log P(label | text). infill: the tokens that must follow, another
     set for every row. continuation: the same for all rows. file: a function of your own."""
+
+    words: tuple[str, ...] = ANIMALS
+    """words: what is looked for; r = logsigmoid(5·hits − 5), lower-case whole words."""
 
     classifier: str = ""
     """A sequence-classification model (hub name or folder); empty: the one that the stage `classifier` trains."""
@@ -114,6 +118,9 @@ class Goal:
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta must be positive: it divides the reward; got {self.beta}")
+        odd = [word for word in self.words if not (word.isalpha() and word == word.lower())]
+        if odd or not self.words:
+            raise ValueError(f"words are looked for as single lower-case words; got {list(odd)}")
 
 
 @dataclass(frozen=True)

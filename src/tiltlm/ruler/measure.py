@@ -40,7 +40,6 @@ UNITS = {
     "kl_to_target": "nats",
     "kl_to_target_at_least": "nats",
     "kl_from_target": "nats",
-    "kl_sum": "nats",
     "log_w": "nats",
     "log_w_exact": "nats",
     "pareto_k": "",
