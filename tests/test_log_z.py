@@ -222,3 +222,14 @@ def test_every_picture_is_drawn_from_stored_rows(tmp_path):
         curve_plot(curve, "kl_to_target", tmp_path / "c.png"),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000 for path in drawn)
+
+
+def test_a_small_gap_with_large_errors_is_not_taken_for_the_best():
+    """Gaps 0.1 with errors near 1 against 0.2 with errors near 0: the second is what is known."""
+    noisy = torch.tensor([[-2.0], [0.0], [2.0]]).double()
+    sure = torch.tensor([[0.0], [0.001], [0.002]]).double()
+    found = Bounds({
+        (4, "reference", "smc", "lower"): noisy, (4, "reference", "smc", "upper"): noisy + 0.1,
+        (4, "twist", "smc", "lower"): sure, (4, "twist", "smc", "upper"): sure + 0.2,
+    })  # fmt: skip
+    assert "twist proposal" in log_z_of(found).source

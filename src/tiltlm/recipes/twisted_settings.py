@@ -82,8 +82,8 @@ class Goal:
     """Divides the reward: smaller leans harder on it. (The original's --beta_temp is 1/beta.)"""
 
     reward: Literal["words", "classifier", "infill", "continuation", "file"] = "words"
-    """words: how many words of a list are in the text. classifier: log P(label | text). infill: the tokens that must follow, another
-    set for every row. continuation: the same for all rows. file: a function of your own."""
+    """words: how many of a list are in the text. classifier: log P(label | text). infill: the tokens that must
+    follow, another set for every row. continuation: the same for all rows. file: a function of your own."""
 
     words: tuple[str, ...] = ANIMALS
     """words: what is looked for; r = logsigmoid(5·hits − 5), lower-case whole words."""

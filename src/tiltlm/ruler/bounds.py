@@ -132,7 +132,11 @@ def _pins(prompts: Tokens, exact: Samples, repeats: int) -> Samples:
 
 
 def log_z_of(bounds: Bounds) -> LogZ:
-    """The common log Z: SMC's midpoint where the gap is smallest. Raises ValueError without bounds by SMC."""
+    """The common log Z: SMC's midpoint where the interval, gap and errors together, is narrowest.
+
+    The gap alone would not do: with few repeats it is small by chance where the errors are large. Raises ValueError
+    without bounds by SMC.
+    """
     best: LogZ | None = None
     for k, proposal, estimator, side in bounds.values:
         if estimator == "iwae" or side == "upper":
@@ -141,7 +145,7 @@ def log_z_of(bounds: Bounds) -> LogZ:
         axis = 1 if lower.shape[1] == 1 else 0
         source = f"{estimator} bounds, {k} particles, {proposal} proposal, {lower.shape[0]} repeats"
         found = LogZ.of_bounds(lower.mean(axis), upper.mean(axis), source)
-        if best is None or abs(found.gap) < abs(best.gap):
+        if best is None or found.width < best.width:
             best = found
     if best is None:
         raise ValueError("importance sampling's midpoint can be nats away from log Z: give bounds by SMC")

@@ -122,6 +122,12 @@ class LogZ:
             return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
         return low.value - 1.96 * low.stderr, high.value + 1.96 * high.stderr
 
+    @property
+    def width(self) -> float:
+        """How long `interval` is."""
+        low, high = self.interval
+        return high - low
+
     def __str__(self) -> str:
         if self.lower is None or self.upper is None:
             return f"log Z = {self.value:.4f} ± {self.stderr:.4f} nats ({self.source})"
