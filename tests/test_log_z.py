@@ -53,6 +53,31 @@ def test_of_bounds_by_hand():
     assert LogZ.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+def test_of_pairs_by_hand(tmp_path):
+    """Prompts with bounds (0, 2) and (10, 11): middles 1, 10.5; half gaps 1, ½: ¾ ± ¼. Own noise stays with the prompts."""
+    found = LogZ.of_pairs(torch.tensor([0.0, 10.0]), torch.tensor([2.0, 11.0]), "by hand")
+    assert found.value == 5.75 and found.gap == 1.5 and found.shared_stderr == 0
+    assert found.interval == pytest.approx((5.0 - 1.96 * 0.25, 6.5 + 1.96 * 0.25))
+    assert found.per_prompt(1).tolist() == [1.0]
+    with pytest.raises(ValueError, match="known for 2 prompts, but 3 are measured"):
+        found.per_prompt(3)
+    again = LogZ.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found and torch.equal(again.each, found.each)
+
+
+def test_a_log_z_per_prompt_is_subtracted_prompt_by_prompt():
+    w = world(beta=0.4)
+    exact = w.log_z()
+    known = LogZ.of_pairs(exact - 0.1, exact + 0.1, "by hand")
+    rows = {}
+    for log_z in (exact, known):
+        ruler = Ruler(w.target(), PROMPTS, HORIZON, ROOT.child("pairs"), n=50, log_z=log_z)
+        rows[type(log_z).__name__] = ruler.measure(policy())[0]
+    torch.testing.assert_close(rows["LogZ"].values["kl_to_target"], rows["Tensor"].values["kl_to_target"])
+    (row,) = [row for row in rows["LogZ"].rows("", "", 0) if row["metric"] == "kl_to_target"]
+    assert row["stderr_log_z"] == 0 and row["high"] - row["low"] == pytest.approx(0.2 + 2 * 1.96 * row["stderr"])
+
+
 def test_importance_s_interval_covers_as_often_as_it_says():
     w, covered = world(), []
     for k in range(200):

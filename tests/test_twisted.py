@@ -227,6 +227,28 @@ def test_infilling_with_every_twist_and_exact_log_z(work):
     assert all("must follow" in row for row in shown)
 
 
+def test_infilling_with_log_z_between_bounds(work):
+    flags = [
+        *OWN,
+        "--language.new-tokens",
+        "3",
+        "--exact.n",
+        "20",
+        "--log-z.conditions",
+        "6",
+        "--log-z.particles",
+        "4",
+        "16",
+    ]
+    flags += ["--ctl.fit.pace.steps", "2", "--ctl.conditions", "2", "--ctl.particles", "3", "--test.n", "5"]
+    done = tiltlm("run", "infill15-small/ctl", *flags, "--test.conditions", "6", cwd=work)
+    rows = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}
+    row = rows["kl_to_target"]
+    assert row["n"] == 6 and row["stderr_log_z"] == 0 and row["high"] - row["low"] > 2 * 1.96 * row["stderr"]
+    done = tiltlm("run", "infill15-small/ctl", *flags, "--test.conditions", "7", cwd=work, check=False)
+    assert done.returncode == 2 and "known for 6 prompts, but 7 are measured" in done.stderr
+
+
 def test_policies_that_see_no_conditions_refuse_infilling(work):
     done = tiltlm("run", "infill2-small/dpo-policy", *OWN, cwd=work, check=False)
     assert done.returncode == 2 and "does not see what must follow" in done.stderr

@@ -159,8 +159,7 @@ class Lab:
         """The ruler every method is held to: the same prompts, exact draws and log Z."""
         exact = exact.to(self.device)
         if self.conditioned:
-            few = min(test.conditions, len(exact))
-            exact = replace(exact.select(slice(0, few)), prompts=exact.prompts.select(slice(0, few)))
+            exact = self.first(exact, test.conditions)
         return Ruler(
             target or self.target,
             exact.prompts if self.conditioned else self.prompt,
@@ -171,6 +170,11 @@ class Lab:
             log_z=log_z,
             exact=exact.select(slice(0, test.exact)),
         )
+
+    def first(self, exact: Samples, n: int) -> Samples:
+        """The first `n` conditions with their exact draws."""
+        few = min(n, len(exact))
+        return replace(exact.select(slice(0, few)), prompts=exact.prompts.select(slice(0, few)))
 
     def readable(self, samples: Samples) -> Iterable[dict[str, Any]]:
         """Rows for samples.jsonl: texts and whatever numbers are known."""

@@ -249,6 +249,11 @@ class LogZSettings:
     method: str = "ctl"
     particles: tuple[int, ...] = (32, 500)
     repeats: int = 20
+    """Pairs of bounds; infill: one for each of the first `conditions` exact draws instead."""
+
+    conditions: int = 100
+    """infill: on how many conditions log Z is known; the methods are measured on some of these."""
+
     batch_size: int = 2000
 
 

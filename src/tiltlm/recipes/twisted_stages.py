@@ -383,14 +383,18 @@ class CommonLogZ(CTLTwist):
     def by_bounds(self, run: Run[Any], lab: Lab) -> None:
         s, exact = self.log_z, self.exact_of(run).to(lab.device)
         twist: Any = run.inputs["twist"].recipe.twist_of(run.inputs["twist"])
+        prompts, repeats = lab.prompt, s.repeats
+        if lab.conditioned:  # every condition has the one exact draw that it was split off
+            exact = lab.first(exact, s.conditions)
+            prompts, repeats = exact.prompts, 1
         with steps(self.name) as on_step:
             bounds = bound_repeats(
                 lab.target,
                 twist,
-                lab.prompt,
+                prompts,
                 exact,
                 ks=s.particles,
-                repeats=s.repeats,
+                repeats=repeats,
                 max_new_tokens=lab.width,
                 stream=lab.stream.child("log-z"),
                 batch_size=s.batch_size,

@@ -142,9 +142,11 @@ def log_z_of(bounds: Bounds) -> LogZ:
         if estimator == "iwae" or side == "upper":
             continue
         lower, upper = (bounds.values[k, proposal, estimator, s] for s in ("lower", "upper"))
-        axis = 1 if lower.shape[1] == 1 else 0
         source = f"{estimator} bounds, {k} particles, {proposal} proposal, {lower.shape[0]} repeats"
-        found = LogZ.of_bounds(lower.mean(axis), upper.mean(axis), source)
+        if lower.shape[1] == 1:
+            found = LogZ.of_bounds(lower[:, 0], upper[:, 0], source)
+        else:
+            found = LogZ.of_pairs(lower.mean(0), upper.mean(0), f"{source}, {lower.shape[1]} prompts")
         if best is None or found.width < best.width:
             best = found
     if best is None:

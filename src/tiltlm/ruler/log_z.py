@@ -14,7 +14,7 @@ run), or a pair of stochastic bounds around it (`bounds.py`).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,8 @@ class LogZ:
 
     lower, upper: estimates of E[log Ẑ] ≤ log Z and of its counterpart ≥ log Z. Without them the value is unbiased
     to first order; with them it is the middle, and the truth may lie anywhere between.
+    paired: known prompt by prompt (`each` [P]) and subtracted so: its spread over prompts is in the distances
+    already, and `lower`, `upper` err only by how the gap varies.
     """
 
     value: float
@@ -88,6 +90,8 @@ class LogZ:
     lower: Estimate | None = None
     upper: Estimate | None = None
     source: str = "exact"
+    paired: bool = False
+    each: Tensor | None = field(default=None, compare=False)
 
     @staticmethod
     def exact(value: float | Tensor) -> LogZ:
@@ -108,6 +112,27 @@ class LogZ:
         spread."""
         middle = mean((lower.double() + upper.double()) / 2)
         return LogZ(middle.value, middle.stderr, mean(lower), mean(upper), source)
+
+    @staticmethod
+    def of_pairs(lower: Tensor, upper: Tensor, source: str) -> LogZ:
+        """From one pair of bounds per prompt, [P] each: the midpoints."""
+        middle, half = (lower.double() + upper.double()) / 2, mean((upper.double() - lower.double()) / 2)
+        value = mean(middle)
+        low, high = (Estimate(value.value + sign * half.value, half.stderr, half.n) for sign in (-1, 1))
+        return LogZ(value.value, value.stderr, low, high, source, paired=True, each=middle)
+
+    def per_prompt(self, n: int) -> Tensor | float:
+        """What is subtracted from n prompts' distances: each one's own, or the common value."""
+        if self.each is None:
+            return self.value
+        if len(self.each) < n:
+            raise ValueError(f"log Z is known for {len(self.each)} prompts, but {n} are measured")
+        return self.each[:n]
+
+    @property
+    def shared_stderr(self) -> float:
+        """The part of the error that all prompts' distances have in common."""
+        return 0.0 if self.paired else self.stderr
 
     @property
     def gap(self) -> float:
@@ -138,9 +163,11 @@ class LogZ:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(replace(self, each=None)) | {"each": None if self.each is None else self.each.tolist()}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> LogZ:
         bounds = {name: None if value[name] is None else Estimate(**value[name]) for name in ("lower", "upper")}
-        return LogZ(value["value"], value["stderr"], **bounds, source=value["source"])
+        paired, each = value.get("paired", False), value.get("each")
+        each = None if each is None else torch.tensor(each, dtype=torch.float64)
+        return LogZ(value["value"], value["stderr"], **bounds, source=value["source"], paired=paired, each=each)

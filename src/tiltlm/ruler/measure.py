@@ -92,8 +92,8 @@ class Measurement:
         own = 0.0 if math.isnan(e.stderr) else e.stderr
         size, z = abs(scale), self.log_z
         low, high = (scale * (end - z.value) for end in z.interval)
-        both = math.hypot(own, size * z.stderr)
-        found = {"stderr": both, "stderr_log_z": size * z.stderr}
+        both = math.hypot(own, size * z.shared_stderr)
+        found = {"stderr": both, "stderr_log_z": size * z.shared_stderr}
         if z.gap:
             ends = sorted((e.value + low, e.value + high))
             found |= {"low": ends[0] - 1.96 * own, "high": ends[1] + 1.96 * own}
@@ -170,6 +170,11 @@ class Ruler:
         )
         return Measurement(values, self._shared(), self.target.beta), samples
 
+    def _common(self, log_z: LogZ) -> Tensor | float:
+        """The log Z that distances are taken with: a number, or one per prompt."""
+        found = log_z.per_prompt(len(self.prompts))
+        return found.to(self.prompts.device) if isinstance(found, Tensor) else found
+
     def _shared(self) -> LogZ | None:
         return self.log_z if isinstance(self.log_z, LogZ) else None
 
@@ -183,7 +188,7 @@ class Ruler:
         log_w = exact.log_ref.double().sum(1) + exact.reward.double() / self.target.beta - log_q.double()
         found = {"log_w_exact": self._average(log_w, exact)}
         if isinstance(self.log_z, LogZ) and (self.log_z.upper is not None or self.log_z.lower is None):
-            found["kl_from_target"] = found["log_w_exact"] - self.log_z.value
+            found["kl_from_target"] = found["log_w_exact"] - self._common(self.log_z)
         elif isinstance(self.log_z, Tensor):
             log_z = self.log_z.double().to(log_w.device)
             found["kl_from_target"] = found["log_w_exact"] - log_z.expand_as(found["log_w_exact"])
@@ -205,7 +210,7 @@ class Ruler:
         values["objective"] = reward - beta * kl_to_reference
         values["log_w"] = reward / beta - kl_to_reference
         if isinstance(self.log_z, LogZ):
-            distance = self.log_z.value - values["log_w"]
+            distance = self._common(self.log_z) - values["log_w"]
             if self.log_z.lower is not None and self.log_z.upper is None:
                 return values | {"kl_to_target_at_least": distance}
             return values | {"kl_to_target": distance, "objective_gap": beta * distance}
