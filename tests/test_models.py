@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from families import FAMILIES, VOCAB, build
 from tiltlm.models import causal
@@ -204,3 +205,11 @@ def test_the_real_stories_model_says_its_known_text(shared_data):
         state.append(token)
     expected = (folder / "expected_greedy_200.txt").read_text().strip()
     assert tokenizer.decode(ids).strip()[: len(expected)] == expected
+
+
+def test_a_fresh_model_is_in_evaluation_mode_so_that_a_reference_stays_the_same():
+    config = GPT2Config(vocab_size=23, n_layer=1, n_head=2, n_embd=8, bos_token_id=None, eos_token_id=None)
+    model = CausalLM.from_config(config)
+    assert config.resid_pdrop > 0 and not model.training and not model.model.training
+    rows = Samples(Tokens.of([[1]]), torch.tensor([0]), torch.tensor([[2, 3]]), torch.ones(1, 2).bool())
+    assert torch.equal(model.log_prob(rows), model.log_prob(rows))

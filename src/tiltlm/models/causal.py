@@ -80,12 +80,15 @@ class CausalLM(LanguageModel):
     def from_config(
         config: PretrainedConfig, *, seed: torch.Generator | int = 0, eos_id: int | None = None
     ) -> CausalLM:
-        """A freshly initialised model; `seed` (an int, or a generator to draw one from) decides its weights."""
+        """A freshly initialised model; `seed` (an int, or a generator to draw one from) decides its weights.
+
+        In evaluation mode, as `load` gives it: a reference with dropout would be another one at every call.
+        """
         number = seed if isinstance(seed, int) else int(torch.randint(2**62, (1,), generator=seed))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        return CausalLM(model, eos_id)
+        return CausalLM(model, eos_id).eval()
 
     def with_lora(self, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any) -> CausalLM:
         """This model with LoRA adapters of `rank` injected; its own weights are frozen."""

@@ -61,7 +61,7 @@ class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, Reinforce, DPO, RPO):
         for name in self.methods:
             rows += json.loads((run.inputs[name].folder / "report.json").read_text())
         run.write_json("report.json", rows)
-        kl_bars(rows, run.folder / "kl.png")
+        kl_bars(rows, run.folder / "kl.png", f"{self.family}, seed {self.seed}: how far from pi*")
         curves = [run.inputs[name].folder / "curve.json" for name in self.methods]
         points = [row for path in curves if path.is_file() for row in json.loads(path.read_text())]
         if points:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """value ± stderr, from n independent observations. stderr 0: exact."""
+    """value ± stderr, from n independent observations. stderr 0: exact; NaN: of one observation, unknown."""
 
     value: float
     stderr: float
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.4f}" if self.stderr == 0 else f"{self.value:.4f} ± {self.stderr:.4f}"
+        return f"{self.value:.4f}" if not self.stderr > 0 else f"{self.value:.4f} ± {self.stderr:.4f}"
 
     def interval(self) -> tuple[float, float]:
         """The 95% interval by Student's t: honest also for a handful of observations, three seeds say."""

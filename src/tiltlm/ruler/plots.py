@@ -90,7 +90,7 @@ def kl_bars(rows: Rows, path: str | Path, title: str = "how far from pi*") -> Pa
     axes.set_yticks(range(len(methods)), methods)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     return _save(figure, path)
 
 
