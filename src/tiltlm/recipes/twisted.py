@@ -20,15 +20,13 @@ from tiltlm.recipes.twisted_methods import (
     RL,
     RPO,
     SIXO,
-    DPOPolicy,
+    CommonLogZ,
     Fudge,
-    PPOPolicy,
     QSharp,
     Reinforce,
-    ReinforcePolicy,
-    RPOPolicy,
     Untrained,
 )
+from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy
 from tiltlm.recipes.twisted_report import BoundsFigure, Evaluate, FrontierFigure, Qualitative, ReachFigure
 from tiltlm.recipes.twisted_settings import (
     ClassifierSettings,
@@ -47,18 +45,8 @@ from tiltlm.recipes.twisted_settings import (
     Twist,
     found,
 )
-from tiltlm.recipes.twisted_stages import (
-    Classifier,
-    CommonLogZ,
-    CTLTwist,
-    DPGTwist,
-    Exact,
-    FudgeTwist,
-    Reference,
-    RLTwist,
-    SIXOTwist,
-    Value,
-)
+from tiltlm.recipes.twisted_stages import Classifier, Exact, Reference
+from tiltlm.recipes.twisted_twists import CTLTwist, DPGTwist, FudgeTwist, RLTwist, SIXOTwist, Value
 from tiltlm.rewards.classifier import SENTIMENT, TOXICITY
 from tiltlm.run import Recipe
 from tiltlm.train import Pace

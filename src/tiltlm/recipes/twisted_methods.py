@@ -1,195 +1,101 @@
-"""The twisted-SMC methods that are not twists' objectives, and every method measured against one target."""
+"""The one log Z of a comparison, and every method measured against one target."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tiltlm.experience import Generated, Live
+from tiltlm.exact import log_next_tokens
 from tiltlm.models.base import LanguageModel
-from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
-from tiltlm.objective import Objective
-from tiltlm.policies.dpo import DPO as DPOLoss
-from tiltlm.policies.ppo import PPO as PPOLoss
-from tiltlm.policies.ppo import ActorCritic, LiveActor
-from tiltlm.policies.reinforce import Reinforce as ReinforceLoss
-from tiltlm.policies.rpo import RPO as RPOLoss
-from tiltlm.recipes.fitting import fit
-from tiltlm.recipes.twisted_lab import Lab, preferences
-from tiltlm.recipes.twisted_settings import LearnPolicy, LearnPPO, Test
-from tiltlm.recipes.twisted_settings import Twist as Net
-from tiltlm.recipes.twisted_stages import (
-    CommonLogZ,
-    CTLTwist,
-    DPGTwist,
-    Exact,
-    FudgeTwist,
-    RLTwist,
-    Scored,
-    SIXOTwist,
-    Value,
-)
+from tiltlm.progress import steps
+from tiltlm.recipes.twisted_lab import Lab
+from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy
+from tiltlm.recipes.twisted_settings import LogZSettings, Test
+from tiltlm.recipes.twisted_stages import Exact, Scored
+from tiltlm.recipes.twisted_twists import CTLTwist, DPGTwist, FudgeTwist, RLTwist, SIXOTwist, Value
+from tiltlm.ruler.bounds import bound_repeats, log_z_of
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.smc import SMC, smc
 from tiltlm.samples import Samples, conditions_of
-from tiltlm.seeds import Stream
 from tiltlm.train import checkpoints, step_of
 from tiltlm.twists.cd import CD as CDRule
-from tiltlm.twists.draws import infilling
-from tiltlm.twists.learned import LearnedTwist, TiltedPolicy
 from tiltlm.twists.q_sharp import QSharp as QSharpRule
 from tiltlm.twists.value import Rule, ValueTwist
 
 
 @dataclass(frozen=True)
-class PPOPolicy(Exact):
-    """Train by PPO: the twist's network as the policy's head, or the whole model."""
+class CommonLogZ(CTLTwist):
+    """The one log Z that every method of a comparison is held to; if by bounds, then with CTL's twist."""
 
-    net: Net = Net()
-    ppo: LearnPPO = LearnPPO()
-    stage: ClassVar[str] = "ppo-policy"
+    log_z: LogZSettings = LogZSettings()
+    stage: ClassVar[str] = "log-z"
 
-    def __post_init__(self) -> None:
-        if self.goal.reward == "infill" and self.ppo.policy == "full":
-            raise ValueError(
-                "a plain language model does not see what must follow: infill wants --ppo.policy head"
-            )
+    def inputs(self) -> dict[str, Recipe]:
+        needed = Scored.inputs(self) | {"exact": self.up(Exact)}
+        return needed | ({"twist": self.up(CTLTwist)} if self.log_z.by == "bounds" else {})
 
     def build(self, run: Run[Any]) -> None:
-        lab, s = self.lab(run), self.ppo
-        policy, decoder = self.fresh_policy(lab)
-        critic = lab.head_on(
-            copy_of(lab.reference).requires_grad_(True), replace(self.net, body="copy"), per_token=False
-        )
-        n, conditions = s.fit.batch_size, s.conditions if lab.conditioned else 1
-        own = lab.stream.child(self.stage, "draws")
-        live = LiveActor(decoder, critic, lab.target, self.prompts(lab), n // conditions, lab.width, own)
-        both = ActorCritic(policy, critic)
-        fit(
-            run,
-            both,
-            PPOLoss(self.goal.beta),
-            live,
-            s.fit,
-            device=lab.device,
-            stream=lab.stream,
-            passes=s.passes,
-            keep=s.keep,
-        )
+        how = {"reference": self.by_reference, "enumeration": self.by_enumeration, "bounds": self.by_bounds}
+        how[self.log_z.by](run, self.lab(run))
 
-    def fresh_policy(self, lab: Lab) -> tuple[Any, LanguageModel]:
-        """What is trained, and what draws with the same parameters."""
-        if self.ppo.policy == "full":
-            model = copy_of(lab.reference).requires_grad_(True)
-            return model, model
-        tilted = TiltedPolicy(lab.reference, lab.fresh_twist(self.net))
-        return tilted, tilted.decoder()
-
-    def prompts(self, lab: Lab) -> Callable[[Stream], Any]:
-        if not lab.conditioned:
-            return lambda own: lab.prompt
-        count, follow = self.ppo.conditions, self.goal.condition_tokens
-        return lambda own: infilling(lab.reference, lab.prompt, count, lab.width, follow, own)[0]
-
-    def decoder(self, run: Run[Any], folder: Path | None = None) -> LanguageModel:
-        lab, folder = self.lab(run), folder or checkpoints(run.folder)[-1]
-        if self.ppo.policy == "full":
-            return lab.load(folder)
-        values = ValueHead.load(folder, device=lab.device).requires_grad_(False)
-        return Guided(lab.reference, LearnedTwist(values))
-
-
-@dataclass(frozen=True)
-class PlainPolicy(Scored):
-    """A copy of the reference, trained as a policy; it sees no conditions."""
-
-    def objective(self) -> Objective:
-        raise NotImplementedError
-
-    def settings(self) -> LearnPolicy:
-        raise NotImplementedError
-
-    def refuse_conditions(self) -> None:
-        if self.goal.reward == "infill":
+    def by_reference(self, run: Run[Any], lab: Lab) -> None:
+        if lab.conditioned:
             raise ValueError(
-                f"{self.stage}: a plain language model does not see what must follow; take a twist or ppo"
+                "infill: every condition has a log Z of its own; take --log-z.by bounds or enumeration"
             )
+        parts, s = [], self.log_z
+        with steps(self.name) as on_step:
+            for k in range(0, s.draws, s.batch_size):
+                own = lab.stream.child("log-z", k)
+                settings = SMC(min(s.batch_size, s.draws - k), threshold=0)
+                parts.append(smc(lab.target, None, lab.prompt, settings, max_new_tokens=lab.width, stream=own))
+                on_step(min(k + s.batch_size, s.draws), s.draws, {})
+        log_w = torch.cat([part.samples.log_w for part in parts if part.samples.log_w is not None])
+        run.write_json("log_z.json", LogZ.of_importance(log_w, "draws of the reference").to_json())
 
-    def experience(self, lab: Lab, policy: CausalLM) -> Any:
-        n, own = self.settings().fit.batch_size, lab.stream.child(self.stage, "draws")
-        return Generated(lambda s: preferences(lab.reference, lab.target, lab.prompt, n, lab.width, s), own)
+    def by_enumeration(self, run: Run[Any], lab: Lab) -> None:
+        if not (lab.conditioned and self.goal.condition_tokens == 1 and self.goal.beta == 1):
+            raise ValueError("enumeration sums over the gap: infill with one token to follow, at beta 1")
+        with steps(self.name) as on_step:
+            log_p = log_next_tokens(lab.reference, lab.prompt, lab.width, on_step=on_step)
+        save_file({"log_z": log_p.double().contiguous()}, str(run.folder / "log_z_of_token.safetensors"))
+        expected = float((log_p.exp() * log_p).sum())
+        run.write_json("log_z.json", LogZ.exact(expected).to_json())
 
-    def build(self, run: Run[Any]) -> None:
-        self.refuse_conditions()
-        lab, how = self.lab(run), self.settings().fit
-        policy = copy_of(lab.reference).requires_grad_(True)
-        experience = self.experience(lab, policy)
-        fit(run, policy, self.objective(), experience, how, device=lab.device, stream=lab.stream)
+    def by_bounds(self, run: Run[Any], lab: Lab) -> None:
+        s, exact = self.log_z, self.exact_of(run).to(lab.device)
+        twist: Any = run.inputs["twist"].recipe.twist_of(run.inputs["twist"])
+        prompts, repeats = lab.prompt, s.repeats
+        if lab.conditioned:  # every condition has the one exact draw that it was split off
+            exact = lab.first(exact, s.conditions)
+            prompts, repeats = exact.prompts, 1
+        with steps(self.name) as on_step:
+            bounds = bound_repeats(
+                lab.target,
+                twist,
+                prompts,
+                exact,
+                ks=s.particles,
+                repeats=repeats,
+                max_new_tokens=lab.width,
+                stream=lab.stream.child("log-z"),
+                batch_size=s.batch_size,
+                on_step=on_step,
+            )
+        run.write_json("bounds.json", bounds.rows())
+        run.write_json("log_z.json", log_z_of(bounds).to_json())
 
-    def decoder(self, run: Run[Any], folder: Path | None = None) -> LanguageModel:
-        return self.lab(run).load(folder or checkpoints(run.folder)[-1])
-
-
-@dataclass(frozen=True)
-class ReinforcePolicy(PlainPolicy):
-    """REINFORCE with leave-one-out baseline and a pull of the target's beta."""
-
-    reinforce: LearnPolicy = LearnPolicy()
-    stage: ClassVar[str] = "reinforce-policy"
-
-    def objective(self) -> Objective:
-        return ReinforceLoss("leave_one_out", self.goal.beta)
-
-    def settings(self) -> LearnPolicy:
-        return self.reinforce
-
-    def experience(self, lab: Lab, policy: CausalLM) -> Any:
-        return Live(
-            policy,
-            lab.target.reward,
-            lab.prompt,
-            1,
-            lab.width,
-            lab.stream.child(self.stage, "draws"),
-            n=self.reinforce.fit.batch_size,
-            reference=lab.reference,
-        )
-
-
-@dataclass(frozen=True)
-class DPOPolicy(PlainPolicy):
-    """DPO on pairs of reference draws, the winner by a Bradley-Terry coin of the reward."""
-
-    dpo: LearnPolicy = LearnPolicy()
-    stage: ClassVar[str] = "dpo-policy"
-
-    def objective(self) -> Objective:
-        return DPOLoss(self.goal.beta)
-
-    def settings(self) -> LearnPolicy:
-        return self.dpo
-
-
-@dataclass(frozen=True)
-class RPOPolicy(PlainPolicy):
-    """DPO plus the likelihood of the winner, on the same pairs."""
-
-    rpo: LearnPolicy = LearnPolicy()
-    stage: ClassVar[str] = "rpo-policy"
-
-    def objective(self) -> Objective:
-        return RPOLoss(self.goal.beta)
-
-    def settings(self) -> LearnPolicy:
-        return self.rpo
+    def show(self, run: Run[Any]) -> None:
+        print(LogZ.from_json(json.loads((run.folder / "log_z.json").read_text())))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,14 @@ from tiltlm.recipes.twisted_methods import (
     RL,
     RPO,
     SIXO,
+    CommonLogZ,
     Fudge,
     QSharp,
     Reinforce,
 )
 from tiltlm.recipes.twisted_settings import Bounds, Frontier, Reach, Show
-from tiltlm.recipes.twisted_stages import CommonLogZ, CTLTwist, Exact, Scored
+from tiltlm.recipes.twisted_stages import Exact, Scored
+from tiltlm.recipes.twisted_twists import CTLTwist
 from tiltlm.ruler.bounds import Bounds as Found
 from tiltlm.ruler.bounds import bound_repeats, log_z_of
 from tiltlm.ruler.log_z import LogZ

@@ -1,0 +1,219 @@
+"""The twists' training, a stage for each objective, and the value that Q# and CD share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tiltlm.experience import Generated
+from tiltlm.models.base import LanguageModel, Twist
+from tiltlm.models.heads import ValueHead
+from tiltlm.recipes.fitting import fit
+from tiltlm.recipes.twisted_lab import Lab
+from tiltlm.recipes.twisted_settings import (
+    Learn,
+    LearnCTL,
+    LearnFudge,
+    LearnSoftQ,
+    LearnValue,
+)
+from tiltlm.recipes.twisted_settings import Twist as Net
+from tiltlm.recipes.twisted_stages import Exact
+from tiltlm.run import Recipe, Run
+from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.rejection import reject
+from tiltlm.samples import Samples
+from tiltlm.train import checkpoints
+from tiltlm.twists.ctl import CTL
+from tiltlm.twists.dpg import DPG
+from tiltlm.twists.draws import Infilling, OnePrompt, Pool, Scene, Supply, TwistDraws
+from tiltlm.twists.fudge import FudgeLearning
+from tiltlm.twists.learned import LearnedTwist
+from tiltlm.twists.mixture import Mixture
+from tiltlm.twists.objective import TwistObjective
+from tiltlm.twists.sixo import SIXO
+from tiltlm.twists.soft_q import SoftQ
+from tiltlm.twists.value import ValueLearning
+
+
+@dataclass(frozen=True)
+class TwistStage(Exact):
+    """A twist, trained. Subclasses say by which objective, from which draws."""
+
+    net: Net = Net()
+    squashed: ClassVar[bool] = False
+
+    def inputs(self) -> dict[str, Recipe]:
+        stored = self.learn().supply == "stored" and not self.is_infill()
+        return super().inputs() | ({"exact": self.up(Exact)} if stored else {})
+
+    def is_infill(self) -> bool:
+        return self.goal.reward == "infill"
+
+    def learn(self) -> Learn:
+        raise NotImplementedError
+
+    def twist_objective(self, reference: LanguageModel) -> TwistObjective:
+        raise NotImplementedError
+
+    def extras(self) -> dict[str, Any]:
+        """Further settings of the draws."""
+        return {}
+
+    def build(self, run: Run[Any]) -> None:
+        lab, how = self.lab(run), self.learn()
+        values = lab.fresh_twist(self.net)
+        objective: Any = self.twist_objective(lab.reference)
+        if how.dpg:
+            objective = Mixture(objective, DPG(lab.reference), 1 - how.dpg)
+        draws = TwistDraws(
+            lab.target,
+            LearnedTwist(values, self.squashed),
+            self.scene(run, lab, how),
+            lab.width,
+            lab.stream.child(self.stage, "draws"),
+            objective.needs,
+            how.particles,
+            how.positives,
+            how.drawn_by,
+            tempered=how.tempered,
+            **self.extras(),
+        )
+        fit(run, values, objective, draws, how.fit, device=lab.device, stream=lab.stream, keep=how.keep)
+
+    def scene(self, run: Run[Any], lab: Lab, how: Learn) -> Scene:
+        """Prompts and, where they are wanted, exact draws of every step."""
+        if lab.conditioned:
+            return Infilling(lab.reference, lab.prompt, lab.width, self.goal.condition_tokens, how.conditions)
+        wanted = how.positives != "particles" or how.drawn_by == "exact"
+        return OnePrompt(lab.prompt, self.supply(run, lab, how) if wanted else None)
+
+    def supply(self, run: Run[Any], lab: Lab, how: Learn) -> Supply:
+        n = 1 if how.positives == "csmc" else how.particles
+        if how.supply == "stored":
+            return Pool(self.exact_of(run), n)
+
+        def fresh(own: Any) -> Samples:
+            return reject(
+                lab.target,
+                lab.prompt,
+                n=n,
+                max_new_tokens=lab.width,
+                stream=own,
+                r_max=self.goal.r_max,
+                batch_size=self.exact.batch_size,
+                pilot=False,
+            )
+
+        return fresh
+
+    def twist_of(self, run: Run[Any], folder: Path | None = None) -> Twist:
+        """The trained twist, from the last checkpoint or the one in `folder`."""
+        values = ValueHead.load(folder or checkpoints(run.folder)[-1], device=self.lab(run).device)
+        return LearnedTwist(values.requires_grad_(False), self.squashed)
+
+    def decoder(self, run: Run[Any], folder: Path | None = None) -> LanguageModel:
+        return Guided(self.lab(run).reference, self.twist_of(run, folder))
+
+
+@dataclass(frozen=True)
+class CTLTwist(TwistStage):
+    """Train by contrastive twist learning."""
+
+    ctl: LearnCTL = LearnCTL()
+    stage: ClassVar[str] = "ctl-twist"
+
+    def learn(self) -> Learn:
+        return self.ctl
+
+    def twist_objective(self, reference: LanguageModel) -> TwistObjective:
+        return CTL(self.ctl.contrast)
+
+
+@dataclass(frozen=True)
+class RLTwist(TwistStage):
+    """Train by soft Q learning."""
+
+    rl: LearnSoftQ = LearnSoftQ()
+    stage: ClassVar[str] = "rl-twist"
+
+    def learn(self) -> Learn:
+        return self.rl
+
+    def twist_objective(self, reference: LanguageModel) -> TwistObjective:
+        return SoftQ(self.rl.target, self.rl.multi_step)
+
+    def extras(self) -> dict[str, Any]:
+        return {"induced": True, "backups": self.rl.target == "mean"}
+
+
+@dataclass(frozen=True)
+class SIXOTwist(TwistStage):
+    """Train by density-ratio estimation."""
+
+    sixo: Learn = Learn()
+    stage: ClassVar[str] = "sixo-twist"
+
+    def learn(self) -> Learn:
+        return self.sixo
+
+    def twist_objective(self, reference: LanguageModel) -> TwistObjective:
+        return SIXO()
+
+
+@dataclass(frozen=True)
+class FudgeTwist(TwistStage):
+    """Train by classification of reference draws."""
+
+    fudge: LearnFudge = LearnFudge()
+    stage: ClassVar[str] = "fudge-twist"
+    squashed: ClassVar[bool] = True
+
+    def learn(self) -> Learn:
+        return self.fudge
+
+    def twist_objective(self, reference: LanguageModel) -> TwistObjective:
+        return FudgeLearning()
+
+    def extras(self) -> dict[str, Any]:
+        return {"prefixes": self.fudge.prefixes}
+
+
+@dataclass(frozen=True)
+class DPGTwist(TwistStage):
+    """Train by distributional policy gradient."""
+
+    dpg: Learn = Learn()
+    stage: ClassVar[str] = "dpg-twist"
+
+    def learn(self) -> Learn:
+        return self.dpg
+
+    def twist_objective(self, reference: LanguageModel) -> TwistObjective:
+        return DPG(reference)
+
+
+@dataclass(frozen=True)
+class Value(Exact):
+    """Learn the law of the reward under the reference: one value for Q# and CD, at every beta."""
+
+    net: Net = Net()
+    value: LearnValue = LearnValue()
+    stage: ClassVar[str] = "value"
+
+    def build(self, run: Run[Any]) -> None:
+        lab, s = self.lab(run), self.value
+        learning = ValueLearning(s.atoms)
+        values = lab.fresh_value(self.net, learning.width)
+        experience = Generated(lambda own: self.rollouts(lab, own), lab.stream.child(self.stage, "draws"))
+        fit(run, values, learning, experience, s.fit, device=lab.device, stream=lab.stream)
+
+    def rollouts(self, lab: Lab, own: Any) -> Samples:
+        """Fresh draws of the reference, scored."""
+        return lab.rollouts(self.value.fit.batch_size, self.value.conditions, own)
+
+    def values_of(self, run: Run[Any]) -> ValueHead:
+        """The trained value."""
+        folder = checkpoints(run.inputs.get("value", run).folder)[-1]
+        return ValueHead.load(folder, device=self.lab(run).device).requires_grad_(False)
