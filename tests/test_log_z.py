@@ -169,13 +169,13 @@ def test_the_common_log_z_s_error_stands_beside_the_distance():
 
 
 def test_a_bracketed_log_z_turns_small_distances_into_intervals():
-    """log Z within [−1, 3], middle 1: KL(q‖pi*) = 0.5 at the middle lies in [−1.5, 2.5]; KL(pi*‖q) is mirrored."""
-    log_z = LogZ(1.0, 0.0, Estimate(-1.0, 0.0, 9), Estimate(3.0, 0.0, 9))
+    """log Z within [−1, 3], value 0: KL(q‖pi*) = 0.5 there lies in [−0.5, 3.5]; KL(pi*‖q) = 9 is mirrored: [6, 10]."""
+    log_z = LogZ(0.0, 0.0, Estimate(-1.0, 0.0, 9), Estimate(3.0, 0.0, 9))
     values = {"kl_to_target": torch.full((2,), 0.5).double(), "kl_from_target": torch.full((2,), 9.0).double()}
     rows = {row["metric"]: row for row in Measurement(values, log_z).rows("r", "m", 0)}
     one, other = rows["kl_to_target"], rows["kl_from_target"]
-    assert (one["low"], one["high"], one["gap"]) == (-1.5, 2.5, 4.0)
-    assert (other["low"], other["high"]) == (7.0, 11.0) and "gap" not in other  # known well enough for 9 nats
+    assert (one["low"], one["high"], one["gap"]) == (-0.5, 3.5, 4.0)
+    assert (other["low"], other["high"]) == (6.0, 10.0) and "gap" not in other  # known well enough for 9 nats
 
 
 def test_a_lower_bound_alone_gives_a_lower_bound():
