@@ -82,3 +82,24 @@ def test_padding_never_runs_past_the_last_position(shared):
     expected = hidden(build("gpt2").model, answers(prompts, [0, 1, 1, 1, 1, 1]).sequences())
     torch.testing.assert_close(hidden_of(build("gpt2").model, answers(prompts, [0, 1, 1, 1, 1, 1])), expected)
     assert shared == []
+
+
+@pytest.mark.parametrize(
+    "prompts", [[[3, 4, 5]] * 4, [[10, 11], [3, 4, 5], [10, 11], [3, 4, 5]]], ids=["one", "ragged"]
+)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_prompts_of_the_same_tokens_are_one(family, prompts, shared):
+    """As in infilling, where prompts differ by their conditions alone: scored together, and decoded together."""
+    model, samples = build(family), answers(prompts, [0, 1, 2, 3])
+    sequences = samples.sequences()
+    together = hidden_of(model.model, samples)[:, : sequences.ids.shape[1]]
+    assert shared == [True]
+    torch.testing.assert_close(
+        together[sequences.mask], hidden(model.model, sequences)[sequences.mask], atol=1e-5, rtol=1e-5
+    )
+    state = model.start(samples.prompts, 2)
+    state.append(torch.tensor([1, 2, 3, 4]))
+    for row, prompt in enumerate(prompts):
+        alone = model.start(Tokens.of([prompt]), 2)
+        alone.append(torch.tensor([row + 1]))
+        torch.testing.assert_close(state.logits()[row : row + 1], alone.logits(), atol=1e-5, rtol=1e-5)

@@ -109,13 +109,24 @@ def hidden_of(model: PreTrainedModel, samples: Samples) -> Tensor:
     """`hidden` of `samples.sequences()`, [N, L, D], running a prompt that several rows answer only once.
 
     Costs the memory of a decoding cache of the same rows. Where prompts have fewer than two rows each on average,
-    nothing is shared.
+    nothing is shared. Prompts of the same tokens are one (in infilling they differ by their conditions alone).
     """
     used, row = samples.prompt_index.unique(return_inverse=True)
-    prompts = samples.prompts.select(used)
-    if 0 < 2 * len(used) <= len(samples) and _can_share(model, prompts, samples.tokens.shape[1]):
+    prompts, which = _distinct(samples.prompts.select(used))
+    row = which[row]
+    if 0 < 2 * len(prompts) <= len(samples) and _can_share(model, prompts, samples.tokens.shape[1]):
         return _behind_shared_prompts(body_of(model), prompts, row, samples.completions)
     return hidden(model, samples.sequences())
+
+
+def _distinct(prompts: Tokens) -> tuple[Tokens, Tensor]:
+    """The different rows of `prompts`, without conditions, and which of them each row is."""
+    if len(prompts) < 2:
+        return prompts, torch.arange(len(prompts), device=prompts.device)
+    rows, which = torch.where(prompts.mask, prompts.ids, -1).unique(dim=0, return_inverse=True)
+    if len(rows) == len(prompts):
+        return prompts, torch.arange(len(prompts), device=prompts.device)
+    return Tokens(rows.clamp_min(0), rows >= 0), which
 
 
 def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:
@@ -164,6 +175,7 @@ class BackboneState:
         limit = getattr(model.config, "max_position_embeddings", None)
         if limit is not None and width + capacity > limit:
             raise ValueError(f"prompt ({width}) plus new tokens ({capacity}) exceed the model's {limit} positions")
+        prompts, which = _distinct(prompts)
         self.lengths = prompts.lengths
         self.window = _attention_window(model.config)
         self._spare = 0  # columns of cache left over for peeking, grown on the first peek
@@ -171,6 +183,8 @@ class BackboneState:
         ids, positions, self.mask = _at_right_edge(prompts)
         self.last = self._forward(ids, positions, self.mask)[:, -1]
         self._peeked: tuple[Tensor, Tensor] | None = None  # candidates [N, K] and their hidden states [N, K, D]
+        if len(which) > len(prompts):
+            self.select(which)
 
     @property
     def layers(self) -> list[BufferLayer]:
