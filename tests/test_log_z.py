@@ -14,7 +14,7 @@ from tiltlm.ruler.bounds import Bounds, bound_repeats, log_z_of
 from tiltlm.ruler.estimate import Estimate
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Measurement, Ruler
-from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, frontier_rows_plot, genealogy_plot, kl_bars
+from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, genealogy_plot, kl_bars
 from tiltlm.ruler.weights import pareto_k, trust
 from tiltlm.samplers.rejection import reject
 from tiltlm.samples import Samples
@@ -230,10 +230,6 @@ def test_every_picture_is_drawn_from_stored_rows(tmp_path):
         for m, v in (("a", 1.0), ("b", 2.0))
         for name in ("kl_to_target", "kl_from_target")
     ]
-    points = [
-        {"method": "a", "beta": b, "reward": 1 / b, "reward_stderr": 0.1, "kl_to_reference": b, "kl_stderr": 0.1}
-        for b in (0.1, 1.0)
-    ]
     trace = {
         "prompt": "p", "particles": 3, "ess": [3.0, 2.0, 1.5], "resampled": [False, True, False], "log_z": [0.0, 0.1, 0.2],
         "ancestors": [[0, 1, 2], [0, 0, 2]], "pieces": [["a", "b"], ["c", "d"], ["e", "f"]], "log_w": [0.0, -1.0, -2.0],
@@ -241,7 +237,6 @@ def test_every_picture_is_drawn_from_stored_rows(tmp_path):
     curve = [{**row, "step": step} for row in rows for step in (1, 2)]
     drawn = [
         kl_bars(rows, tmp_path / "kl.png"),
-        frontier_rows_plot(points, tmp_path / "f.png"),
         ess_plot(trace, tmp_path / "e.png"),
         genealogy_plot(trace, tmp_path / "g.png"),
         curve_plot(curve, "kl_to_target", tmp_path / "c.png"),

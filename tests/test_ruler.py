@@ -12,7 +12,7 @@ from tiltlm.models.table import TableLM
 from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.compare import paired
 from tiltlm.ruler.estimate import Estimate, mean, per_prompt
-from tiltlm.ruler.frontier import binary_curve, frontier_plot
+from tiltlm.ruler.frontier import binary_curve, frontier_plot, tilted_curve
 from tiltlm.ruler.kl import kl_along
 from tiltlm.ruler.log_z import BinaryTarget, from_success_rate, log1mexp
 from tiltlm.ruler.measure import Measurement, Ruler
@@ -181,3 +181,17 @@ def test_frontier_curve_starts_at_the_reference_and_ends_at_certainty(tmp_path):
     row = {"recipe": "r", "method": "m", "value": 0.6, "stderr": 0.01, "n": 1, "unit": "", "seed": 0}
     rows = [row | {"metric": "reward"}, row | {"metric": "kl_to_reference"}]
     assert frontier_plot(rows, (kl, success), tmp_path / "f.png").stat().st_size > 10_000
+
+
+def test_the_optimum_s_curve_by_importance_weights_is_that_of_enumeration():
+    reference = table_lm("curve")
+    drawn = draw(reference, PROMPTS.select(slice(0, 1)), n=40_000, max_new_tokens=3, stream=ROOT.child("curve"))
+    betas = torch.tensor([10.0, 1.0, 0.5, 0.001])
+    kl, value = tilted_curve(reward(drawn), betas)
+    assert 3 <= len(kl) <= 4
+    for k, beta in enumerate((10.0, 1.0, 0.5)):
+        s = solve(Target(reference, reward, beta), PROMPTS.select(slice(0, 1)), 3)
+        assert abs(float((s.log_pi_star.exp() * s.reward).sum()) - float(value[k])) < 0.01
+        assert abs(float(s.kl_from_target(s.log_ref)) - float(kl[k])) < 0.02
+    few, _ = tilted_curve(torch.tensor([0.0] * 99 + [1.0]), torch.tensor([0.01]))
+    assert len(few) == 0

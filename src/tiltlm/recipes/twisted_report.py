@@ -31,10 +31,12 @@ from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.recipes.twisted_twists import CTLTwist
 from tiltlm.ruler.bounds import Bounds as Found
 from tiltlm.ruler.bounds import bound_repeats, log_z_of
+from tiltlm.ruler.frontier import frontier_plot, tilted_curve
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, frontier_rows_plot, genealogy_plot, kl_bars
+from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, genealogy_plot, kl_bars
 from tiltlm.ruler.table import table
 from tiltlm.run import Recipe, Run
+from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.smc import SMC, Particles, smc
 from tiltlm.samples import Samples
 
@@ -159,27 +161,31 @@ class FrontierFigure(PPO):
         raise ValueError(f"{run.folder} compares methods and draws nothing itself: name the run of one of them")
 
     def build(self, run: Run[Any]) -> None:
-        rows, points = [], []
+        rows = []
         for label, kept in run.inputs.items():
             own = json.loads((kept.folder / "report.json").read_text())
-            rows += [{**row, "method": label} for row in own]
-            found = {row["metric"]: row for row in own}
-            reward, kl = found["reward"], found["kl_to_reference"]
-            points.append(
-                {
-                    "method": kept.recipe.stage,
-                    "beta": kept.recipe.goal.beta,
-                    "reward": reward["value"],
-                    "reward_stderr": reward["stderr"],
-                    "kl_to_reference": kl["value"],
-                    "kl_stderr": kl["stderr"],
-                }
-            )
+            rows += [{**row, "method": label, "beta": kept.recipe.goal.beta} for row in own]
         run.write_json("report.json", rows)
-        run.write_json("frontier.json", points)
-        frontier_rows_plot(
-            points, run.folder / "frontier.png", f"{self.family}: reward against KL to the reference"
+        curve = self.curve_of_optimum(next(iter(run.inputs.values())))
+        run.write_json(
+            "optimum.json", [{"kl_to_reference": kl, "reward": r} for kl, r in zip(*curve, strict=True)]
         )
+        title = f"{self.family}: reward against KL to the reference"
+        tensors = torch.tensor(curve[0]), torch.tensor(curve[1])
+        frontier_plot(rows, tensors, run.folder / "frontier.png", title, "optimum, by importance sampling")
+
+    def curve_of_optimum(self, kept: Run[Any]) -> tuple[list[float], list[float]]:
+        """pi*'s own frontier as far as plain draws can tell; empty for infilling, where every condition has another."""
+        lab = kept.recipe.lab(kept)
+        if lab.conditioned:
+            return [], []
+        n, own = self.log_z.draws, lab.stream.child("frontier")
+        drawn = draw_in_batches(
+            lab.reference, lab.prompt, n=n, max_new_tokens=lab.width, stream=own, batch_size=self.log_z.batch_size
+        )
+        betas = torch.logspace(2, -2, 60) * max(self.frontier.betas)
+        kl, reward = tilted_curve(lab.target.reward(drawn), betas)
+        return kl.tolist(), reward.tolist()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ No decoder can lie above the curve of pi* over all beta: for its KL, pi* has the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tiltlm.ruler.log_z import BinaryTarget
+from tiltlm.ruler.weights import TRUSTED, effective_sample_size, pareto_k
 
 
 def binary_curve(log_p: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,11 +25,33 @@ def binary_curve(log_p: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
     return kl.cpu(), torch.stack([t.success.mean() for t in targets]).cpu()
 
 
+def tilted_curve(reward: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+    """(KL(pi*‖pi_ref), E_pi*[r]) by importance weights of rewards [N] of plain draws, for every beta that N draws can
+    tell: those whose weights' effective sample size is 100 at least, and whose Pareto shape can be trusted.
+
+    KL(pi*‖pi_ref) = E_pi*[r]/beta − log Z.
+    """
+    reward, points = reward.double().cpu(), []
+    for beta in betas.tolist():
+        log_w = reward / beta
+        if float(effective_sample_size(log_w[None])[0]) < 100 or pareto_k(log_w) > TRUSTED:
+            continue
+        log_z = log_w.logsumexp(0) - math.log(len(reward))
+        expected = (log_w.softmax(0) * reward).sum()
+        points.append(torch.stack([expected / beta - log_z, expected]))
+    kl, value = torch.stack(points, 1) if points else torch.zeros(2, 0, dtype=torch.float64)
+    return kl, value
+
+
 MARKERS = "osD^vP*X<>"
 
 
 def frontier_plot(
-    rows: Sequence[Mapping[str, Any]], curve: tuple[Tensor, Tensor], path: str | Path, title: str = ""
+    rows: Sequence[Mapping[str, Any]],
+    curve: tuple[Tensor, Tensor],
+    path: str | Path,
+    title: str = "",
+    label: str = "optimum, every beta (exact)",
 ) -> Path:
     """Draw every method of the report `rows` (their reward and kl_to_reference, with error bars); writes a PNG.
 
@@ -38,7 +62,7 @@ def frontier_plot(
 
     figure = Figure(figsize=(9.0, 5.0), dpi=130, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(curve[0], curve[1], color="0.25", linewidth=1.5, zorder=1, label="optimum, every beta (exact)")
+    axes.plot(curve[0], curve[1], color="0.25", linewidth=1.5, zorder=1, label=label)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     families = list(dict.fromkeys(name.split(" (beta")[0] for name in methods))
     for name in methods:
@@ -48,7 +72,7 @@ def frontier_plot(
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
     axes.set_xlim(left=0)
     axes.set_xticks([0, 0.02, 0.1, 0.25, 0.5, 1, 2, 4, 8], ["0", "0.02", "0.1", "0.25", "0.5", "1", "2", "4", "8"])
-    axes.set_xlim(0, 1.3 * max([float(curve[0].max()), *(_reach(rows, name) for name in methods)]))
+    axes.set_xlim(0, 1.3 * max([*curve[0].tolist(), *(_reach(rows, name) for name in methods)]))
     axes.set(xlabel="KL(q ‖ reference), nats (square-root scale)", ylabel="expected reward E[r]")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)

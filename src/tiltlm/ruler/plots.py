@@ -57,23 +57,6 @@ def bounds_plot(rows: Rows, path: str | Path, title: str = "log Z between its bo
     return _save(figure, path)
 
 
-def frontier_rows_plot(rows: Rows, path: str | Path, title: str = "") -> Path:
-    """Expected reward against KL to the reference: one line a method, one point a temperature."""
-    figure, axes = _axes(title, "KL(q ‖ reference), nats", "expected reward E[r]")
-    for k, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["kl_to_reference"])
-        x, y = [r["kl_to_reference"] for r in own], [r["reward"] for r in own]
-        axes.errorbar(
-            x, y, xerr=[1.96 * (r["kl_stderr"] or 0) for r in own], yerr=[1.96 * (r["reward_stderr"] or 0) for r in own],
-            color=COLORS[k % 8], marker=MARKERS[k % 8], capsize=2, label=method,
-        )  # fmt: skip
-        for r in own:
-            axes.annotate(f"β {r['beta']:.3g}", (r["kl_to_reference"], r["reward"]), (4, 5), textcoords="offset points",
-                          fontsize=8, color=COLORS[k % 8])  # fmt: skip
-    axes.legend(frameon=False)
-    return _save(figure, path)
-
-
 def kl_bars(rows: Rows, path: str | Path, title: str = "how far from pi*") -> Path:
     """Both KLs of every method, with 95% intervals; methods in the order of KL(q‖pi*)."""
     names = {"kl_to_target": "KL(q‖pi*)", "kl_from_target": "KL(pi*‖q)"}
