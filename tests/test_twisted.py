@@ -24,7 +24,7 @@ TWISTS = [
 ]
 POLICIES = [
     part
-    for name in ("ppo", "value", "reinforce", "dpo", "rpo")
+    for name in ("ppo", "value", "sft", "reinforce", "dpo", "rpo")
     for part in (f"--{name}.fit.pace.steps", "2", f"--{name}.fit.batch-size", "6")
 ]
 ALL = [*OWN, *FEW, *TWISTS, *POLICIES, "--log-z.draws", "400", "--test.n", "40"]

@@ -19,6 +19,7 @@ from tiltlm.recipes.twisted_methods import (
     PPO,
     RL,
     RPO,
+    SFT,
     SIXO,
     CommonLogZ,
     Fudge,
@@ -26,7 +27,7 @@ from tiltlm.recipes.twisted_methods import (
     Reinforce,
     Untrained,
 )
-from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy
+from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy, SFTPolicy
 from tiltlm.recipes.twisted_report import BoundsFigure, Evaluate, FrontierFigure, Qualitative, ReachFigure
 from tiltlm.recipes.twisted_settings import (
     ClassifierSettings,
@@ -79,6 +80,7 @@ STAGES: dict[str, str] = {
     "dpg-twist": "train a twist by distributional policy gradient",
     "ppo-policy": "train a policy by PPO",
     "value": "learn the law of the reward: one value for Q# and CD",
+    "sft-policy": "train a policy by maximum likelihood of exact draws",
     "reinforce-policy": "train a policy by REINFORCE with a pull of beta",
     "dpo-policy": "train a policy by DPO on drawn pairs",
     "rpo-policy": "train a policy by RPO on drawn pairs",
@@ -91,6 +93,7 @@ STAGES: dict[str, str] = {
     "ppo": "measure PPO's policy",
     "q-sharp": "measure Q#'s guided decoding",
     "cd": "measure CD's guided decoding",
+    "sft": "measure SFT's policy",
     "reinforce": "measure REINFORCE's policy",
     "dpo": "measure DPO's policy",
     "rpo": "measure RPO's policy",
@@ -105,8 +108,8 @@ KINDS: dict[str, type[Recipe]] = {
     kind.stage: kind
     for kind in (
         Reference, Classifier, Exact, CommonLogZ, CTLTwist, RLTwist, SIXOTwist, FudgeTwist, DPGTwist, PPOPolicy, Value,
-        ReinforcePolicy, DPOPolicy, RPOPolicy, Untrained, CTL, RL, SIXO, Fudge, DPG, PPO, QSharp, CD, Reinforce, DPO, RPO,
-        Evaluate, BoundsFigure, FrontierFigure, Qualitative, ReachFigure,
+        SFTPolicy, ReinforcePolicy, DPOPolicy, RPOPolicy, Untrained, CTL, RL, SIXO, Fudge, DPG, PPO, QSharp, CD, SFT,
+        Reinforce, DPO, RPO, Evaluate, BoundsFigure, FrontierFigure, Qualitative, ReachFigure,
     )
 }  # fmt: skip
 

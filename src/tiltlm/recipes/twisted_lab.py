@@ -25,10 +25,11 @@ from tiltlm.rewards.words import WordHits
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Ruler
 from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.rejection import reject
 from tiltlm.samples import Pairs, Samples, Tokens, conditions_of
 from tiltlm.seeds import Stream, stream
 from tiltlm.target import Reward, Target
-from tiltlm.twists.draws import infilling
+from tiltlm.twists.draws import Supply, infilling
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,23 @@ class Lab:
         """`n` conditions with an exact draw for each."""
         own = self.stream.child("conditions", purpose)
         return infilling(self.reference, self.prompt, n, self.width, self.goal.condition_tokens, own)
+
+    def fresh_exact(self, n: int, batch_size: int) -> Supply:
+        """A supply of `n` exact draws of pi*, found by a fresh search every time."""
+
+        def fresh(own: Stream) -> Samples:
+            return reject(
+                self.target,
+                self.prompt,
+                n=n,
+                max_new_tokens=self.width,
+                stream=own,
+                r_max=self.goal.r_max,
+                batch_size=batch_size,
+                pilot=False,
+            )
+
+        return fresh
 
     def fresh_twist(self, net: Twist) -> ValueHead:
         """A twist that says nothing yet."""

@@ -16,7 +16,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.heads import ValueHead
 from tiltlm.progress import steps
 from tiltlm.recipes.twisted_lab import Lab
-from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy
+from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy, SFTPolicy
 from tiltlm.recipes.twisted_settings import LogZSettings, Test
 from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.recipes.twisted_twists import CTLTwist, DPGTwist, FudgeTwist, RLTwist, SIXOTwist, Value
@@ -227,6 +227,14 @@ class CD(QSharp):
 
 
 @dataclass(frozen=True)
+class SFT(Measured, SFTPolicy):
+    """SFT's policy, measured."""
+
+    stage: ClassVar[str] = "sft"
+    trained: ClassVar[type[Scored]] = SFTPolicy
+
+
+@dataclass(frozen=True)
 class Reinforce(Measured, ReinforcePolicy):
     """REINFORCE's policy, measured."""
 
@@ -264,5 +272,5 @@ class Untrained(Measured):
 
 
 MEASURED: dict[str, type[Measured]] = {
-    kind.stage: kind for kind in (Untrained, CTL, RL, SIXO, Fudge, DPG, PPO, QSharp, CD, Reinforce, DPO, RPO)
+    kind.stage: kind for kind in (Untrained, CTL, RL, SIXO, Fudge, DPG, PPO, QSharp, CD, SFT, Reinforce, DPO, RPO)
 }

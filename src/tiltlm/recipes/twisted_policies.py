@@ -1,4 +1,4 @@
-"""The policies' training on a twisted-SMC target: PPO, REINFORCE, DPO and RPO."""
+"""The policies' training on a twisted-SMC target: PPO, SFT on exact draws, REINFORCE, DPO and RPO."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tiltlm.policies.ppo import PPO as PPOLoss
 from tiltlm.policies.ppo import ActorCritic, LiveActor
 from tiltlm.policies.reinforce import Reinforce as ReinforceLoss
 from tiltlm.policies.rpo import RPO as RPOLoss
+from tiltlm.policies.sft import SFT as SFTLoss
 from tiltlm.recipes.fitting import fit
 from tiltlm.recipes.twisted_lab import Lab, preferences
 from tiltlm.recipes.twisted_settings import LearnPolicy, LearnPPO
@@ -117,6 +118,24 @@ class PlainPolicy(Scored):
 
     def decoder(self, run: Run[Any], folder: Path | None = None) -> LanguageModel:
         return self.lab(run).load(folder or checkpoints(run.folder)[-1])
+
+
+@dataclass(frozen=True)
+class SFTPolicy(PlainPolicy):
+    """Maximum likelihood of exact draws of pi*, fresh at every step."""
+
+    sft: LearnPolicy = LearnPolicy()
+    stage: ClassVar[str] = "sft-policy"
+
+    def objective(self) -> Objective:
+        return SFTLoss()
+
+    def settings(self) -> LearnPolicy:
+        return self.sft
+
+    def experience(self, lab: Lab, policy: CausalLM) -> Any:
+        own = lab.stream.child(self.stage, "draws")
+        return Generated(lab.fresh_exact(self.sft.fit.batch_size, 1000), own)
 
 
 @dataclass(frozen=True)

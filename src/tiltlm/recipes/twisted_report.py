@@ -20,6 +20,7 @@ from tiltlm.recipes.twisted_methods import (
     PPO,
     RL,
     RPO,
+    SFT,
     SIXO,
     CommonLogZ,
     Fudge,
@@ -42,7 +43,7 @@ from tiltlm.samples import Samples
 
 
 @dataclass(frozen=True)
-class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, Reinforce, DPO, RPO):
+class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO):
     """Every method against one target: a table, and bars of both KLs."""
 
     methods: tuple[str, ...] = ("untrained", "ctl", "rl", "sixo", "fudge", "dpg", "ppo", "q-sharp", "cd")

@@ -22,7 +22,6 @@ from tiltlm.recipes.twisted_settings import Twist as Net
 from tiltlm.recipes.twisted_stages import Exact
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
-from tiltlm.samplers.rejection import reject
 from tiltlm.samples import Samples
 from tiltlm.train import checkpoints
 from tiltlm.twists.ctl import CTL
@@ -93,20 +92,7 @@ class TwistStage(Exact):
         n = 1 if how.positives == "csmc" else how.particles
         if how.supply == "stored":
             return Pool(self.exact_of(run), n)
-
-        def fresh(own: Any) -> Samples:
-            return reject(
-                lab.target,
-                lab.prompt,
-                n=n,
-                max_new_tokens=lab.width,
-                stream=own,
-                r_max=self.goal.r_max,
-                batch_size=self.exact.batch_size,
-                pilot=False,
-            )
-
-        return fresh
+        return lab.fresh_exact(n, self.exact.batch_size)
 
     def twist_of(self, run: Run[Any], folder: Path | None = None) -> Twist:
         """The trained twist, from the last checkpoint or the one in `folder`."""
