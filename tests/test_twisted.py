@@ -314,6 +314,11 @@ def test_a_reward_of_one_s_own_file(work):
         (["animals-small/evaluate", "--methods", "ctk"], r"unknown methods \['ctk'\]"),
         (["sentiment-small/classifier", "--classify.data", "no.csv"], "no.csv: no such file"),
         (["animals-small/reference", "--language.model", "gpt2"], "there is nothing to train"),
+        (
+            ["animals-small/exact", "--language.model", "no/such"],
+            "'no/such' is no folder or hub name that transformers can",
+        ),
+        (["animals-small/exact", "--goal.words", "Dog"], r"single lower-case words; got \['Dog'\]"),
         (["infill2-small/untrained", "--log-z.by", "reference"], "log Z of its own"),
         (["infill2-small/bounds"], "each condition has one exact draw"),
     ],

@@ -56,11 +56,8 @@ def load_decoder(name: str, device: str, dtype: str, eos_id: int | None) -> Deco
         return _of_run(load_run(Path(name)))
     try:
         model = CausalLM.load(name, dtype=getattr(torch, dtype), device=device, eos_id=eos_id)
-    except OSError as error:
-        raise ValueError(
-            f"{name!r} is neither a run of this library nor a model that transformers can load: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
+    except ValueError as error:
+        raise ValueError(f"{name!r} is no run of this library, and {error}") from None
     tokenizer = _tokenizer(name)
     if eos_id is None and tokenizer is not None:
         model.eos_id = tokenizer.eos_token_id

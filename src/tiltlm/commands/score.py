@@ -64,10 +64,7 @@ def classified(name: str, label: str) -> RowReward:
         if not found:
             raise ValueError(f"{name} is a run without a trained model: name one of a stage `classifier`")
         name = str(found[-1])
-    try:
-        classifier = TextClassifier.load(name)
-    except OSError as error:
-        raise ValueError(f"{name!r} is no model that can be loaded: {str(error).splitlines()[0]}") from None
+    classifier = TextClassifier.load(name)
     column = classifier.index_of(label)
 
     def reward(rows: Sequence[dict[str, Any]]) -> list[float]:

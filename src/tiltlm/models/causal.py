@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tiltlm.models.backbone import BackboneState, body_of, fuse_activations, hidden_of
 from tiltlm.models.base import LanguageModel, State
+from tiltlm.models.hub import pretrained
 from tiltlm.samples import Samples, Tokens
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class CausalLM(LanguageModel):
         eos_id: int | None = None,
     ) -> CausalLM:
         """Load a folder or hub name in `dtype` (a checkpoint's own dtype is never kept silently)."""
-        model = AutoModelForCausalLM.from_pretrained(str(name), dtype=dtype)
+        model = pretrained(AutoModelForCausalLM, name, dtype=dtype)
         return CausalLM(model, eos_id).eval().to(device)
 
     @staticmethod

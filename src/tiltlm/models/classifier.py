@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from tiltlm.models.backbone import fuse_activations
+from tiltlm.models.hub import pretrained
 
 
 class TextClassifier(nn.Module):
@@ -35,8 +36,8 @@ class TextClassifier(nn.Module):
         name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> TextClassifier:
         """A folder or hub name that transformers loads as a sequence classifier."""
-        model = AutoModelForSequenceClassification.from_pretrained(str(name), dtype=dtype)
-        return TextClassifier(model, AutoTokenizer.from_pretrained(str(name))).eval().to(device)
+        model = pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
+        return TextClassifier(model, pretrained(AutoTokenizer, name)).eval().to(device)
 
     @staticmethod
     def from_body(name: str | Path, labels: Sequence[str], *, seed: int = 0) -> TextClassifier:
@@ -44,10 +45,10 @@ class TextClassifier(nn.Module):
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                str(name), num_labels=len(labels), dtype=torch.float32, **names
+            model = pretrained(
+                AutoModelForSequenceClassification, name, num_labels=len(labels), dtype=torch.float32, **names
             )
-        return TextClassifier(model, AutoTokenizer.from_pretrained(str(name)))
+        return TextClassifier(model, pretrained(AutoTokenizer, name))
 
     @property
     def labels(self) -> list[str]:

@@ -17,6 +17,7 @@ from tiltlm.experience import Experience, Generated, Offline
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
+from tiltlm.models.hub import pretrained
 from tiltlm.models.teacherless import Teacherless
 from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.star_graph_settings import Network, Test, World
@@ -57,7 +58,7 @@ class Lab:
             return NumeralTokenizer(self.world.graph)
         from transformers import AutoTokenizer
 
-        return BPETokenizer(self.world.graph, AutoTokenizer.from_pretrained(self.network.tokenizer))
+        return BPETokenizer(self.world.graph, pretrained(AutoTokenizer, self.network.tokenizer))
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.classifier import TextClassifier
 from tiltlm.models.heads import ValueHead
+from tiltlm.models.hub import pretrained
 from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.twisted_settings import Goal, Language, Test, Twist
 from tiltlm.rewards.classifier import ClassProbability, Threshold
@@ -61,7 +62,7 @@ class Lab:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(str(self.model))
+        return pretrained(AutoTokenizer, self.model)
 
     @cached_property
     def reference(self) -> CausalLM:
