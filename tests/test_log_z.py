@@ -217,7 +217,7 @@ def test_the_shape_s_fit_against_scipy_s_maximum_likelihood():
 def test_what_is_said_of_weights():
     u = ROOT.child("said").uniform(range(5000), 1)[:, 0]
     assert "do not trust it" in trust(-1.2 * u.log()) and "fine" in trust(-0.1 * u.log())
-    assert pareto_k(torch.zeros(100)) == -math.inf and "fine" in trust(torch.zeros(100))
+    assert pareto_k(torch.zeros(100)) == -math.inf and "nothing was hit" in trust(torch.zeros(100))
     assert math.isnan(pareto_k(torch.randn(10))) and "too few draws" in trust(torch.randn(10))
 
 

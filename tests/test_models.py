@@ -213,3 +213,11 @@ def test_a_fresh_model_is_in_evaluation_mode_so_that_a_reference_stays_the_same(
     assert config.resid_pdrop > 0 and not model.training and not model.model.training
     rows = Samples(Tokens.of([[1]]), torch.tensor([0]), torch.tensor([[2, 3]]), torch.ones(1, 2).bool())
     assert torch.equal(model.log_prob(rows), model.log_prob(rows))
+
+
+def test_a_frozen_body_stays_in_evaluation_mode_while_its_head_trains():
+    """It may be the reference itself: dropout there would change pi_ref under everybody's feet."""
+    body = build("gpt2")
+    head = ValueHead(body, frozen=True).train()
+    assert head.training and head.head.training and not body.training
+    assert ValueHead(copy_of(build("gpt2"))).train().body.training

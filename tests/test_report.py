@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from command import tiltlm
-from tiltlm.commands.report import render, wide
+from tiltlm.commands.report import render, what_differs, wide
 from tiltlm.ruler.estimate import Estimate, t_975
 from tiltlm.ruler.table import over_seeds
 
@@ -210,3 +210,15 @@ def test_a_bracketed_log_z_stays_an_interval_over_seeds():
     (row,) = over_seeds(rows)
     assert (row["low"], row["high"], row["gap"]) == (0.5, 3.5, 3.0)
     assert wide([row], "t", "")["rows"][0]["m"]["t"] == "[0.500, 3.500]"
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_told_apart():
+    from dataclasses import replace
+
+    from tiltlm.recipes import recipe
+
+    one = recipe("animals-small/ctl")
+    other = replace(one, goal=replace(one.goal, beta=0.1))
+    assert what_differs([one, other, replace(one, seed=7)]) == ["goal.beta 1.0", "goal.beta 0.1", "goal.beta 1.0"]
+    assert what_differs([one, replace(one, seed=7)]) == ["", ""]
+    assert what_differs([one, recipe("animals-small/dpg")]) == ["", ""]  # other stages are no variants

@@ -195,3 +195,14 @@ def test_the_optimum_s_curve_by_importance_weights_is_that_of_enumeration():
         assert abs(float(s.kl_from_target(s.log_ref)) - float(kl[k])) < 0.02
     few, _ = tilted_curve(torch.tensor([0.0] * 99 + [1.0]), torch.tensor([0.01]))
     assert len(few) == 0
+
+
+def test_differences_of_distances_need_no_common_log_z():
+    """The same draws held against log Z = 1 and log Z = 2: each distance moves by 1, their difference by nothing."""
+    log_w = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    one, other = (
+        {"log_w": log_w, "kl_to_target": z - log_w, "kl_from_target": log_w - z, "log_w_exact": log_w}
+        for z in (1, 2)
+    )
+    found = {d.metric: d.estimate for d in paired(Measurement(one), Measurement(other))}
+    assert found["kl_to_target"].value == found["kl_from_target"].value == 0

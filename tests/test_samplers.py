@@ -585,3 +585,28 @@ def test_best_of_fewer_than_one_is_refused(n):
         best_of(w.reference, w.reward_of, PROMPTS, n=n, max_new_tokens=HORIZON, stream=stream(0))
     with pytest.raises(ValueError, match="n >= 1 draws"):
         kl_upper_bound(n)
+
+
+def test_one_prompt_s_draws_are_cut_into_batches_too():
+    model = TableLM(2, 3, 3).randomise(torch.Generator().manual_seed(5)).requires_grad_(False)
+    seen = []
+    original = TableLM.start
+
+    def noting(self, prompts, capacity):
+        state = original(self, prompts, capacity)
+        select = state.select
+
+        def counted(index):
+            seen.append(len(index))
+            select(index)
+
+        state.select = counted
+        return state
+
+    prompts, settings = Tokens.of([[0], [1]]), {"n": 50, "max_new_tokens": 3, "stream": stream(1)}
+    whole = draw(model, prompts, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TableLM, "start", noting)
+        parts = draw_in_batches(model, prompts, batch_size=20, **settings)
+    assert max(seen) <= 20 and parts.completions.lists() == whole.completions.lists()
+    assert torch.equal(parts.prompt_index, whole.prompt_index) and torch.equal(parts.log_q, whole.log_q)

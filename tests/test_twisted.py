@@ -331,3 +331,82 @@ def test_mistakes_are_named(work, args, message):
         own += ["--ctl.fit.pace.steps", "1", "--ctl.conditions", "2", "--ctl.particles", "3"]
     done = tiltlm("run", *args, *own, cwd=work, check=False)
     assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+
+
+# ---- what is refused before any work, and what does not fool the ruler --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["infill2-small/exact", "--goal.beta", "0.5"], "at beta 1 alone"),
+        (["infill2-small/exact", "--goal.kind", "probability"], "kind probability"),
+        (["infill2-small/bounds"], "each condition has one exact draw"),
+        (["infill2-small/reach"], "each condition has one exact draw"),
+        (["animals-small/frontier", "--frontier.methods", "best"], r"unknown methods \['best'\]"),
+        (["animals-small/untrained", "--goal.reward", "continuation"], "name the text that must follow"),
+        (["animals-small/ctl", "--ctl.fit.batch-size", "500"], "does nothing"),
+        (["animals-small/fudge", "--fudge.dpg", "0.5"], "FUDGE draws from the reference"),
+        (["animals-small/fudge", "--fudge.positives", "exact"], "set prefixes and positives together"),
+        (["animals-small/ctl", "--ctl.supply", "stored"], "set positives to exact or csmc"),
+        (["animals-small/evaluate", "--goal.reward", "file", "--goal.file", "none.py:f"], "none.py: no such file"),
+        (["animals-small/evaluate", "--log-z.by", "enumeration"], "infill with one token to follow"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else x,
+)
+def test_refused_before_any_work(tmp_path, args, message):
+    import re
+
+    done = tiltlm("run", *args, "--language.model=", cwd=tmp_path, check=False)
+    said = re.sub(r"[\s│]+", " ", done.stderr + done.stdout)
+    assert done.returncode == 2 and re.search(message, said), said
+    assert not list(tmp_path.glob("runs/**/config.json"))
+
+
+def test_stored_draws_for_training_are_not_those_for_measuring():
+    value = recipe("animals-small/dpg")
+    from dataclasses import replace
+
+    stored = replace(value, dpg=replace(value.dpg, positives="exact", supply="stored"))
+    trained = stored.inputs()["trained"]
+    assert trained.inputs()["training"].key != stored.inputs()["exact"].key
+
+
+def test_a_file_of_one_s_own_that_changes_makes_another_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from dataclasses import replace
+
+    file = tmp_path / "mine.py"
+    file.write_text("def f(x, y): return [0] * len(x)\n")
+    value = recipe("animals-small/untrained")
+    value = replace(value, goal=replace(value.goal, reward="file", file="mine.py:f"))
+    before = value.key
+    file.write_text("def f(x, y): return [1] * len(x)\n")
+    assert value.key != before
+
+
+def test_stored_draws_of_another_length_are_refused(work, compared):
+    kept = next((work / "runs/animals-small/exact").glob("*/exact.safetensors"))
+    flags = [*OWN, "--language.new-tokens", "5", "--exact.stored", str(kept)]
+    done = tiltlm("run", "animals-small/exact", *flags, cwd=work, check=False)
+    assert done.returncode == 2 and "holds draws of 4 tokens, the settings want 5" in done.stderr
+
+
+def test_samples_of_infilling_are_weighed_condition_by_condition(work):
+    flags = [
+        *OWN,
+        "--language.new-tokens",
+        "2",
+        "--ctl.fit.pace.steps",
+        "1",
+        "--ctl.conditions",
+        "2",
+        "--ctl.particles",
+        "3",
+    ]
+    done = tiltlm("run", "infill2-small/qualitative", *flags, "--shown.particles", "6", cwd=work)
+    rows = [json.loads(line) for line in (work / done.stdout.splitlines()[-1] / "samples.jsonl").open()]
+    assert len(rows) == 18
+    for k in range(3):
+        own = [row["weight"] for row in rows[6 * k : 6 * k + 6]]
+        assert own == sorted(own, reverse=True) and math.isclose(sum(own), 1, rel_tol=1e-6)

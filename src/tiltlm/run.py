@@ -44,6 +44,8 @@ class Recipe:
     """Which catalogue entry the settings started from; the first part of the name."""
 
     stage: ClassVar[str] = ""
+    gathers: ClassVar[bool] = False
+    """Whether the report repeats the rows of the inputs' reports: a comparison."""
 
     @property
     def name(self) -> str:
@@ -52,8 +54,11 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """A short hash of every setting."""
+        """A short hash of every setting, and of the content of the files that settings name."""
         text = json.dumps(asdict(self), sort_keys=True, default=str)
+        for name in self.files():
+            if Path(name).is_file():
+                text += hashlib.blake2b(Path(name).read_bytes(), digest_size=8).hexdigest()
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
     def inputs(self) -> dict[str, Recipe]:
@@ -73,6 +78,10 @@ class Recipe:
         report = run.folder / "report.json"
         if report.is_file():
             Console(width=130, highlight=False).print(table(json.loads(report.read_text()), self.name))
+
+    def files(self) -> list[str]:
+        """Files that settings name and whose content decides the result."""
+        return []
 
     def check(self) -> None:
         """Look at what the settings name (files, say) before any work; raises if it is not there."""
@@ -122,7 +131,8 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     run = find(recipe, root)
     if run.done:
         return run
-    recipe.check()
+    for each in _unfinished(run):
+        each.check()
     for needed in run.inputs.values():
         ensure(needed.recipe, root, command)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +146,13 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     )
     (run.folder / "DONE").write_text("")
     return run
+
+
+def _unfinished(run: Run[Any]) -> list[Recipe]:
+    """The recipes that are still to be built, so that every mistake is named before any work."""
+    if run.done:
+        return []
+    return [run.recipe, *(each for needed in run.inputs.values() for each in _unfinished(needed))]
 
 
 def provenance(seed: int, command: str) -> dict[str, Any]:

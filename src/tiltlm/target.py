@@ -33,8 +33,13 @@ class Target:
         if not self.beta > 0:
             raise ValueError(f"beta must be positive: it divides the reward; got {self.beta}")
 
-    def scored(self, samples: Samples) -> Samples:
-        """`samples` with `reward` and `log_ref` filled in where they are missing."""
+    def scored(self, samples: Samples, batch_size: int | None = None) -> Samples:
+        """`samples` with `reward` and `log_ref` filled in where they are missing, `batch_size` rows at once."""
+        if batch_size is not None and len(samples) > batch_size:
+            starts = range(0, len(samples), batch_size)
+            parts = [self.scored(samples.select(slice(k, k + batch_size))) for k in starts]
+            found = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("reward", "log_ref")}
+            return samples.with_(**found)
         filled: dict[str, Tensor] = {}
         if samples.reward is None:
             filled["reward"] = self.reward(samples)

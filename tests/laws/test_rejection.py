@@ -80,6 +80,24 @@ def test_the_outlook_knows_the_acceptance_rate_and_refuses_what_is_hopeless():
     assert "10 exact draws wanted; acceptance rate" in told[0]
 
 
+def test_what_a_short_pilot_never_saw_is_searched_for_up_to_the_limit():
+    """One completion in some 300 pays: a pilot of 20 sees none, which proves nothing; a limit of 40 draws ends it."""
+    w = world()
+    rare = int(w.p_ref()[0].argmin())
+    row = torch.tensor(w.rows[rare][1:])
+
+    def reward(samples: Samples) -> torch.Tensor:
+        return torch.where((samples.tokens == row).all(1), 0.0, -50.0)
+
+    target = Target(w.reference, reward, 1.0)
+    blind = outlook(target, ONE, max_new_tokens=HORIZON, stream=ROOT, pilot=20)
+    assert blind.log_rate < -40 and blind.highest_rate == pytest.approx(3 / 20)
+    found = reject(target, ONE, n=3, max_new_tokens=HORIZON, stream=ROOT, batch_size=500)
+    assert found.completions.lists() == [row.tolist()] * 3
+    with pytest.raises(ValueError, match=r"of 3 exact draws after 40 draws of the reference, which is the limit"):
+        reject(target, ONE, n=3, max_new_tokens=HORIZON, stream=ROOT, batch_size=20, max_tries=40, pilot=False)
+
+
 def test_a_reward_above_its_bound_and_several_prompts_are_refused():
     w = world()
     with pytest.raises(ValueError, match=r"r_max is 0\.5, but a draw has r = 1"):

@@ -295,7 +295,7 @@ def test_resampled_rows_are_equally_weighted_draws():
 def test_weights_that_are_nan_or_all_zero_name_the_step():
     w = WORLDS["fixed length, graded"]()
     for bad, message in (
-        (torch.nan, "step 3: the weight of particle 0 is NaN"),
+        (torch.nan, "step 3: the weight of particle 0 of prompt 0 is NaN"),
         (-torch.inf, "step 3: every particle"),
     ):
         target = Target(w.reference, lambda s, bad=bad: torch.full((len(s),), bad), 1.0)

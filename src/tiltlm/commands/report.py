@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from tiltlm.jsonl import read_rows
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.table import HEADINGS, cell, over_seeds
-from tiltlm.run import Run
+from tiltlm.run import Recipe, Run
 
 Row = dict[str, Any]
 
@@ -100,30 +100,49 @@ def with_inputs(runs: Iterable[Run[Any]]) -> list[Run[Any]]:
 
 def result_tables(runs: Sequence[Run[Any]]) -> list[Row]:
     """A table per family: over seeds, if there are several, then every run's rows."""
-    families: dict[str, list[Row]] = {}
-    covered: set[Path] = {kept.folder for run in runs if compares(run) for kept in run.inputs.values()}
+    covered: set[Path] = {kept.folder for run in runs if run.recipe.gathers for kept in run.inputs.values()}
+    reports: dict[str, list[Run[Any]]] = {}
     for run in runs:
-        path = run.folder / "report.json"
-        if path.is_file() and run.folder not in covered:
-            rows = json.loads(path.read_text())
-            families.setdefault(run.recipe.family, []).extend({**row, "run": run.recipe.key} for row in rows)
+        if (run.folder / "report.json").is_file() and run.folder not in covered:
+            reports.setdefault(run.recipe.family, []).append(run)
     tables = []
-    for family, rows in families.items():
+    for family, members in reports.items():
+        labels = what_differs([run.recipe for run in members])
+        rows = [
+            {**row, "run": run.recipe.key, "settings": label}
+            for run, label in zip(members, labels, strict=True)
+            for row in json.loads((run.folder / "report.json").read_text())
+        ]
         seeds = {row["seed"] for row in rows}
         if len(seeds) > 1:
-            once = list({(r["method"], r["metric"], r["seed"]): r for r in rows}.values())
+            named = [{**row, "method": f"{row['method']}  {row['settings']}".strip()} for row in rows]
+            once = list({(row["method"], row["metric"], row["seed"]): row for row in named}.values())
             about = f"{len(seeds)} seeds: mean ± standard error over seeds; in brackets Student's 95% interval"
             tables.append(wide(over_seeds(once), f"{family}: over seeds", about, interval=True))
         about = "value ± one standard error; an interval where log Z is known less well than the distance"
-        tables.append(wide(rows, f"{family}: every run", about, by=("method", "seed", "run")))
+        by = ("method", "seed", "run", *(("settings",) if any(labels) else ()))
+        tables.append(wide(rows, f"{family}: every run", about, by=by))
     return tables
 
 
-def compares(run: Run[Any]) -> bool:
-    """Whether a run's report holds its inputs' rows."""
-    return (run.folder / "report.json").is_file() and any(
-        (kept.folder / "report.json").is_file() for kept in run.inputs.values()
-    )
+def what_differs(recipes: Sequence[Recipe]) -> list[str]:
+    """Of runs of one family: the settings, beside the seed, in which those of one stage differ."""
+    flat = [(recipe.stage, dict(leaves(asdict(recipe)))) for recipe in recipes]
+    labels = []
+    for stage, own in flat:
+        alike = [other for name, other in flat if name == stage]
+        names = [name for name in own if name != "seed" and len({repr(other.get(name)) for other in alike}) > 1]
+        labels.append(", ".join(f"{name} {own[name]}" for name in names))
+    return labels
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested settings as pairs (goal.beta, 0.1)."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def wide(

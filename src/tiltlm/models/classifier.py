@@ -26,6 +26,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         limit = getattr(model.config, "max_position_embeddings", None) or 512
+        limit = min(limit, tokenizer.model_max_length)  # RoBERTa counts two positions that hold no token
         self.most_tokens = min(limit, most_tokens or limit)
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id or 0
@@ -69,7 +70,8 @@ class TextClassifier(nn.Module):
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, int64 [N, L], right-padded; an empty text becomes one padding token."""
         pad = int(self.model.config.pad_token_id)
-        rows = [ids[: self.most_tokens] or [pad] for ids in self.tokenizer(list(texts))["input_ids"]]
+        found = self.tokenizer(list(texts), truncation=True, max_length=self.most_tokens)["input_ids"]
+        rows = [ids or [pad] for ids in found]
         width = max(len(row) for row in rows)
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])

@@ -71,6 +71,13 @@ class ValueHead(Values):
         if frozen:
             body.requires_grad_(False)
 
+    def train(self, mode: bool = True) -> ValueHead:
+        """As ever, but a frozen body stays as it is: it may be the reference itself, whose dropout must stay off."""
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
+
     @property
     def out(self) -> nn.Linear:
         """The head's last layer."""

@@ -76,6 +76,7 @@ class Evaluate(QSharp, DPO, RPO, Reinforce):
 
     methods: tuple[str, ...] = ("reinforce", "dpo", "rpo", "cd", "fudge", "q-sharp")
     stage: ClassVar[str] = "evaluate"
+    gathers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if {"q-sharp", "cd", "fudge"} & set(self.methods):

@@ -128,7 +128,7 @@ class Rates:
 
 def learn(kind: Any, lr: float, steps: int, **settings: Any) -> Any:
     """One method's settings: a constant rate, no clipping, no decay, as published."""
-    batch = settings.pop("batch_size", 100)
+    batch = 100 if kind in (LearnPPO, LearnValue) else Fit().batch_size
     every = 64 if steps <= 2048 else 500
     how = Fit(Optim(lr=lr, clip=0.0), Pace(steps=steps, decay="none"), batch_size=batch, checkpoint_every=every)
     return kind(fit=how, **settings)

@@ -136,17 +136,27 @@ class Lab:
 
         return fresh
 
+    def copy(self) -> CausalLM:
+        """A copy of the reference to train, without dropout: it would make ratios to what was drawn noisy."""
+        copied = copy_of(self.reference).requires_grad_(True)
+        for module in copied.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        return copied
+
     def fresh_twist(self, net: Twist) -> ValueHead:
         """A twist that says nothing yet."""
-        body = copy_of(self.reference).requires_grad_(True) if net.body != "frozen" else self.reference
-        if net.body == "lora":
-            body = body.with_lora(net.lora_rank)
-        return self.head_on(body, net)
+        return self.head_on(self.body(net), net)
 
     def fresh_value(self, net: Twist, width: int) -> ValueHead:
         """A value of `width` numbers per token that says nothing yet."""
-        body = copy_of(self.reference).requires_grad_(True) if net.body != "frozen" else self.reference
-        return self.head_on(body, net, width=width)
+        return self.head_on(self.body(net), net, width=width)
+
+    def body(self, net: Twist) -> CausalLM:
+        """What a head stands on, as the settings say."""
+        if net.body == "frozen":
+            return self.reference
+        return self.copy().with_lora(net.lora_rank) if net.body == "lora" else self.copy()
 
     def rollouts(self, n: int, conditions: int, own: Stream) -> Samples:
         """`n` fresh draws of the reference, scored; infill: shared out among fresh conditions."""
@@ -173,21 +183,24 @@ class Lab:
     # ---- the ruler ------------------------------------------------------------------------------------------
 
     def ruler(
-        self, test: Test, exact: Samples, log_z: LogZ | Tensor | None, target: Target | None = None
+        self, test: Test, exact: Samples | None, log_z: LogZ | Tensor | None, target: Target | None = None
     ) -> Ruler:
-        """The ruler every method is held to: the same prompts, exact draws and log Z."""
-        exact = exact.to(self.device)
+        """The ruler every method is held to: the same prompts, exact draws and log Z (where there are any)."""
+        exact, prompts = None if exact is None else exact.to(self.device), self.prompt
         if self.conditioned:
+            if exact is None:
+                raise ValueError("infill: conditions and exact draws come together; leave test.absolute on")
             exact = self.first(exact, test.conditions)
+            prompts = exact.prompts
         return Ruler(
             target or self.target,
-            exact.prompts if self.conditioned else self.prompt,
+            prompts,
             self.width,
             self.stream.child("measure"),
             n=test.n,
             batch_size=test.batch_size,
             log_z=log_z,
-            exact=exact.select(slice(0, test.exact)),
+            exact=exact if self.conditioned or exact is None else exact.select(slice(0, test.exact)),
         )
 
     def first(self, exact: Samples, n: int) -> Samples:

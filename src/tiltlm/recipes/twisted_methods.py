@@ -22,6 +22,7 @@ from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.recipes.twisted_twists import CTLTwist, DPGTwist, FudgeTwist, RLTwist, SIXOTwist, Value
 from tiltlm.ruler.bounds import bound_repeats, log_z_of
 from tiltlm.ruler.log_z import LogZ
+from tiltlm.ruler.measure import Ruler
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
 from tiltlm.samplers.smc import SMC, smc
@@ -47,11 +48,17 @@ class CommonLogZ(CTLTwist):
         how = {"reference": self.by_reference, "enumeration": self.by_enumeration, "bounds": self.by_bounds}
         how[self.log_z.by](run, self.lab(run))
 
-    def by_reference(self, run: Run[Any], lab: Lab) -> None:
-        if lab.conditioned:
+    def check(self) -> None:
+        super().check()
+        infill = self.goal.reward == "infill"
+        if infill and self.log_z.by == "reference":
             raise ValueError(
                 "infill: every condition has a log Z of its own; take --log-z.by bounds or enumeration"
             )
+        if self.log_z.by == "enumeration" and not (infill and self.goal.condition_tokens == 1):
+            raise ValueError("enumeration sums over the gap: infill with one token to follow")
+
+    def by_reference(self, run: Run[Any], lab: Lab) -> None:
         parts, s = [], self.log_z
         with steps(self.name) as on_step:
             for k in range(0, s.draws, s.batch_size):
@@ -63,8 +70,6 @@ class CommonLogZ(CTLTwist):
         run.write_json("log_z.json", LogZ.of_importance(log_w, "draws of the reference").to_json())
 
     def by_enumeration(self, run: Run[Any], lab: Lab) -> None:
-        if not (lab.conditioned and self.goal.condition_tokens == 1 and self.goal.beta == 1):
-            raise ValueError("enumeration sums over the gap: infill with one token to follow, at beta 1")
         with steps(self.name) as on_step:
             log_p = log_next_tokens(lab.reference, lab.prompt, lab.width, on_step=on_step)
         save_file({"log_z": log_p.double().contiguous()}, str(run.folder / "log_z_of_token.safetensors"))
@@ -106,8 +111,8 @@ class Measured(CommonLogZ):
     trained: ClassVar[type[Scored]] = Scored
 
     def inputs(self) -> dict[str, Recipe]:
-        shared = Scored.inputs(self) | {"exact": self.up(Exact), "log_z": self.up(CommonLogZ)}
-        return shared | {"trained": self.up(self.trained)}
+        shared = Scored.inputs(self) | {"trained": self.up(self.trained)}
+        return shared | ({"exact": self.up(Exact), "log_z": self.up(CommonLogZ)} if self.test.absolute else {})
 
     def decoder(self, run: Run[Any], folder: Path | None = None) -> LanguageModel:
         kept = run.inputs["trained"]
@@ -122,17 +127,24 @@ class Measured(CommonLogZ):
         return LogZ.from_json(json.loads((folder / "log_z.json").read_text()))
 
     def build(self, run: Run[Any]) -> None:
-        lab, exact = self.lab(run), self.exact_of(run)
-        log_z = self.log_z_of(run, exact)
-        if isinstance(log_z, Tensor):
-            log_z = log_z[: self.test.conditions].to(lab.device)
-        ruler = lab.ruler(self.test, exact, log_z)
+        ruler = self.ruler(run)
         measured, samples = ruler.measure(self.decoder(run))
         measured.save(run.folder / "measurement.safetensors")
         best = samples.select(samples.log_w.argsort(descending=True)) if samples.log_w is not None else samples
-        run.write_jsonl("samples.jsonl", list(lab.readable(best.select(slice(0, 300)))))
+        run.write_jsonl("samples.jsonl", list(self.lab(run).readable(best.select(slice(0, 300)))))
         run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
         self.curve(run, ruler)
+
+    def ruler(self, run: Run[Any]) -> Ruler:
+        """The comparison's ruler."""
+        lab = self.lab(run)
+        if not self.test.absolute:
+            return lab.ruler(self.test, None, None)
+        exact = self.exact_of(run)
+        log_z = self.log_z_of(run, exact)
+        if isinstance(log_z, Tensor):
+            log_z = log_z[: self.test.conditions].to(lab.device)
+        return lab.ruler(self.test, exact, log_z)
 
     def show(self, run: Run[Any]) -> None:
         Recipe.show(self, run)

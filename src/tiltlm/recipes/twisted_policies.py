@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from tiltlm.experience import Generated, Live
 from tiltlm.models.base import LanguageModel
-from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
 from tiltlm.objective import Objective
 from tiltlm.policies.dpo import DPO as DPOLoss
@@ -48,9 +48,7 @@ class PPOPolicy(Exact):
     def build(self, run: Run[Any]) -> None:
         lab, s = self.lab(run), self.ppo
         policy, decoder = self.fresh_policy(lab)
-        critic = lab.head_on(
-            copy_of(lab.reference).requires_grad_(True), replace(self.net, body="copy"), per_token=False
-        )
+        critic = lab.head_on(lab.copy(), replace(self.net, body="copy"), per_token=False)
         n, conditions = s.fit.batch_size, s.conditions if lab.conditioned else 1
         own = lab.stream.child(self.stage, "draws")
         live = LiveActor(decoder, critic, lab.target, self.prompts(lab), n // conditions, lab.width, own)
@@ -70,7 +68,7 @@ class PPOPolicy(Exact):
     def fresh_policy(self, lab: Lab) -> tuple[Any, LanguageModel]:
         """What is trained, and what draws with the same parameters."""
         if self.ppo.policy == "full":
-            model = copy_of(lab.reference).requires_grad_(True)
+            model = lab.copy()
             return model, model
         tilted = TiltedPolicy(lab.reference, lab.fresh_twist(self.net))
         return tilted, tilted.decoder()
@@ -99,8 +97,9 @@ class PlainPolicy(Scored):
     def settings(self) -> LearnPolicy:
         raise NotImplementedError
 
-    def refuse_conditions(self) -> None:
-        if self.goal.reward == "infill":
+    def check(self) -> None:
+        super().check()
+        if self.goal.reward == "infill" and self.stage.endswith("-policy"):  # not where a comparison inherits this
             raise ValueError(
                 f"{self.stage}: a plain language model does not see what must follow; take a twist or ppo"
             )
@@ -110,9 +109,8 @@ class PlainPolicy(Scored):
         return Generated(lambda s: preferences(lab.reference, lab.target, lab.prompt, n, lab.width, s), own)
 
     def build(self, run: Run[Any]) -> None:
-        self.refuse_conditions()
         lab, how = self.lab(run), self.settings().fit
-        policy = copy_of(lab.reference).requires_grad_(True)
+        policy = lab.copy()
         experience = self.experience(lab, policy)
         fit(run, policy, self.objective(), experience, how, device=lab.device, stream=lab.stream)
 

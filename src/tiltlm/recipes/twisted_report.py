@@ -40,6 +40,7 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.smc import SMC, Particles, smc
 from tiltlm.samples import Samples
+from tiltlm.twists.objective import by_prompt
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO):
 
     methods: tuple[str, ...] = ("untrained", "ctl", "rl", "sixo", "fudge", "dpg", "ppo", "q-sharp", "cd")
     stage: ClassVar[str] = "evaluate"
+    gathers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         unknown = set(self.methods) - set(MEASURED)
@@ -88,6 +90,10 @@ class BoundsFigure(CTLTwist):
     bounds: Bounds = Bounds()
     stage: ClassVar[str] = "bounds"
 
+    def check(self) -> None:
+        super().check()
+        refuse_conditions(self)
+
     def inputs(self) -> dict[str, Recipe]:
         return Scored.inputs(self) | {"exact": self.up(Exact), "twist": self.up(CTLTwist)}
 
@@ -95,8 +101,6 @@ class BoundsFigure(CTLTwist):
         lab, s = self.lab(run), self.bounds
         kept = run.inputs["twist"]
         exact = self.exact_of(run).to(lab.device)
-        if lab.conditioned:
-            raise ValueError("infill: each condition has one exact draw, and bounds of one log Z want several")
         with steps(self.name) as on_step:
             found = bound_repeats(
                 lab.target,
@@ -123,6 +127,14 @@ class BoundsFigure(CTLTwist):
         print(f"picture: {run.folder / 'bounds.png'}")
 
 
+def refuse_conditions(recipe: Scored) -> None:
+    """Raise ValueError for infilling."""
+    if recipe.goal.reward == "infill":
+        raise ValueError(
+            f"{recipe.stage}: in infilling each condition has one exact draw, and bounds of one log Z want several"
+        )
+
+
 def bound_report(found: Found, recipe: Recipe) -> list[dict[str, Any]]:
     """Report rows: each bound as a metric of its method, e.g. smc-ess, 64 particles."""
     rows = []
@@ -144,16 +156,24 @@ def show_bounds(rows: list[dict[str, Any]]) -> None:
 
 
 @dataclass(frozen=True)
-class FrontierFigure(PPO):
+class FrontierFigure(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO):
     """Reward against KL to the reference over temperatures: a method trained and measured at each."""
 
     frontier: Frontier = Frontier()
     stage: ClassVar[str] = "frontier"
+    gathers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        unknown = set(self.frontier.methods) - set(MEASURED)
+        if unknown:
+            raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(MEASURED)}")
 
     def inputs(self) -> dict[str, Recipe]:
         needed: dict[str, Recipe] = {}
         for beta in self.frontier.betas:
-            own = replace(self, goal=replace(self.goal, beta=beta))
+            # no exact draws: at a small beta they may be out of reach, and reward against KL wants none
+            goal, test = replace(self.goal, beta=beta), replace(self.test, absolute=False)
+            own = replace(self, goal=goal, test=test)
             for name in self.frontier.methods:
                 needed[f"{name} (beta {beta:.4g})"] = own.up(MEASURED[name])
         return needed
@@ -207,9 +227,9 @@ class Qualitative(CTLTwist):
         twist = kept.recipe.twist_of(kept)
         found = smc(lab.target, twist, prompts, settings, max_new_tokens=lab.width, stream=own)
         assert found.samples.log_w is not None
-        best = found.samples.select(found.samples.log_w.argsort(descending=True))
-        weights = torch.softmax(best.log_w.double(), 0) if best.log_w is not None else None
-        assert weights is not None
+        weight = by_prompt(found.samples.log_w, found.samples)  # every condition's particles among themselves
+        order = (weight - 2 * found.samples.prompt_index).argsort(descending=True)
+        best, weights = found.samples.select(order), weight[order]
         rows = list(lab.readable(best))
         run.write_jsonl("samples.jsonl", [{**r, "weight": w} for r, w in zip(rows, weights.tolist(), strict=True)])
         trace = trace_of(found, lab)
@@ -218,9 +238,11 @@ class Qualitative(CTLTwist):
         genealogy_plot(trace, run.folder / "genealogy.png")
 
     def show(self, run: Run[Any]) -> None:
-        lines = (run.folder / "samples.jsonl").read_text().splitlines()
-        for line in lines[:10]:
-            row = json.loads(line)
+        rows = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+        best: dict[Any, list[dict[str, Any]]] = {}
+        for row in rows:
+            best.setdefault(row.get("must follow"), []).append(row)
+        for row in (row for own in best.values() for row in own[:10]):
             follow = f"  [{row['must follow']}]" if "must follow" in row else ""
             print(f"{row['weight']:.3f}  r {row['reward']:7.3f}  …{row['completion']!r}{follow}")
 
@@ -249,6 +271,10 @@ class ReachFigure(CTLTwist):
 
     reach: Reach = Reach()
     stage: ClassVar[str] = "reach"
+
+    def check(self) -> None:
+        super().check()
+        refuse_conditions(self)
 
     def at(self, length: int) -> ReachFigure:
         """This recipe at another length."""

@@ -118,6 +118,15 @@ class Goal:
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta must be positive: it divides the reward; got {self.beta}")
+        if self.reward == "infill" and (self.beta != 1 or self.kind != "log"):
+            raise ValueError(
+                "infill: gap and continuation are drawn in one go, which is exact for r = log pi_ref(c | x, y) at beta 1 "
+                f"alone; got kind {self.kind} at beta {self.beta}"
+            )
+        if self.reward == "continuation" and not self.continuation:
+            raise ValueError("continuation: name the text that must follow, --goal.continuation TEXT")
+        if self.reward == "file" and not self.file:
+            raise ValueError("file: name your own function, --goal.file FILE.py:FUNCTION")
         odd = [word for word in self.words if not (word.isalpha() and word == word.lower())]
         if odd or not self.words:
             raise ValueError(f"words are looked for as single lower-case words; got {list(odd)}")
@@ -128,7 +137,10 @@ class ExactSettings:
     """Exact draws of pi*."""
 
     n: int = 2000
-    """How many are stored, for measuring (infill: conditions, each with one draw)."""
+    """How many are stored (infill: conditions, each with one draw)."""
+
+    purpose: Literal["measuring", "training"] = "measuring"
+    """Draws to measure with, or others to train on: what a method learned from says little about it."""
 
     stored: str = ""
     """Take the stored draws of this file (a run's exact.safetensors) instead of drawing."""
@@ -162,7 +174,7 @@ class Learn:
 
     fit: Fit = Fit(Optim(lr=1e-3, clip=0.0), Pace(steps=256, decay="none"), checkpoint_every=64)
     particles: int = 100
-    """Draws per prompt (condition) and step."""
+    """Draws per prompt (condition) and step: a twist's batch (fit.batch-size is not used)."""
 
     conditions: int = 1
     """infill: conditions per step."""
@@ -185,6 +197,14 @@ class Learn:
     keep: tuple[int, ...] = ()
     """Steps whose checkpoints stay, and are measured too: the curve of the KLs against updates."""
 
+    def __post_init__(self) -> None:
+        if self.fit.batch_size != Fit().batch_size:
+            raise ValueError(
+                f"a twist's batch is its particles (times conditions); fit.batch-size {self.fit.batch_size} does nothing"
+            )
+        if self.supply == "stored" and self.positives == "particles" and self.drawn_by != "exact":
+            raise ValueError("supply says where exact draws come from: set positives to exact or csmc as well")
+
 
 @dataclass(frozen=True)
 class LearnCTL(Learn):
@@ -202,6 +222,18 @@ class LearnSoftQ(Learn):
 class LearnFudge(Learn):
     prefixes: bool = False
     """Half of the prefixes from exact draws, labelled by fresh rollouts (the original's bce_psigma)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prefixes != (self.positives != "particles"):
+            raise ValueError(
+                "FUDGE learns from draws of the reference, and with `prefixes` from exact ones too: set prefixes and "
+                f"positives together; got prefixes {self.prefixes}, positives {self.positives}"
+            )
+        if self.dpg or self.drawn_by != "q" or self.tempered != 1:
+            raise ValueError(
+                "FUDGE draws from the reference, and its psi is a probability: no dpg, drawn-by or tempered"
+            )
 
 
 @dataclass(frozen=True)
@@ -243,10 +275,9 @@ class LogZSettings:
 
     by: Literal["reference", "enumeration", "bounds"] = "reference"
     """reference: one long importance run of the reference. enumeration: infill, every gap (short ones). bounds:
-    SMC bounds with the twist of `method`."""
+    SMC bounds with CTL's twist."""
 
     draws: int = 40_000
-    method: str = "ctl"
     particles: tuple[int, ...] = (32, 500)
     repeats: int = 20
     """Pairs of bounds; infill: one for each of the first `conditions` exact draws instead."""
@@ -272,6 +303,9 @@ class Test:
 
     batch_size: int = 500
     """Rows at once; changes speed only."""
+
+    absolute: bool = True
+    """Off: E[r], KL(q‖ref) and the objective alone, which need neither exact draws nor log Z."""
 
 
 @dataclass(frozen=True)

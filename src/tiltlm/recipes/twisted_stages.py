@@ -55,9 +55,12 @@ class Classifier(Reference):
         return {} if self.classify.body else self.needed()
 
     def check(self) -> None:
-        missing = [name for name in self.classify.data if not Path(name).is_file()]
+        missing = [name for name in self.files() if not Path(name).is_file()]
         if missing:
-            raise FileNotFoundError(f"--classify.data {missing[0]}: no such file")
+            raise FileNotFoundError(f"{missing[0]}: no such file (--classify.data, --goal.file or --exact.stored)")
+
+    def files(self) -> list[str]:
+        return list(self.classify.data)
 
     def build(self, run: Run[Any]) -> None:
         body = self.classify.body or self.model_of(run)
@@ -72,6 +75,10 @@ class Scored(Classifier):
 
     def inputs(self) -> dict[str, Recipe]:
         return self.needed() | self.judge()
+
+    def files(self) -> list[str]:
+        own = [self.goal.file.rpartition(":")[0]] if self.goal.reward == "file" else []
+        return super().files() + own
 
     def judge(self) -> dict[str, Recipe]:
         """The stage `classifier`, where the goal wants one and names none."""
@@ -98,13 +105,28 @@ class Exact(Scored):
     def build(self, run: Run[Any]) -> None:
         lab = self.lab(run)
         if self.exact.stored:
-            samples = Samples.load(self.exact.stored)
+            samples = self.stored(lab)
         elif lab.conditioned:
             samples = lab.conditions(self.exact.n, "exact")[1]
         else:
             samples = self.search(run, lab)
         samples.save(run.folder / "exact.safetensors")
         run.write_jsonl("samples.jsonl", list(lab.readable(samples.select(slice(0, 200)))))
+
+    def files(self) -> list[str]:
+        return super().files() + ([self.exact.stored] if self.exact.stored else [])
+
+    def stored(self, lab: Lab) -> Samples:
+        """The draws of the file that the settings name. Raises ValueError if they answer another prompt."""
+        samples = Samples.load(self.exact.stored)
+        length = samples.tokens.shape[1]
+        same = lab.conditioned or samples.prompts.lists() == lab.prompt.lists()
+        if not same or length != lab.width:
+            raise ValueError(
+                f"{self.exact.stored} holds draws of {length} tokens, the settings want {lab.width}; and its prompt is "
+                f"{'the same' if same else 'another one'}"
+            )
+        return samples
 
     def search(self, run: Run[Any], lab: Lab) -> Samples:
         s, path = self.exact, run.folder / "search.safetensors"
@@ -114,7 +136,7 @@ class Exact(Scored):
                 lab.prompt,
                 n=s.n,
                 max_new_tokens=lab.width,
-                stream=lab.stream.child("exact"),
+                stream=lab.stream.child("exact" if self.exact.purpose == "measuring" else "training"),
                 r_max=self.goal.r_max,
                 batch_size=s.batch_size,
                 max_tries=s.max_tries,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,8 +44,17 @@ class TwistStage(Exact):
     squashed: ClassVar[bool] = False
 
     def inputs(self) -> dict[str, Recipe]:
-        stored = self.learn().supply == "stored" and not self.is_infill()
-        return super().inputs() | ({"exact": self.up(Exact)} if stored else {})
+        if self.learn().supply == "fresh":
+            return super().inputs()
+        own = replace(self.exact, purpose="training", stored="")  # not those that it is measured on
+        return super().inputs() | {"training": replace(self.up(Exact), exact=own)}
+
+    def check(self) -> None:
+        super().check()
+        if self.is_infill() and self.learn().supply == "stored":
+            raise ValueError(
+                "infill: every step draws fresh conditions with an exact draw each; leave supply at fresh"
+            )
 
     def is_infill(self) -> bool:
         return self.goal.reward == "infill"
@@ -72,7 +81,7 @@ class TwistStage(Exact):
             self.scene(run, lab, how),
             lab.width,
             lab.stream.child(self.stage, "draws"),
-            objective.needs,
+            objective.needs if how.positives == "particles" else objective.needs_beside_positives,
             how.particles,
             how.positives,
             how.drawn_by,
@@ -91,7 +100,7 @@ class TwistStage(Exact):
     def supply(self, run: Run[Any], lab: Lab, how: Learn) -> Supply:
         n = 1 if how.positives == "csmc" else how.particles
         if how.supply == "stored":
-            return Pool(self.exact_of(run), n)
+            return Pool(Samples.load(run.inputs["training"].folder / "exact.safetensors").to(lab.device), n)
         return lab.fresh_exact(n, self.exact.batch_size)
 
     def twist_of(self, run: Run[Any], folder: Path | None = None) -> Twist:

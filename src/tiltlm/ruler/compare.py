@@ -31,17 +31,30 @@ class Difference:
         return "higher" if e.value > 0 else "lower"
 
 
+WITHOUT_LOG_Z = {
+    "kl_to_target": ("log_w", -1),
+    "kl_from_target": ("log_w_exact", 1),
+    "objective_gap": ("objective", -1),
+}
+"""KL(q‖pi*) = log Z − F and KL(pi*‖q) = G − log Z: their differences are those of F and G, whatever log Z was used."""
+
+
 def paired(first: Measurement, second: Measurement) -> list[Difference]:
     """Differences of every metric both measurements have, paired by prompt (of a single prompt, draw by draw).
 
-    The common log Z cancels. Raises ValueError unless they measured equally many prompts.
+    Distances are compared without any log Z. Raises ValueError unless they measured equally many prompts.
     """
     shared = [name for name in first.values if name in second.values]
     if not shared:
         raise ValueError("these measurements share no metric")
+    found = []
     for name in shared:
-        sizes = len(first.values[name]), len(second.values[name])
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"paired comparison needs the same prompts; got {sizes[0]} and {sizes[1]} of them")
-    several = [name for name in shared if len(first.values[name]) > 1]
-    return [Difference(name, mean(first.values[name] - second.values[name])) for name in several]
+        source, sign = WITHOUT_LOG_Z.get(name, (name, 1))
+        if source not in shared:
+            source, sign = name, 1
+        one, other = first.values[source], second.values[source]
+        if len(one) != len(other):
+            raise ValueError(f"paired comparison needs the same prompts; got {len(one)} and {len(other)} of them")
+        if len(one) > 1:
+            found.append(Difference(name, mean(sign * (one - other))))
+    return found

@@ -155,7 +155,7 @@ class Ruler:
             stream=self.stream,
             batch_size=self.batch_size,
         )
-        samples = self.target.scored(samples)
+        samples = self.target.scored(samples, self.batch_size)
         kl_to_reference = self._average(
             kl_along_in_batches(q, self.target.reference, samples, self.batch_size), samples
         )
@@ -182,7 +182,7 @@ class Ruler:
         """G and KL(pi*‖q), from the exact draws."""
         if self.exact is None:
             return {}
-        exact = self.target.scored(self.exact)
+        exact = self.target.scored(self.exact, self.batch_size)
         log_q = log_density(q, exact, self.batch_size)
         assert exact.log_ref is not None and exact.reward is not None
         log_w = exact.log_ref.double().sum(1) + exact.reward.double() / self.target.beta - log_q.double()

@@ -53,5 +53,7 @@ def _shape(x: Tensor) -> float:
 def trust(log_w: Tensor) -> str:
     """One sentence about an estimate made with these weights."""
     k, ess = pareto_k(log_w), float(effective_sample_size(log_w[None])[0])
+    if k == -math.inf and bool((log_w == log_w[0]).all()):
+        return f"all {len(log_w)} weights are the same: either there is nothing to weigh, or nothing was hit"
     verdict = "do not trust it" if k > TRUSTED else "fine" if not math.isnan(k) else "too few draws to tell"
     return f"ESS {ess:.1f} of {len(log_w)}, Pareto shape {k:.2f}: {verdict}"

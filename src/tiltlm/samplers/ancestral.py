@@ -160,10 +160,19 @@ def draw_in_batches(
     """`draw` over many prompts, at most `batch_size` rows at once; the same result for every batch size."""
     from tiltlm.samples import cat_samples
 
-    step = max(1, batch_size // n)
     parts = []
-    for begin in range(0, len(prompts), step):
-        part = prompts.select(slice(begin, begin + step))
-        rows = torch.arange(begin * n, (begin + len(part)) * n)
-        parts.append(draw(model, part, n=n, max_new_tokens=max_new_tokens, stream=stream, rows=rows))
-    return replace(cat_samples(parts), prompts=prompts)
+    for first, count, begin, size in _batches(len(prompts), n, batch_size):
+        part = prompts.select(slice(first, first + count))
+        rows = (torch.arange(first, first + count)[:, None] * n + torch.arange(begin, begin + size)).flatten()
+        parts.append(draw(model, part, n=size, max_new_tokens=max_new_tokens, stream=stream, rows=rows))
+    joined = cat_samples(parts)
+    index = torch.arange(len(prompts), device=prompts.device).repeat_interleave(n)
+    return replace(joined, prompts=prompts, prompt_index=index)
+
+
+def _batches(prompts: int, n: int, batch_size: int) -> list[tuple[int, int, int, int]]:
+    """(first prompt, prompts, first draw, draws) of every batch: several prompts at once, or a part of one's draws."""
+    if n <= batch_size:
+        step = max(1, batch_size // n)
+        return [(p, min(step, prompts - p), 0, n) for p in range(0, prompts, step)]
+    return [(p, 1, k, min(batch_size, n - k)) for p in range(prompts) for k in range(0, n, batch_size)]

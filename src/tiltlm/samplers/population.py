@@ -201,19 +201,24 @@ class Population:
     def _check(self, log_w: Tensor, t: int) -> None:
         if bool(log_w.isnan().any()):
             row = int(log_w.isnan().flatten().nonzero()[0])
-            raise FloatingPointError(f"step {t}: the weight of particle {row} is NaN; check reward and twist")
+            raise FloatingPointError(f"step {t}: the weight of {self._name(row)} is NaN; check reward and twist")
         if bool((log_w == -torch.inf).all(1).any()):
             group = int((log_w == -torch.inf).all(1).nonzero()[0])
             raise FloatingPointError(
-                f"step {t}: every particle of prompt {group} has weight zero; use more particles, a better twist, "
-                "or a reward with a floor (rewards of −inf end here)"
+                f"step {t}: every particle of prompt {int(self.groups[group])} has weight zero; use more particles, a "
+                "better twist, or a reward with a floor (rewards of −inf end here)"
             )
+
+    def _name(self, row: int) -> str:
+        """A row as users know it, however prompts are batched."""
+        k = self.settings.particles
+        return f"particle {row % k} of prompt {int(self.groups[row // k])}"
 
     def _finite(self, log_n: Tensor, t: int) -> Tensor:
         if bool(log_n.isnan().any() or (log_n == torch.inf).any()):
             row = int((log_n.isnan() | (log_n == torch.inf)).nonzero()[0])
             raise FloatingPointError(
-                f"step {t}: the normaliser of particle {int(self.alive[row])} is {log_n[row]}"
+                f"step {t}: the normaliser of {self._name(int(self.alive[row]))} is {log_n[row]}"
             )
         return log_n
 

@@ -18,13 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.ancestral import draw, draw_in_batches
 from tiltlm.samples import Samples, Tokens, cat_samples
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
 
 PILOT = 1000
 """Draws per prompt that estimate the acceptance rate before the search begins."""
+
+ADVICE = (
+    "A larger beta, fewer draws or a shorter completion helps; without exact draws the ruler gives the objective and "
+    "one-sided bounds"
+)
 
 OnTry = Callable[[int, int, dict[str, float]], None]
 """Called with (kept so far, wanted, {"tries": …}) after every batch."""
@@ -47,6 +52,11 @@ class Outlook:
         """Draws of the reference per exact draw."""
         return math.exp(-self.log_rate) if self.log_rate > -700 else math.inf
 
+    @property
+    def highest_rate(self) -> float:
+        """What the acceptance rate may be at most, at 95%: a kind of draw that the pilot never saw may be 3 in `tries`."""
+        return min(1.0, math.exp(self.log_rate) * (1 + 1.96 * self.log_rate_stderr) + 3 / self.tries)
+
     def __str__(self) -> str:
         rate, log_rate = math.exp(self.log_rate), f"log {self.log_rate:.3f} ± {self.log_rate_stderr:.3f}"
         return (
@@ -57,26 +67,33 @@ class Outlook:
 
 @torch.no_grad()
 def outlook(
-    target: Target, prompt: Tokens, *, max_new_tokens: int, stream: Stream, r_max: float = 0.0, pilot: int = PILOT
+    target: Target,
+    prompt: Tokens,
+    *,
+    max_new_tokens: int,
+    stream: Stream,
+    r_max: float = 0.0,
+    pilot: int = PILOT,
+    batch_size: int = 1000,
 ) -> Outlook:
     """Estimate the acceptance rate for one prompt from `pilot` draws of the reference."""
-    drawn = draw(
-        target.reference, prompt, n=pilot, max_new_tokens=max_new_tokens, stream=stream.child("rejection", "pilot")
+    own = stream.child("rejection", "pilot")
+    drawn = draw_in_batches(
+        target.reference, prompt, n=pilot, max_new_tokens=max_new_tokens, stream=own, batch_size=batch_size
     )
-    log_accept = _log_accept(target, drawn, r_max)
+    log_accept = _log_accept(target.reward(drawn), target.beta, r_max)
     log_rate = float(log_accept.logsumexp(0) - math.log(pilot))
     p = (log_accept - log_rate).exp()
     return Outlook(log_rate, float(p.std() / math.sqrt(pilot)), pilot)
 
 
-def _log_accept(target: Target, samples: Samples, r_max: float) -> Tensor:
+def _log_accept(reward: Tensor, beta: float, r_max: float) -> Tensor:
     """(r − r_max)/beta, float64 [N]; raises ValueError if a reward exceeds the bound."""
-    reward = target.reward(samples).double()
-    over = reward - r_max
+    over = reward.double() - r_max
     if bool((over > 1e-5 * max(1.0, abs(r_max))).any()):
         most = reward.max().item()
         raise ValueError(f"rejection needs a bound on the reward: r_max is {r_max}, but a draw has r = {most:.6g}")
-    return over.clamp_max(0) / target.beta
+    return over.clamp_max(0) / beta
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,8 @@ class Search:
         if not tensors:
             return Search(None, tries)
         prompts = Tokens(tensors.pop("prompts.ids"), tensors.pop("prompts.mask"))
-        return Search(Samples(prompts, **tensors), tries)
+        columns = {name: x for name, x in tensors.items() if not name.startswith("conditions.")}
+        return Search(Samples(prompts, **columns), tries)
 
 
 @torch.no_grad()
@@ -135,17 +153,22 @@ def reject(
         raise ValueError(f"rejection searches for one prompt at a time; got {len(prompt)}")
     search = Search(None, 0) if path is None else Search.load(path)
     if search.kept is not None:  # rows may be joined where they share one prompts object
-        search = Search(replace(search.kept, prompts=prompt), search.tries)
+        search = Search(replace(search.kept.to(prompt.device), prompts=prompt), search.tries)
     if _count(search) < n and pilot:
-        _look_ahead(target, prompt, n, max_new_tokens, stream, r_max, max_tries, tell)
+        _look_ahead(target, prompt, n, max_new_tokens, stream, r_max, max_tries, batch_size, tell)
     while _count(search) < n:
+        if search.tries >= max_tries:
+            raise ValueError(
+                f"{_count(search)} of {n} exact draws after {search.tries:,} draws of the reference, which is the limit; "
+                + ADVICE
+            )
         rows = torch.arange(search.tries, search.tries + batch_size)
         own = stream.child("rejection")
         some = draw(target.reference, prompt, n=batch_size, max_new_tokens=max_new_tokens, stream=own, rows=rows)
         reward = target.reward(some)
         some = some.with_(reward=reward, log_ref=some.log_q, log_q=None)
         luck = stream.child("rejection", "accept").uniform(rows, 1)[:, 0].to(some.device)
-        good = (luck.log() < _log_accept(target, some, r_max)).nonzero()[:, 0]
+        good = (luck.log() < _log_accept(reward, target.beta, r_max)).nonzero()[:, 0]
         kept = some.select(good) if search.kept is None else cat_samples([search.kept, some.select(good)])
         search = Search(kept, search.tries + batch_size)
         if path is not None:
@@ -160,14 +183,19 @@ def _count(search: Search) -> int:
 
 
 def _look_ahead(
-    target: Target, prompt: Tokens, n: int, width: int, stream: Stream, r_max: float, max_tries: float,
+    target: Target, prompt: Tokens, n: int, width: int, stream: Stream, r_max: float, max_tries: float, batch_size: int,
     tell: Callable[[str], None],
 ) -> None:  # fmt: skip
-    found = outlook(target, prompt, max_new_tokens=width, stream=stream, r_max=r_max)
+    """Say what the search will cost. A longer pilot wherever a short one cannot tell rare from hopeless."""
+    for pilot in (PILOT, 10 * PILOT, 100 * PILOT):
+        found = outlook(
+            target, prompt, max_new_tokens=width, stream=stream, r_max=r_max, pilot=pilot, batch_size=batch_size
+        )
+        if n * found.expected_tries <= max_tries or n / found.highest_rate > max_tries:
+            break
     tell(f"{n} exact draws wanted; {found}")
-    if n * found.expected_tries > max_tries:
+    if n / found.highest_rate > max_tries:
         raise ValueError(
-            f"{n} exact draws would take about {n * found.expected_tries:.3g} draws of the reference (limit "
-            f"{max_tries:.3g}): {found}. A larger beta, fewer draws or a shorter completion helps; without "
-            "exact draws the ruler gives the objective and one-sided bounds"
+            f"{n} exact draws would take more than {n / found.highest_rate:.3g} draws of the reference (limit "
+            f"{max_tries:.3g}): {found}. {ADVICE}"
         )

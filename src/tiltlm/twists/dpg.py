@@ -29,6 +29,10 @@ class DPG(TwistObjective):
     optimum: ClassVar[str] = "psi* up to a factor of the prefix (q = pi*)"
     needs: ClassVar[tuple[Need, ...]] = ("proposal",)
 
+    @property
+    def needs_beside_positives(self) -> tuple[Need, ...]:
+        return ()
+
     def prepare(self, batch: Draws) -> Rows:
         positives = batch.need("proposal") if batch.positives is None else batch.positives
         return rows_of(positives, positive_weights(positives), batch.prompts)

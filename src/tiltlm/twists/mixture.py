@@ -51,6 +51,10 @@ class Mixture:
     def needs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.first.needs, *self.second.needs)))
 
+    @property
+    def needs_beside_positives(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.first.needs_beside_positives, *self.second.needs_beside_positives)))
+
     def prepare(self, batch: Draws) -> Both:
         return Both(self.first.prepare(batch), self.second.prepare(batch))
 

@@ -158,6 +158,11 @@ class TwistObjective(ABC):
     optimum: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]]
 
+    @property
+    def needs_beside_positives(self) -> tuple[Need, ...]:
+        """What is needed where positives are brought: less, if the proposal only stood in for them."""
+        return self.needs
+
     @abstractmethod
     def prepare(self, batch: Draws) -> Rows:
         """Constants (weights, goals) of the whole batch, once."""

@@ -26,6 +26,10 @@ class SIXO(TwistObjective):
     optimum: ClassVar[str] = "psi* / Z"
     needs: ClassVar[tuple[Need, ...]] = ("proposal", "reference")
 
+    @property
+    def needs_beside_positives(self) -> tuple[Need, ...]:
+        return ("reference",)
+
     def prepare(self, batch: Draws) -> Rows:
         positives = batch.need("proposal") if batch.positives is None else batch.positives
         negatives = batch.need("reference")
