@@ -134,11 +134,17 @@ def learn(kind: Any, lr: float, steps: int, **settings: Any) -> Any:
     return kind(fit=how, **settings)
 
 
-def methods(rates: Rates, steps: int, infill: tuple[int, int] | None = None, full: bool = False) -> dict[str, Any]:
+def methods(
+    rates: Rates,
+    steps: int,
+    infill: tuple[int, int] | None = None,
+    full: bool = False,
+    ctl_positives: str = "exact",
+) -> dict[str, Any]:
     """All methods' settings at the same number of updates; infill: CTL's conditions per step and particles each."""
     same = {"conditions": 100, "particles": 1} if infill else {}
     exact = {**same, "positives": "exact"} if infill else {}
-    ctl = {"conditions": infill[0], "particles": infill[1], "positives": "exact"} if infill else {}
+    ctl = {"conditions": infill[0], "particles": infill[1], "positives": ctl_positives} if infill else {}
     return {
         "ctl": learn(LearnCTL, rates.ctl, steps, **ctl),
         "rl": learn(LearnSoftQ, rates.rl, steps, **exact),
@@ -172,7 +178,7 @@ def small(family: str) -> dict[str, Any]:
         settings |= small_classifier(family, language)
     if family in ("infill2", "infill15"):
         width, follow = (2, 1) if family == "infill2" else (15, 10)
-        settings |= methods(SMALL, 512, (10, 10) if follow == 1 else (4, 25))
+        settings |= methods(SMALL, 512, (10, 10) if follow == 1 else (25, 4))
         settings["ppo"] = learn(LearnPPO, SMALL.ppo, 128)  # four updates a step: as many as the others
         settings["value"] = replace(settings["value"], atoms=NEGATIVE_LOGS)
         settings |= {
@@ -226,7 +232,8 @@ def published(family: str) -> dict[str, Any]:
     if family in ("infill15", "infill2"):
         long = family == "infill15"
         rates = Rates(3e-6, 3e-5, 1e-4, 1e-6, 1e-4, 3e-5) if long else Rates(1e-4, 1e-4, 1e-4, 1e-4, 1e-4, 3e-5)
-        how = methods(rates, 6000 if long else 16384, (4, 25) if long else (10, 10))
+        sizes = (25, 4) if long else (10, 10)
+        how = methods(rates, 6000 if long else 16384, sizes, ctl_positives="csmc")
         return {
             "language": replace(TINY, new_tokens=15 if long else 2),
             "goal": Goal(reward="infill", condition_tokens=10 if long else 1),
