@@ -45,10 +45,10 @@ def test_of_importance_by_hand():
 
 
 def test_of_bounds_by_hand():
-    """Lower bounds 0, 1 and upper 2, 3: middles 1, 2, so 1.5 ± ½; the interval runs from 0.5 − 1.96·½ to 2.5 + …"""
+    """Lower bounds 0, 1 and upper 2, 3: middles 1, 2, so 1.5 ± ½; from 0.5 − 12.706·½ (Student, two of them) to 2.5 + …"""
     found = LogZ.of_bounds(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0]), "by hand")
     assert (found.value, found.stderr, found.gap) == (1.5, 0.5, 2.0)
-    assert found.interval == pytest.approx((0.5 - 0.98, 2.5 + 0.98))
+    assert found.interval == pytest.approx((0.5 - 6.3531, 2.5 + 6.3531))
     assert "lies between" in str(found) and "gap 2.0000" in str(found)
     assert LogZ.from_json(json.loads(json.dumps(found.to_json()))) == found
 
@@ -57,7 +57,7 @@ def test_of_pairs_by_hand(tmp_path):
     """Prompts with bounds (0, 2) and (10, 11): middles 1, 10.5; half gaps 1, ½: ¾ ± ¼. Own noise stays with the prompts."""
     found = LogZ.of_pairs(torch.tensor([0.0, 10.0]), torch.tensor([2.0, 11.0]), "by hand")
     assert found.value == 5.75 and found.gap == 1.5 and found.shared_stderr == 0
-    assert found.interval == pytest.approx((5.0 - 1.96 * 0.25, 6.5 + 1.96 * 0.25))
+    assert found.interval == pytest.approx((5.0 - 12.7062 * 0.25, 6.5 + 12.7062 * 0.25))
     assert found.per_prompt(1).tolist() == [1.0]
     with pytest.raises(ValueError, match="known for 2 prompts, but 3 are measured"):
         found.per_prompt(3)

@@ -219,6 +219,6 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart():
 
     one = recipe("animals-small/ctl")
     other = replace(one, goal=replace(one.goal, beta=0.1))
-    assert what_differs([one, other, replace(one, seed=7)]) == ["goal.beta 1.0", "goal.beta 0.1", "goal.beta 1.0"]
+    assert what_differs([one, other, replace(one, seed=7)]) == ["goal.beta=1.0", "goal.beta=0.1", "goal.beta=1.0"]
     assert what_differs([one, replace(one, seed=7)]) == ["", ""]
     assert what_differs([one, recipe("animals-small/dpg")]) == ["", ""]  # other stages are no variants

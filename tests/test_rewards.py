@@ -213,6 +213,24 @@ def test_a_classifier_folder_comes_back_as_it_was(tokenizer, tmp_path):
     assert again.log_probs(TEXTS).equal(classifier.log_probs(TEXTS)) and again.labels == classifier.labels
 
 
+def test_a_model_without_a_trained_head_is_no_classifier(tokenizer, tmp_path):
+    from transformers import LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match=r"has no trained classification head \(score.weight missing\)"):
+        TextClassifier.load(tmp_path / "lm")
+
+
+def test_long_texts_are_cut_at_what_the_tokenizer_and_the_network_hold(tokenizer, tmp_path):
+    classifier = TextClassifier.load(bert(tokenizer, 2, tmp_path / "short"))
+    long = " ".join(["a happy dog"] * 100)
+    assert classifier.encode([long])[0].shape[1] == 64 and torch.isfinite(classifier.log_probs([long])).all()
+
+
 # ---- a function of one's own --------------------------------------------------------------------------------
 
 

@@ -350,6 +350,10 @@ def test_mistakes_are_named(work, args, message):
         (["animals-small/fudge", "--fudge.positives", "exact"], "set prefixes and positives together"),
         (["animals-small/ctl", "--ctl.supply", "stored"], "set positives to exact or csmc"),
         (["animals-small/evaluate", "--goal.reward", "file", "--goal.file", "none.py:f"], "none.py: no such file"),
+        (["animals-small/ctl", "--test.n", "-5"], "n of Test must be 1 or more; got -5"),
+        (["animals-small/ctl", "--exact.n", "0"], "n of ExactSettings must be 1 or more"),
+        (["animals-small/ctl", "--language.new-tokens", "0"], "new-tokens of Language must be 1 or more"),
+        (["animals-small/ctl", "--ctl.particles", "0"], "particles of LearnCTL must be 1 or more"),
         (["animals-small/evaluate", "--log-z.by", "enumeration"], "infill with one token to follow"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else x,
@@ -372,17 +376,35 @@ def test_stored_draws_for_training_are_not_those_for_measuring():
     assert trained.inputs()["training"].key != stored.inputs()["exact"].key
 
 
-def test_a_file_of_one_s_own_that_changes_makes_another_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    from dataclasses import replace
+def test_a_file_of_one_s_own_that_changes_makes_another_run_and_the_old_one_stays_readable(work):
+    def run() -> str:
+        flags = ["--goal.reward", "file", "--goal.file", "changing.py:f", "--log-z.draws", "400", "--test.n", "40"]
+        return tiltlm("run", "animals-small/untrained", *OWN, *FEW, *flags, cwd=work).stdout.splitlines()[-1]
 
-    file = tmp_path / "mine.py"
-    file.write_text("def f(x, y): return [0] * len(x)\n")
-    value = recipe("animals-small/untrained")
-    value = replace(value, goal=replace(value.goal, reward="file", file="mine.py:f"))
-    before = value.key
-    file.write_text("def f(x, y): return [1] * len(x)\n")
-    assert value.key != before
+    (work / "changing.py").write_text("def f(x, y):\n    return [-len(a) / 10 for a in y]\n")
+    first = run()
+    (work / "changing.py").write_text("def f(x, y):\n    return [-len(a) / 20 for a in y]\n")
+    second = run()
+    assert first != second and run() == second
+    elsewhere = work / "elsewhere"
+    elsewhere.mkdir()
+    for place, path in ((work, first), (elsewhere, f"../{first}")):
+        assert "finished runs" in tiltlm("measure", path, cwd=place).stdout
+        tiltlm("report", path, "--out", "old.html", cwd=place)
+    said = tiltlm("measure", first, second, cwd=work)
+    assert "KL(q‖ref)" in said.stdout
+
+
+def test_a_mistake_in_a_function_of_one_s_own_names_its_line(work):
+    (work / "broken.py").write_text(
+        "def f(x, y):\n    return [1 / 0 for _ in y]\n\ndef lines(rows):\n    return [0.0] * len(rows)\n"
+    )
+    flags = ["--goal.reward", "file", "--goal.file", "broken.py:f"]
+    done = tiltlm("run", "animals-small/exact", *OWN, *flags, cwd=work, check=False)
+    assert done.returncode == 2 and "broken.py:f failed at line 2: ZeroDivisionError" in done.stderr
+    flags[-1] = "broken.py:lines"
+    done = tiltlm("run", "animals-small/exact", *OWN, *flags, cwd=work, check=False)
+    assert done.returncode == 2 and "it was called with 2 arguments" in done.stderr
 
 
 def test_stored_draws_of_another_length_are_refused(work, compared):

@@ -17,6 +17,7 @@ import subprocess
 import time
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -55,10 +56,12 @@ class Recipe:
     @property
     def key(self) -> str:
         """A short hash of every setting, and of the content of the files that settings name."""
+        return self.key_given({})
+
+    def key_given(self, known: Mapping[str, str]) -> str:
+        """`key`, where the files had the digests `known`; the others are read."""
         text = json.dumps(asdict(self), sort_keys=True, default=str)
-        for name in self.files():
-            if Path(name).is_file():
-                text += hashlib.blake2b(Path(name).read_bytes(), digest_size=8).hexdigest()
+        text += "".join({**digests(self.files()), **known}.get(name, "") for name in self.files())
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
     def inputs(self) -> dict[str, Recipe]:
@@ -104,6 +107,11 @@ class Run(typing.Generic[R]):
     inputs: dict[str, Run[Any]]
 
     @property
+    def key(self) -> str:
+        """The last part of the folder's name."""
+        return self.folder.name
+
+    @property
     def done(self) -> bool:
         return (self.folder / "DONE").is_file()
 
@@ -120,10 +128,23 @@ class Run(typing.Generic[R]):
         aside.rename(self.folder / name)
 
 
-def find(recipe: R, root: Path = ROOT) -> Run[R]:
-    """The run of a recipe under `root`, whether or not anything is there yet."""
-    inputs = {name: find(needed, root) for name, needed in recipe.inputs().items()}
-    return Run(recipe, root / recipe.name / recipe.key, inputs)
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """What the files of these names hold, as short hashes; without those that are not there."""
+    files = {name: Path(name) for name in names}
+    return {
+        name: hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+        for name, path in files.items()
+        if path.is_file()
+    }
+
+
+def find(recipe: R, root: Path = ROOT, known: Mapping[str, str] | None = None) -> Run[R]:
+    """The run of a recipe under `root`, whether or not anything is there yet.
+
+    known: digests of files as they were when the run was made, for runs that are read again.
+    """
+    inputs = {name: find(needed, root, known) for name, needed in recipe.inputs().items()}
+    return Run(recipe, root / recipe.name / recipe.key_given(known or {}), inputs)
 
 
 def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
@@ -137,7 +158,8 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
         ensure(needed.recipe, root, command)
     run.folder.mkdir(parents=True, exist_ok=True)
     note(f"{recipe.name}  ->  {run.folder}")
-    run.write_json("config.json", {"recipe": recipe.name, "settings": asdict(recipe)})
+    stored = {"recipe": recipe.name, "settings": asdict(recipe), "files": digests(recipe.files())}
+    run.write_json("config.json", stored)
     started = time.time()
     run.write_json("provenance.json", provenance(recipe.seed, command))
     recipe.build(run)

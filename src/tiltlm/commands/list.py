@@ -12,14 +12,17 @@ def list(args: Sequence[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print("usage: tiltlm list [WORD]   every recipe (whose name contains WORD), one line each")
         return 0
-    word = args[0] if args else ""
+    word, found = args[0] if args else "", False
     for entry in catalogue():
         for family, line in entry.families.items():
             names = {
                 f"{family}/{stage}": text for stage, text in entry.stages.items() if word in f"{family}/{stage}"
             }
             if names:
+                found = True
                 print(f"\n{family}: {line}")
                 width = 2 + max(len(name) for name in names)
                 print("\n".join(f"  {name:<{width}}{text}" for name, text in names.items()))
+    if not found:
+        print(f"no recipe's name contains {word!r}; `tiltlm list` shows them all")
     return 0

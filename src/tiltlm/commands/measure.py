@@ -55,6 +55,10 @@ def measure(args: list[str]) -> int:
             note(f"{first.folder} and {second.folder}: measured on different prompts, so not compared in pairs")
         else:
             out.print(differences(first, second, found))
+            other = _incomparable(first, second) & set(HEADINGS)
+            if other:
+                names = ", ".join(HEADINGS[name] for name in HEADINGS if name in other)
+                note(f"their targets or references differ, so not compared: {names}")
     return 0
 
 
@@ -66,7 +70,7 @@ def report_of(run: Run[Any]) -> list[dict[str, Any]]:
             f"{run.folder} ({run.recipe.name}) has no report: it is an ingredient; measure what uses it"
         )
     rows: list[dict[str, Any]] = json.loads(path.read_text())
-    return [{**row, "method": f"{row['method']}  [{run.recipe.key}]"} for row in rows]
+    return [{**row, "method": f"{row['method']}  [{run.key}]"} for row in rows]
 
 
 def comparable(first: Run[Any], second: Run[Any]) -> list[Difference] | None:
@@ -80,7 +84,7 @@ def comparable(first: Run[Any], second: Run[Any]) -> list[Difference] | None:
 
 def differences(first: Run[Any], second: Run[Any], found: Sequence[Difference]) -> Table:
     """The differences as a table, with a verdict at 95%."""
-    name = f"{first.recipe.stage} [{first.recipe.key}] − {second.recipe.stage} [{second.recipe.key}]"
+    name = f"{first.recipe.stage} [{first.key}] − {second.recipe.stage} [{second.key}]"
     out = Table(title=escape(name), title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     for heading in ("metric", "difference", "verdict"):
         out.add_column(heading)

@@ -86,7 +86,7 @@ def load_run(folder: Path) -> Run[Recipe]:
         raise ValueError(f"{folder} is not finished: run the same recipe again to complete it")
     stored = json.loads(config.read_text())
     value: Recipe = from_json(type(recipe(stored["recipe"])), stored["settings"])
-    found = find(value, folder.resolve().parents[2])
+    found = find(value, folder.resolve().parents[2], stored.get("files"))
     if found.folder.resolve() != folder.resolve():
         raise ValueError(f"{folder} was moved or made by another version: its settings belong to {found.folder}")
     return found

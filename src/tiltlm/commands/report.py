@@ -56,7 +56,16 @@ def report(args: list[str]) -> int:
         raise ValueError("name at least one run folder (`tiltlm run` prints it at its end)")
     if settings.samples < 0:
         raise ValueError(f"--samples must be 0 or more; got {settings.samples}")
-    runs = with_inputs([load_run(folder) for folder in settings.runs])
+    unfinished = [
+        folder
+        for folder in settings.runs
+        if (folder / "config.json").is_file() and not (folder / "DONE").is_file()
+    ]
+    for folder in unfinished:
+        note(f"{folder} is not finished, and left out")
+    runs = with_inputs([load_run(folder) for folder in settings.runs if folder not in unfinished])
+    if not runs:
+        raise ValueError("none of these runs is finished: run their recipes again to complete them")
     samples = samples_table(runs, settings.samples)
     page = {
         "title": settings.title,
@@ -65,7 +74,7 @@ def report(args: list[str]) -> int:
         "tables": [table for table in (*result_tables(runs), differences_table(runs)) if table["rows"]],
         "pictures": [picture for run in runs for picture in pictures(run)],
         "samples": samples,
-        "runs": [about(run) for run in runs],
+        "runs": [{**about(run), "name": name} for run, name in zip(runs, names_of(runs).values(), strict=True)],
     }
     settings.out.write_text(render(page), encoding="utf-8")
     size = settings.out.stat().st_size / 1e6
@@ -109,7 +118,7 @@ def result_tables(runs: Sequence[Run[Any]]) -> list[Row]:
     for family, members in reports.items():
         labels = what_differs([run.recipe for run in members])
         rows = [
-            {**row, "run": run.recipe.key, "settings": label}
+            {**row, "run": run.key, "settings": label}
             for run, label in zip(members, labels, strict=True)
             for row in json.loads((run.folder / "report.json").read_text())
         ]
@@ -132,7 +141,7 @@ def what_differs(recipes: Sequence[Recipe]) -> list[str]:
     for stage, own in flat:
         alike = [other for name, other in flat if name == stage]
         names = [name for name in own if name != "seed" and len({repr(other.get(name)) for other in alike}) > 1]
-        labels.append(", ".join(f"{name} {own[name]}" for name in names))
+        labels.append(", ".join(f"{name}={own[name]!r}" for name in names))
     return labels
 
 
@@ -176,8 +185,8 @@ def differences_table(runs: Sequence[Run[Any]]) -> Row:
             e = found.estimate
             rows.append(
                 {
-                    "first": f"{first.recipe.name} [{first.recipe.key}]",
-                    "second": f"{second.recipe.name} [{second.recipe.key}]",
+                    "first": f"{first.recipe.name} [{first.key}]",
+                    "second": f"{second.recipe.name} [{second.key}]",
                     "metric": HEADINGS[found.metric],
                     "difference": {"v": number(e.value), "t": f"{e.value:+.4f} ± {e.stderr:.4f}"},
                     "verdict": found.verdict,
@@ -210,12 +219,13 @@ def samples_table(runs: Sequence[Run[Any]], most: int) -> Row:
     """All runs' samples.jsonl in one table; numbers stay numbers, everything else becomes text."""
     rows: list[Row] = []
     names, numeric = dict.fromkeys(("run", "prompt", "completion")), set()
+    labels = names_of(runs)
     for run in runs:
         path = run.folder / "samples.jsonl"
         if not path.is_file():
             continue
         for line in itertools.islice(read_rows(path, ()), most):
-            row: Row = {"run": f"{run.recipe.name} · seed {run.recipe.seed}"}
+            row: Row = {"run": labels[run.folder]}
             for name, value in line.items():
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 numeric |= {name} if is_number else set()
@@ -224,6 +234,15 @@ def samples_table(runs: Sequence[Run[Any]], most: int) -> Row:
             rows.append(row)
     columns = [{"key": name, "label": name, "numeric": name in numeric} for name in names]
     return {"title": "Samples", "columns": columns, "rows": rows}
+
+
+def names_of(runs: Sequence[Run[Any]]) -> dict[Path, str]:
+    """What to call every run: recipe and seed, and its key where that is not enough."""
+    plain = [f"{run.recipe.name} · seed {run.recipe.seed}" for run in runs]
+    return {
+        run.folder: name if plain.count(name) == 1 else f"{name} [{run.key}]"
+        for run, name in zip(runs, plain, strict=True)
+    }
 
 
 def text_of(value: Any) -> str:

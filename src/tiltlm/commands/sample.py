@@ -65,6 +65,8 @@ class Sample:
 def sample(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Sample, prog="tiltlm sample", args=args)
+    if settings.n < 1:
+        raise ValueError(f"--n must be 1 or more; got {settings.n}")
     prepare()
     _same_settings(settings)
     done, per = whole_lines(settings.out), settings.n

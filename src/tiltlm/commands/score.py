@@ -16,7 +16,7 @@ from tiltlm.jsonl import read_rows
 from tiltlm.models.classifier import TextClassifier
 from tiltlm.progress import note
 from tiltlm.rewards.classifier import SENTIMENT, TOXICITY
-from tiltlm.rewards.user_file import function_of
+from tiltlm.rewards.user_file import call, function_of
 from tiltlm.train import checkpoints
 
 RowReward = Callable[[Sequence[dict[str, Any]]], Sequence[float]]
@@ -96,7 +96,7 @@ def score(args: list[str]) -> int:
     if settings.out.resolve() == settings.rows.resolve():
         raise ValueError(f"--out must be another file than {settings.rows}: results never replace their input")
     rows = list(read_rows(settings.rows, needs))
-    values = [float(value) for value in reward(rows)]
+    values = call(settings.reward, reward, rows)
     if len(values) != len(rows):
         raise ValueError(f"{settings.reward} returned {len(values)} numbers for {len(rows)} lines")
     bad = [i for i, value in enumerate(values) if not math.isfinite(value)]

@@ -37,7 +37,11 @@ class TextClassifier(nn.Module):
         name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> TextClassifier:
         """A folder or hub name that transformers loads as a sequence classifier."""
-        model = pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
+        model, found = pretrained(AutoModelForSequenceClassification, name, dtype=dtype, output_loading_info=True)
+        if found["missing_keys"]:
+            raise ValueError(
+                f"{str(name)!r} has no trained classification head ({', '.join(sorted(found['missing_keys']))} missing)"
+            )
         return TextClassifier(model, pretrained(AutoTokenizer, name)).eval().to(device)
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +17,8 @@ from tiltlm.models.heads import ValueHead
 from tiltlm.progress import steps
 from tiltlm.recipes.twisted_lab import Lab
 from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy, SFTPolicy
-from tiltlm.recipes.twisted_settings import LogZSettings, Test
+from tiltlm.recipes.twisted_settings import LearnCTL, LogZSettings, Test
+from tiltlm.recipes.twisted_settings import Twist as Net
 from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.recipes.twisted_twists import CTLTwist, DPGTwist, FudgeTwist, RLTwist, SIXOTwist, Value
 from tiltlm.ruler.bounds import bound_repeats, log_z_of
@@ -112,7 +113,12 @@ class Measured(CommonLogZ):
 
     def inputs(self) -> dict[str, Recipe]:
         shared = Scored.inputs(self) | {"trained": self.up(self.trained)}
-        return shared | ({"exact": self.up(Exact), "log_z": self.up(CommonLogZ)} if self.test.absolute else {})
+        return shared | ({"exact": self.up(Exact), "log_z": self.common_log_z()} if self.test.absolute else {})
+
+    def common_log_z(self) -> CommonLogZ:
+        """The one log Z; CTL's settings matter to it only where its twist does."""
+        found = self.up(CommonLogZ)
+        return found if self.log_z.by == "bounds" else replace(found, ctl=LearnCTL(), net=Net())
 
     def decoder(self, run: Run[Any], folder: Path | None = None) -> LanguageModel:
         kept = run.inputs["trained"]
@@ -148,6 +154,8 @@ class Measured(CommonLogZ):
 
     def show(self, run: Run[Any]) -> None:
         Recipe.show(self, run)
+        if "log_z" in run.inputs:
+            print(LogZ.from_json(json.loads((run.inputs["log_z"].folder / "log_z.json").read_text())))
 
     def curve(self, run: Run[Any], ruler: Any) -> None:
         """The distances at every kept checkpoint but the last: curve.json."""

@@ -22,7 +22,6 @@ from tiltlm.recipes.twisted_methods import (
     RPO,
     SFT,
     SIXO,
-    CommonLogZ,
     Fudge,
     QSharp,
     Reinforce,
@@ -57,7 +56,7 @@ class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO):
             raise ValueError(f"unknown methods {sorted(unknown)}; there are {', '.join(MEASURED)}")
 
     def inputs(self) -> dict[str, Recipe]:
-        shared: dict[str, Recipe] = {"log_z": self.up(CommonLogZ)}
+        shared: dict[str, Recipe] = {"log_z": self.common_log_z()}
         return shared | {name: self.up(MEASURED[name]) for name in self.methods}
 
     def decoder(self, run: Run[Any], folder: Any = None) -> LanguageModel:

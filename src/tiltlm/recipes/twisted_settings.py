@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tiltlm.engine import Optim
 from tiltlm.recipes.fitting import Fit
@@ -20,6 +20,15 @@ def found(*parts: str) -> str:
     """A path under DATA, or "" where there is no such thing: the project then makes its own."""
     path = DATA.joinpath(*parts)
     return str(path) if path.exists() else ""
+
+
+def at_least_one(settings: Any, *names: str) -> None:
+    """Raise ValueError for settings that must be 1 or more and are not."""
+    for name in names:
+        value = getattr(settings, name)
+        if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"{option} of {type(settings).__name__} must be 1 or more; got {value}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,9 @@ class Language:
 
     fit: Fit = Fit(Optim(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01), Pace(steps=700, warmup=50), batch_size=32)
     """How the own model is trained."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "new_tokens", "stories")
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,9 @@ class ExactSettings:
     max_tries: float = 1e7
     """Refuse if the search would take more draws of the reference than this."""
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "n", "batch_size")
+
 
 @dataclass(frozen=True)
 class Twist:
@@ -198,6 +213,7 @@ class Learn:
     """Steps whose checkpoints stay, and are measured too: the curve of the KLs against updates."""
 
     def __post_init__(self) -> None:
+        at_least_one(self, "particles", "conditions")
         if self.fit.batch_size != Fit().batch_size:
             raise ValueError(
                 f"a twist's batch is its particles (times conditions); fit.batch-size {self.fit.batch_size} does nothing"
@@ -287,6 +303,9 @@ class LogZSettings:
 
     batch_size: int = 2000
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "draws", "particles", "repeats", "conditions", "batch_size")
+
 
 @dataclass(frozen=True)
 class Test:
@@ -307,6 +326,9 @@ class Test:
     absolute: bool = True
     """Off: E[r], KL(q‖ref) and the objective alone, which need neither exact draws nor log Z."""
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "n", "conditions", "exact", "batch_size")
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -316,6 +338,9 @@ class Bounds:
     repeats: int = 20
     estimators: tuple[str, ...] = ("iwae", "smc", "smc-ess")
     proposals: tuple[str, ...] = ("twist", "reference")
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "particles", "repeats")
 
 
 @dataclass(frozen=True)
@@ -337,6 +362,9 @@ class Show:
     conditions: int = 3
     """infill: how many conditions."""
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "particles", "conditions")
+
 
 @dataclass(frozen=True)
 class Reach:
@@ -345,3 +373,6 @@ class Reach:
     lengths: tuple[int, ...] = (20, 50, 100, 200)
     particles: tuple[int, ...] = (64, 256)
     repeats: int = 20
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "lengths", "particles", "repeats")

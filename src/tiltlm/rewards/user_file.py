@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,27 @@ def function_of(name: str) -> Callable[..., Any]:
     return found
 
 
+def call(name: str, function: Callable[..., Any], *arguments: Any) -> list[float]:
+    """What the user's function returns, as numbers. Raises ValueError that says where it failed, and how it was called."""
+    try:
+        return [float(value) for value in function(*arguments)]
+    except Exception as error:
+        own = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename.endswith(_file_of(name).name)
+        ]
+        where = f" at line {own[-1].lineno}" if own else ""
+        raise ValueError(
+            f"{name} failed{where}: {type(error).__name__}: {error} (it was called with {len(arguments)} "
+            f"argument{'s' if len(arguments) > 1 else ''})"
+        ) from error
+
+
+def _file_of(name: str) -> Path:
+    return Path(name.rpartition(":")[0])
+
+
 @dataclass(frozen=True)
 class TextReward:
     """`function` (FILE.py:FUNCTION) of a list of prompts and a list of completions, as texts: one number each."""
@@ -47,7 +69,7 @@ class TextReward:
     def __call__(self, samples: Samples) -> Tensor:
         prompts = self.tokenizer.batch_decode(samples.row_prompts.lists(), skip_special_tokens=True)
         texts = self.tokenizer.batch_decode(samples.completions.lists(), skip_special_tokens=True)
-        values = [float(value) for value in self.function(prompts, texts)]
+        values = call(self.name, self.function, prompts, texts)
         if len(values) != len(samples):
             raise ValueError(f"{self.name} returned {len(values)} numbers for {len(samples)} completions")
         reward = torch.tensor(values, device=samples.device)

@@ -141,11 +141,11 @@ class LogZ:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where log Z lies, at 95%: bounds ± 1.96 standard errors, or the value's own interval."""
+        """Where log Z lies, at 95%: from the lower bound's end (by Student's t) to the upper's, or the value's own."""
         low, high = self.lower, self.upper
         if low is None or high is None:
             return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
-        return low.value - 1.96 * low.stderr, high.value + 1.96 * high.stderr
+        return low.interval()[0], high.interval()[1]
 
     @property
     def width(self) -> float:

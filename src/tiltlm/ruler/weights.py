@@ -21,6 +21,10 @@ TRUSTED = 0.7
 """The largest k̂ at which a weighted mean is still to be trusted."""
 
 
+ENOUGH = 100
+"""Effective draws below which a weighted mean's own error is no longer to be relied on."""
+
+
 def pareto_k(log_w: Tensor) -> float:
     """k̂ of the weights exp(log_w) [n]; −inf where they are all alike, NaN for fewer than 25 of them."""
     n = len(log_w)
@@ -55,5 +59,6 @@ def trust(log_w: Tensor) -> str:
     k, ess = pareto_k(log_w), float(effective_sample_size(log_w[None])[0])
     if k == -math.inf and bool((log_w == log_w[0]).all()):
         return f"all {len(log_w)} weights are the same: either there is nothing to weigh, or nothing was hit"
-    verdict = "do not trust it" if k > TRUSTED else "fine" if not math.isnan(k) else "too few draws to tell"
+    verdict = "do not trust it" if k > TRUSTED else "fine" if ess >= ENOUGH else "it rests on few draws"
+    verdict = "too few draws to tell" if math.isnan(k) else verdict
     return f"ESS {ess:.1f} of {len(log_w)}, Pareto shape {k:.2f}: {verdict}"

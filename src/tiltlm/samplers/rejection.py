@@ -54,7 +54,7 @@ class Outlook:
 
     @property
     def highest_rate(self) -> float:
-        """What the acceptance rate may be at most, at 95%: a kind of draw that the pilot never saw may be 3 in `tries`."""
+        """The most that the acceptance rate may be, at 95%: what the pilot never saw may be 3 in `tries`."""
         return min(1.0, math.exp(self.log_rate) * (1 + 1.96 * self.log_rate_stderr) + 3 / self.tries)
 
     def __str__(self) -> str:
@@ -92,7 +92,10 @@ def _log_accept(reward: Tensor, beta: float, r_max: float) -> Tensor:
     over = reward.double() - r_max
     if bool((over > 1e-5 * max(1.0, abs(r_max))).any()):
         most = reward.max().item()
-        raise ValueError(f"rejection needs a bound on the reward: r_max is {r_max}, but a draw has r = {most:.6g}")
+        raise ValueError(
+            f"rejection needs a bound on the reward: r_max is {r_max}, but a draw has r = {most:.6g}; state the bound "
+            "(--goal.r-max)"
+        )
     return over.clamp_max(0) / beta
 
 
