@@ -19,7 +19,7 @@ from tiltlm.models.heads import ValueHead
 from tiltlm.models.hub import pretrained
 from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.twisted_settings import Goal, Language, Test, Twist
-from tiltlm.rewards.classifier import ClassProbability, Threshold
+from tiltlm.rewards.classifier import ClassProbability, LogOdds, Threshold
 from tiltlm.rewards.continuation import Continuation
 from tiltlm.rewards.user_file import TextReward
 from tiltlm.rewards.words import WordHits
@@ -223,17 +223,6 @@ class Lab:
             if follow is not None:
                 row["must follow"] = follow[k]
             yield {**row, **{name: values[k] for name, values in numbers.items()}}
-
-
-@dataclass(frozen=True)
-class LogOdds:
-    """log P − log(1 − P) of a reward that is a log-probability: the score that a threshold is held against."""
-
-    log_p: Reward
-
-    def __call__(self, samples: Samples) -> Tensor:
-        log_p = self.log_p(samples).double().clamp_max(-1e-12)
-        return log_p - torch.log(-torch.expm1(log_p))
 
 
 def preferences(model: LanguageModel, target: Target, prompt: Tokens, n: int, width: int, own: Stream) -> Pairs:
