@@ -12,6 +12,7 @@ from command import tiltlm
 from tiltlm.recipes import catalogue, recipe
 from tiltlm.recipes.twisted import FAMILIES, KINDS, STAGES
 from tiltlm.recipes.twisted_methods import MEASURED
+from tiltlm.ruler.log_z import LogZ
 from tiltlm.run import from_json
 
 OWN = ["--language.model=", "--language.stories", "200", "--language.new-tokens", "4"]
@@ -167,8 +168,11 @@ def test_log_z_by_bounds_gives_intervals(work):
     train = ["--ctl.fit.pace.steps", "2", "--ctl.particles", "6"]
     done = tiltlm("run", "animals-small/ctl", *OWN, *FEW, *flags, *train, cwd=work)
     rows = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}
-    wide = rows["kl_to_target"]["high"] - rows["kl_to_target"]["low"]
-    assert wide > 2 * 1.96 * math.hypot(rows["kl_to_target"]["stderr"], 0) - 1e-9
+    row = rows["kl_to_target"]
+    (kept,) = (work / "runs/animals-small/log-z").glob("*/bounds.json")
+    log_z = LogZ.from_json(json.loads(kept.with_name("log_z.json").read_text()))
+    own = math.sqrt(row["stderr"] ** 2 - row["stderr_log_z"] ** 2)
+    assert row["high"] - row["low"] == pytest.approx(log_z.width + 2 * 1.96 * own) and log_z.width > 0
 
 
 def test_the_frontier_trains_and_measures_at_every_beta(work):

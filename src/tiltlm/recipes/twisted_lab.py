@@ -182,9 +182,7 @@ class Lab:
 
     # ---- the ruler ------------------------------------------------------------------------------------------
 
-    def ruler(
-        self, test: Test, exact: Samples | None, log_z: LogZ | Tensor | None, target: Target | None = None
-    ) -> Ruler:
+    def ruler(self, test: Test, exact: Samples | None, log_z: LogZ | Tensor | None) -> Ruler:
         """The ruler every method is held to: the same prompts, exact draws and log Z (where there are any)."""
         exact, prompts = None if exact is None else exact.to(self.device), self.prompt
         if self.conditioned:
@@ -193,7 +191,7 @@ class Lab:
             exact = self.first(exact, test.conditions)
             prompts = exact.prompts
         return Ruler(
-            target or self.target,
+            self.target,
             prompts,
             self.width,
             self.stream.child("measure"),

@@ -207,8 +207,3 @@ class Value(Exact):
     def rollouts(self, lab: Lab, own: Any) -> Samples:
         """Fresh draws of the reference, scored."""
         return lab.rollouts(self.value.fit.batch_size, self.value.conditions, own)
-
-    def values_of(self, run: Run[Any]) -> ValueHead:
-        """The trained value."""
-        folder = checkpoints(run.inputs.get("value", run).folder)[-1]
-        return ValueHead.load(folder, device=self.lab(run).device).requires_grad_(False)
