@@ -7,6 +7,7 @@ many processes share the work. The rows of a batch may count differently (tokens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -55,3 +56,10 @@ def by_position(name: str, values: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """One metric per completion position, `name/1` for the first; NaN where a row has no such token."""
     values = torch.where(mask, values.detach(), torch.nan)
     return {f"{name}/{t + 1}": values[:, t] for t in range(values.shape[1])}
+
+
+def positive(**values: float) -> None:
+    """Raise ValueError naming the first setting that is not a positive number."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive; got {value}")

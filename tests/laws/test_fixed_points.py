@@ -8,6 +8,7 @@ class with an `optimum` needs a law in `FIXED_POINTS` or in `BIASED`; a new meth
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,14 +35,26 @@ from laws.world import (
     perturbed,
     world,
 )
+from tiltlm.groups import Groups
 from tiltlm.models.causal import copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableLM, TableValues
+from tiltlm.policies.apo import APO, Anchor
+from tiltlm.policies.cdpo import CDPO
 from tiltlm.policies.dpo import DPO
+from tiltlm.policies.dpo_rw import DpoRw
+from tiltlm.policies.exo_pref import ExoPref
+from tiltlm.policies.exo_rw import ExoRw
+from tiltlm.policies.hinge import Hinge
+from tiltlm.policies.ipo import IPO
+from tiltlm.policies.kto import KTO, Judged
+from tiltlm.policies.orpo import ORPO
 from tiltlm.policies.ppo import PPO, ActorCritic, Rollout
 from tiltlm.policies.reinforce import Advantages, Baseline, Reinforce
+from tiltlm.policies.robust_dpo import RobustDPO
 from tiltlm.policies.rpo import RPO
 from tiltlm.policies.sft import SFT
+from tiltlm.policies.simpo import SimPO
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.twists.value import ValueLearning
 
@@ -65,13 +78,23 @@ class Law:
 # ---- populations --------------------------------------------------------------------------------------------
 
 
-def preferences(w: World, *, hard: bool = False) -> tuple[Pairs, Tensor]:
-    """Every (y1, y2) ~ pi_ref × pi_ref with both outcomes of the comparison, and the probability of each row."""
-    samples, p_ref, size = w.samples(), w.p_ref().flatten() / N_PROMPTS**0.5, w.reward.shape[1]
-    first = torch.arange(len(samples)).repeat_interleave(size)
-    second = (torch.arange(size).repeat(len(samples))) + first // size * size
+def couples(w: World) -> tuple[Tensor, Tensor]:
+    """The rows of every two completions of one prompt, in both orders and with themselves."""
+    size = w.reward.shape[1]
+    first = torch.arange(N_PROMPTS * size).repeat_interleave(size)
+    return first, torch.arange(size).repeat(N_PROMPTS * size) + first // size * size
+
+
+def preferences(w: World, *, hard: bool = False, turned: float = 0.0) -> tuple[Pairs, Tensor]:
+    """Every (y1, y2) ~ pi_ref × pi_ref with both outcomes of the comparison, and the probability of each row.
+
+    turned: the chance that a coin turns the label over afterwards.
+    """
+    samples, p_ref = w.samples(), w.p_ref().flatten() / N_PROMPTS**0.5
+    first, second = couples(w)
     gap = samples.reward[first] - samples.reward[second]
     wins = (gap.sign() + 1) / 2 if hard else gap.sigmoid()
+    wins = (1 - turned) * wins + turned * (1 - wins)
     p = p_ref[first] * p_ref[second]
     chosen, rejected = torch.cat([first, second]), torch.cat([second, first])
     return Pairs(samples.select(chosen), samples.select(rejected)), torch.cat([p * wins, p * (1 - wins)])
@@ -93,6 +116,35 @@ def of_sft(w: World, model: nn.Module) -> Tensor:
 
 def of_dpo(w: World, model: nn.Module, beta: float | None = None, hard: bool = False) -> Tensor:
     return expected_gradient(DPO(beta or w.beta), model, *preferences(w, hard=hard))
+
+
+def groups_of_two(w: World, drawer: Tensor) -> tuple[Groups, Tensor]:
+    """Every (y1, y2) ~ drawer × drawer ([P, S]), and the probability of each group."""
+    first, second = couples(w)
+    p = drawer.flatten() / N_PROMPTS**0.5
+    return Groups(w.samples().select(torch.stack([first, second], 1).flatten()), 2), p[first] * p[second]
+
+
+def of_groups(w: World, model: nn.Module, kind: type, beta_r: float = 0.5, evenly: bool = False) -> Tensor:
+    """beta_r and beta_pi of which only the product is the world's beta."""
+    drawer = torch.full_like(w.reward, 1 / w.reward.shape[1]) if evenly else w.p_ref()
+    return expected_gradient(kind(beta_r, w.beta / beta_r), model, *groups_of_two(w, drawer))
+
+
+def of_robust(w: World, model: nn.Module) -> Tensor:
+    return expected_gradient(RobustDPO(w.beta, 0.2), model, *preferences(w, turned=0.2))
+
+
+def of_ipo(w: World, model: nn.Module) -> Tensor:
+    return expected_gradient(IPO(w.beta), model, *preferences(w))
+
+
+def ipo_optimum(w: World) -> nn.Module:
+    """pi* of the reward P(y ≻ Y'), Y' ~ pi_ref."""
+    wins = (w.reward[:, :, None] - w.reward[:, None, :]).sigmoid()
+    chance = (wins * w.p_ref()[:, None, :]).sum(2)
+    tilted = w.p_ref() * (chance / w.beta).exp()
+    return w.table_of(tilted / tilted.sum(1, keepdim=True))
 
 
 def of_rpo(w: World, model: nn.Module, alpha: float, normalise: Any) -> Tensor:
@@ -158,6 +210,12 @@ class OddCritic(nn.Module):
 FIXED_POINTS = {
     "ppo": Law(PPO, of_ppo),
     "sft": Law(SFT, of_sft),
+    "exo-rw": Law(ExoRw, lambda w, m: of_groups(w, m, ExoRw)),
+    "exo-rw, groups drawn evenly": Law(ExoRw, lambda w, m: of_groups(w, m, ExoRw, 0.3, evenly=True)),
+    "dpo-rw": Law(DpoRw, lambda w, m: of_groups(w, m, DpoRw)),
+    "dpo-rw, groups drawn evenly": Law(DpoRw, lambda w, m: of_groups(w, m, DpoRw, 0.3, evenly=True)),
+    "robust dpo": Law(RobustDPO, of_robust),
+    "ipo": Law(IPO, of_ipo, ipo_optimum, (lambda w: w.reference, World.optimum)),
     "dpo": Law(DPO, of_dpo),
     "rpo with alpha = 0 (dpo)": Law(RPO, lambda w, m: of_rpo(w, m, 0.0, "sum")),
     "reinforce": Law(Reinforce, lambda w, m: of_reinforce(w, m, "none", w.beta)),
@@ -168,7 +226,16 @@ FIXED_POINTS = {
     "values, four atoms": values_law(("fixed length, graded", "with eos, graded"), 4),
 }
 
-BIASED = {RPO: "test_rpo_is_biased_by_exactly_the_likelihood_of_the_chosen_answers"}
+BIASED = {
+    RPO: "test_rpo_is_biased_by_exactly_the_likelihood_of_the_chosen_answers",
+    ExoPref: "test_exo_pref_asks_one_log_odds_of_every_pair",
+    CDPO: "test_cdpo_is_dpo_on_labels_turned_over",
+    Hinge: "test_hinge_pulls_every_pair_alike_and_stops_at_one",
+    APO: "test_apo_pushes_each_side_by_itself",
+    SimPO: "test_simpo_ends_at_pi_star_of_a_uniform_reference_when_gamma_is_zero",
+    ORPO: "test_orpo_is_likelihood_plus_odds_ratio_and_knows_no_reference",
+    KTO: "test_kto_pushes_by_the_sign_of_the_weighted_votes",
+}
 """Objectives whose `optimum` says so, each with the test of precisely that claim."""
 
 
@@ -281,6 +348,142 @@ def test_rpo_is_biased_by_exactly_the_likelihood_of_the_chosen_answers(place, no
     gradient = of_rpo(w, policy, alpha, normalise)
     torch.testing.assert_close(gradient, alpha * flat_gradient(nll, policy), atol=ZERO, rtol=0)
     assert gradient.norm() > CLEARLY
+
+
+def clear(gradient: Tensor) -> bool:
+    return bool(gradient.norm() > CLEARLY)
+
+
+def margins(w: World, policy: nn.Module, pairs: Pairs, beta: float) -> Tensor:
+    """z of every pair, with gradient."""
+    chosen, rejected = ((policy.log_prob(side) - side.log_ref).sum(1) for side in (pairs.chosen, pairs.rejected))
+    return beta * (chosen - rejected)
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_exo_pref_asks_one_log_odds_of_every_pair(place):
+    """Its gradient is E[q(1 − q)(z − c)·∇z]: not zero at pi*; zero for hard labels of a lone pair at z = c."""
+    w, objective = WORLDS[place](), ExoPref(2.0, 0.05)
+    policy, (pairs, p) = w.optimum(), preferences(w)
+    z = margins(w, policy, pairs, 2.0)
+    q = z.detach().sigmoid()
+    by_hand = flat_gradient((p * q * (1 - q) * (z.detach() - math.log(19)) * z).sum(), policy)
+    torch.testing.assert_close(expected_gradient(objective, policy, pairs, p), by_hand, atol=ZERO, rtol=0)
+    assert clear(by_hand)
+    lone, table = lone_pair(z=math.log(19) / 2.0)
+    assert expected_gradient(objective, table, lone, torch.ones(1)).abs().max() < ZERO
+    assert clear(expected_gradient(objective, lone_pair(z=0.0)[1], lone, torch.ones(1)))
+
+
+def lone_pair(z: float) -> tuple[Pairs, TableLM]:
+    """A prompt with two one-token answers, uniform reference, and the policy whose h(0) − h(1) is z."""
+    table = TableLM(1, 2, 1)
+    table.tables[0].data[0, 0] = torch.tensor([z, 0.0], dtype=torch.float64)
+    side = Samples(
+        Tokens.of([[0]]), torch.tensor([0]), torch.tensor([[0]]), torch.tensor([[True]]),
+        log_ref=torch.tensor([[math.log(0.5)]], dtype=torch.float64),
+    )  # fmt: skip
+    return Pairs(side, side.with_(tokens=torch.tensor([[1]]))), table
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_cdpo_is_dpo_on_labels_turned_over(place):
+    w = WORLDS[place]()
+    for policy in (w.optimum(), perturbed(w.optimum())):
+        smoothed = expected_gradient(CDPO(w.beta, 0.2), policy, *preferences(w))
+        turned = expected_gradient(DPO(w.beta), policy, *preferences(w, turned=0.2))
+        torch.testing.assert_close(smoothed, turned, atol=ZERO, rtol=0)
+    assert clear(expected_gradient(CDPO(w.beta, 0.2), w.optimum(), *preferences(w)))
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_hinge_pulls_every_pair_alike_and_stops_at_one(place):
+    """All |z| < 1 at pi* here (beta·h spans the rewards' range ≤ 1.5 times 0.6): the gradient is E[−∇z], far from 0."""
+    w, beta = WORLDS[place](), 0.3
+    policy, (pairs, p) = w.optimum(), preferences(w)
+    z = margins(w, policy, pairs, beta)
+    assert z.abs().max() < 1
+    gradient = expected_gradient(Hinge(beta), policy, pairs, p)
+    torch.testing.assert_close(gradient, flat_gradient(-(p * z).sum(), policy), atol=ZERO, rtol=0)
+    assert clear(gradient)
+    lone, beyond = lone_pair(z=1.1 / beta)
+    assert (expected_gradient(Hinge(beta), beyond, lone, torch.ones(1)) == 0).all()
+    assert clear(expected_gradient(Hinge(beta), lone_pair(z=0.9 / beta)[1], lone, torch.ones(1)))
+
+
+@pytest.mark.parametrize("place", WORLDS)
+@pytest.mark.parametrize("anchor", ["zero", "down"])
+def test_apo_pushes_each_side_by_itself(place, anchor: Anchor):
+    """zero: −σ'(beta·h_c)·beta∇h_c + σ'(beta·h_r)·beta∇h_r; down: +σ'(beta·h_c)·beta∇h_c − σ'(z)·∇z; not 0 at pi*."""
+    w = WORLDS[place]()
+    policy, (pairs, p) = w.optimum(), preferences(w)
+    h = [w.beta * (policy.log_prob(side) - side.log_ref).sum(1) for side in (pairs.chosen, pairs.rejected)]
+    slope = [x.detach().sigmoid() * (-x.detach()).sigmoid() for x in (*h, h[0] - h[1])]
+    zero, down = -slope[0] * h[0] + slope[1] * h[1], slope[0] * h[0] - slope[2] * (h[0] - h[1])
+    by_hand = flat_gradient((p * (zero if anchor == "zero" else down)).sum(), policy)
+    torch.testing.assert_close(
+        expected_gradient(APO(w.beta, anchor), policy, pairs, p), by_hand, atol=ZERO, rtol=0
+    )
+    assert clear(by_hand)
+
+
+@pytest.mark.parametrize("place", ["fixed length, graded", "fixed length, binary"])
+def test_simpo_ends_at_pi_star_of_a_uniform_reference_when_gamma_is_zero(place):
+    """p ∝ exp(3·r/beta) for answers of 3 tokens, whatever the reference; with gamma > 0 it does not stop there."""
+    w, beta = WORLDS[place](), 2.0
+    p = (3 * w.reward / beta).softmax(1)
+    assert expected_gradient(SimPO(beta, 0.0), w.table_of(p), *preferences(w)).abs().max() < ZERO
+    assert clear(expected_gradient(SimPO(beta, 1.0), w.table_of(p), *preferences(w)))
+    assert clear(expected_gradient(SimPO(beta, 0.0), w.optimum(), *preferences(w)))
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_orpo_is_likelihood_plus_odds_ratio_and_knows_no_reference(place):
+    """∇L = ∇(−m_c) − alpha·σ(−d)·∇d with d = log odds_c − log odds_r, written out; the same without log_ref."""
+    w = WORLDS[place]()
+    policy, (pairs, p) = w.optimum(), preferences(w)
+    m = [policy.log_prob(side).sum(1) / side.mask.sum(1) for side in (pairs.chosen, pairs.rejected)]
+    d = m[0] - (1 - m[0].exp()).log() - m[1] + (1 - m[1].exp()).log()
+    by_hand = flat_gradient((p * (-m[0] - 0.7 * (-d.detach()).sigmoid() * d)).sum(), policy)
+    bare = Pairs(pairs.chosen.with_(log_ref=None), pairs.rejected.with_(log_ref=None))
+    torch.testing.assert_close(expected_gradient(ORPO(0.7), policy, bare, p), by_hand, atol=ZERO, rtol=0)
+    assert clear(by_hand)
+
+
+@pytest.mark.parametrize("place", WORLDS)
+def test_kto_pushes_by_the_sign_of_the_weighted_votes(place):
+    """Answers of pi_ref, good with chance σ(r): ∇ = −E[σ'(u)·(w_good·P(good) − w_bad·P(bad))·beta·∇h], u = beta(h − z0).
+
+    At pi* it is not zero; and along it no log-ratio has reason to stop, because the sign does not depend on h.
+    """
+    w, z0 = WORLDS[place](), 0.3
+    policy, samples = w.optimum(), w.samples()
+    p, good = w.p_ref().flatten() / N_PROMPTS, w.reward.flatten().sigmoid()
+    both = samples.select(torch.arange(len(samples)).repeat(2))
+    judged = Judged(both, torch.arange(len(both)) < len(samples), torch.full((len(both),), z0))
+    gradient = expected_gradient(KTO(w.beta, 1.0, 2.0), policy, judged, torch.cat([p * good, p * (1 - good)]))
+    h = (policy.log_prob(samples) - samples.log_ref).sum(1)
+    u = w.beta * (h.detach() - z0)
+    votes = good - 2 * (1 - good)
+    by_hand = flat_gradient(-(p * u.sigmoid() * (-u).sigmoid() * votes * w.beta * h).sum(), policy)
+    torch.testing.assert_close(gradient, by_hand, atol=ZERO, rtol=0)
+    assert clear(gradient)
+
+
+@pytest.mark.parametrize("place", WORLDS)
+@pytest.mark.parametrize("beta_r", [0.2, 0.6, 3.0])
+def test_the_gap_is_zero_in_every_group_at_pi_star_of_the_product_and_nowhere_else(place, beta_r):
+    """Groups of 4 drawn any way: KL(q‖p) < 1e-12 in each at pi*, and above it in most elsewhere."""
+    w = WORLDS[place]()
+    size = w.reward.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.stack([torch.randperm(size, generator=generator)[:4] + (g % 2) * size for g in range(40)])
+    groups = Groups(w.samples().select(rows.flatten()), 4)
+    objective = ExoRw(beta_r, w.beta / beta_r)
+    gap = [objective.loss(model, groups).metrics["gap"] for model in (w.optimum(), w.reference)]
+    assert gap[0].abs().max() < 1e-12
+    assert (gap[1] > 1e-3).double().mean() > 0.8
+    assert objective.loss(w.table_of(w.p_star(2 * w.beta)), groups).metrics["gap"].mean() > 1e-3
 
 
 @pytest.mark.parametrize("place", WORLDS)

@@ -1,0 +1,49 @@
+"""DPO on rewards: the forward KL between what policy and reward say of a group (Ji et al. 2024, arXiv:2402.00856).
+
+    L = −Σ_i p_i·log q_i = KL(p‖q) + H(p),     q = softmax(beta_pi·h),  p = softmax(r/beta_r)      (see `exo_rw`)
+    dL/dz_i = q_i − p_i
+
+Expected gradient zero at pi* of beta = beta_r·beta_pi, from draws of any distribution of full support; the loss there
+is H(p), not 0. Where the policy cannot reach pi*, this one (forward KL) covers all of its mass.
+With K = 2 and p = (1, 0) it is DPO; with p = (1 − eps, eps) it is cDPO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from tiltlm.groups import Groups
+from tiltlm.models.base import LanguageModel
+from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.policies.exo_rw import group_log_ratios, group_metrics
+
+
+def dpo_rw_loss(h: Tensor, reward: Tensor, beta_r: float, beta_pi: float) -> Tensor:
+    """−Σ softmax(r/beta_r)·log softmax(beta_pi·h): log-ratios and rewards [G, K] -> [G], nats."""
+    return -((reward / beta_r).softmax(1) * (beta_pi * h).log_softmax(1)).sum(1)
+
+
+@dataclass(frozen=True)
+class DpoRw:
+    """DPO on rewards with the paper's temperatures; the target's beta is their product."""
+
+    beta_r: float = 0.5
+    beta_pi: float = 0.5
+    optimum: ClassVar[str] = "pi* of beta = beta_r·beta_pi, whoever drew the groups"
+
+    def __post_init__(self) -> None:
+        positive(beta_r=self.beta_r, beta_pi=self.beta_pi)
+
+    def prepare(self, batch: Groups) -> Groups:
+        return batch
+
+    def weight(self, batch: Groups) -> Tensor:
+        return one_per_row(batch)
+
+    def loss(self, model: LanguageModel, batch: Groups) -> Outcome:
+        h, reward = group_log_ratios(model, batch), batch.reward
+        loss = dpo_rw_loss(h, reward, self.beta_r, self.beta_pi)
+        return Outcome(loss, group_metrics(h, reward, self.beta_r, self.beta_pi))

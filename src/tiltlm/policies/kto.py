@@ -1,0 +1,107 @@
+"""KTO: answers judged one by one, good or bad, no pairs needed (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
+
+    good:  L = w_good·(1 − σ(beta·[h(y) − z0])),      bad:  L = w_bad·(1 − σ(beta·[z0 − h(y)]))
+    z0 = max(0, mean over the batch of h(x_i, y_j)), j ≠ i: each prompt with another prompt's answer; no gradient
+
+z0 stands for KL(p‖pi_ref). Biased: an answer's log-ratio is pushed up or down by the sign of
+w_good·P(good) − w_bad·P(bad), without end; no temperature makes pi* a stationary point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tiltlm.experience import Experience, referenced
+from tiltlm.models.base import LanguageModel
+from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.samples import Samples
+
+
+def kto_loss(h: Tensor, good: Tensor, z0: Tensor, beta: float, w_good: float, w_bad: float) -> Tensor:
+    """See the module: log-ratios [n], verdicts bool [n], reference points [n] -> [n]."""
+    ahead = beta * (h - z0)
+    return torch.where(good, w_good * (-ahead).sigmoid(), w_bad * ahead.sigmoid())
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers with log_ref; good bool [N]; z0 [N], the reference point of the batch they came in."""
+
+    samples: Samples
+    good: Tensor
+    z0: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def select(self, index: Tensor | slice) -> Judged:
+        return Judged(self.samples.select(index), self.good[index], self.z0[index])
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """Batches of Samples with `log_ref` and a `reward` (good: above `threshold`), and the z0 of `policy` as it is now.
+
+    Raises ValueError where all rows of a batch answer one prompt: there is no other prompt's answer then.
+    """
+
+    experience: Experience
+    policy: LanguageModel
+    reference: LanguageModel
+    threshold: float = 0.5
+
+    def batch(self, step: int) -> Judged:
+        samples: Samples = self.experience.batch(step)
+        if samples.reward is None:
+            raise ValueError("KTO wants answers that were judged: these have no reward")
+        z0 = reference_point(self.policy, self.reference, samples)
+        return Judged(samples, samples.reward > self.threshold, z0.expand(len(samples)))
+
+
+@torch.no_grad()
+def reference_point(policy: LanguageModel, reference: LanguageModel, samples: Samples) -> Tensor:
+    """max(0, mean h(x_i, y_j)): every prompt of the batch with the answer to the next other prompt."""
+    order = samples.prompt_index.argsort(stable=True)
+    index = samples.prompt_index[order]
+    commonest = int(index.bincount().max())
+    if commonest == len(index):
+        raise ValueError("KTO wants answers to two prompts or more in a batch; all of these answer one")
+    shifted = index.roll(-commonest)
+    foreign = replace(samples.select(order), prompt_index=shifted, log_ref=None).select(shifted != index)
+    scored = referenced(foreign, reference)
+    assert scored.log_ref is not None
+    return (policy.log_prob(scored) - scored.log_ref).sum(1).mean().clamp_min(0)
+
+
+@dataclass(frozen=True)
+class KTO:
+    """KTO with weights of good and bad answers (their products with the numbers of each should lie within 1 to 4/3)."""
+
+    beta: float = 0.1
+    w_good: float = 1.0
+    w_bad: float = 1.0
+    optimum: ClassVar[str] = "biased: log-ratios grow by the sign of w_good·P(good) − w_bad·P(bad), without end"
+
+    def __post_init__(self) -> None:
+        positive(beta=self.beta, w_good=self.w_good, w_bad=self.w_bad)
+
+    def prepare(self, batch: Judged) -> Judged:
+        return batch
+
+    def weight(self, batch: Judged) -> Tensor:
+        return one_per_row(batch)
+
+    def loss(self, model: LanguageModel, batch: Judged) -> Outcome:
+        if batch.samples.log_ref is None:
+            raise ValueError(
+                "these answers have no log_ref: score them with the reference first (experience.referenced)"
+            )
+        h = (model.log_prob(batch.samples) - batch.samples.log_ref).sum(1)
+        loss = kto_loss(h, batch.good, batch.z0, self.beta, self.w_good, self.w_bad)
+        score, nan = self.beta * h.detach(), torch.full_like(h, torch.nan)
+        metrics = {"z0": batch.z0, "reward_good": torch.where(batch.good, score, nan)}
+        return Outcome(loss, metrics | {"reward_bad": torch.where(batch.good, nan, score)})
