@@ -8,6 +8,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "tiltlm"
 ORDER = [
     {"seeds", "samples", "jsonl", "progress"},
+    {"groups"},
     {"models"},
     {"target", "objective"},
     {"exact"},
@@ -18,7 +19,7 @@ ORDER = [
     {"policies"},
     {"twists"},
     {"engine"},
-    {"train"},
+    {"train", "tracking"},
     {"ruler"},
     {"run"},
     {"recipes"},

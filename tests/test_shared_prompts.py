@@ -103,3 +103,28 @@ def test_prompts_of_the_same_tokens_are_one(family, prompts, shared):
         alone = model.start(Tokens.of([prompt]), 2)
         alone.append(torch.tensor([row + 1]))
         torch.testing.assert_close(state.logits()[row : row + 1], alone.logits(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 0, 3, 2, 0], [0, 1, 2, 3]], ids=["shared", "apart"])
+@pytest.mark.parametrize("prompts", [EQUAL, RAGGED], ids=["equal", "ragged"])
+def test_columns_that_every_row_of_a_batch_pads_are_not_run(prompts, rows, shared):
+    """The data set's longest prompt and completion are in other batches: 20 and 30 columns wide, none of use here."""
+    model, tight = build("gpt2"), answers(prompts, rows)
+    padded = torch.nn.functional.pad
+    wide = Samples(
+        Tokens.of([*prompts, [1] * 20]),
+        tight.prompt_index,
+        padded(tight.tokens, (0, 24)),
+        padded(tight.mask, (0, 24)),
+    )
+    used = Tokens.of([prompts[k] for k in rows])
+    seen: list[int] = []
+    model.model.transformer.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with torch.no_grad():
+        log_p = model.log_prob(wide)
+    longest = int(tight.sequences().lengths.max())
+    assert seen == ([used.ids.shape[1], tight.tokens.shape[1]] if shared else [longest])
+    torch.testing.assert_close(log_p[:, :6], model.log_prob(tight))
+    assert log_p.shape == (len(rows), 30) and (log_p[:, 6:] == 0).all()

@@ -21,9 +21,10 @@ from tiltlm.policies.dpo import DPO
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.rpo import RPO
 from tiltlm.policies.sft import SFT
+from tiltlm.recipes.fitting import Fit
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.train import Course, Pace, Training, checkpoints, fit
+from tiltlm.train import Course, Pace, Training, Watch, best_checkpoint, checkpoints, fit
 from tiltlm.twists.value import ValueLearning
 
 ROOT = stream(0, "test-train")
@@ -200,6 +201,113 @@ def test_interrupted_training_ends_bit_for_bit_where_uninterrupted_training_does
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[1].splitlines()] == list(range(30))
+
+
+def watched(folder: Path, model: CausalLM, stop_at: int | None = None, **options: Any) -> Training:
+    """30 steps at most, evaluated every 4: fewest nats a token on fixed rows, and a global random number."""
+    held_out = ragged_samples()
+
+    def measure() -> dict[str, float]:
+        assert not model.training and not torch.is_grad_enabled()
+        nll = -model.log_prob(held_out).sum() / held_out.mask.sum()
+        return {"nll": nll.item(), "luck": torch.rand(()).item()}
+
+    watch = Watch(**{"every": 4, "measure": measure, "best": "nll", "patience": 2, **options})
+    return replace(sft_training(folder, model, stop_at), watch=watch)
+
+
+def story(folder: Path) -> list[str]:
+    """Everything a run leaves that must not depend on interruptions, as text."""
+    logs = [(folder / name).read_text() for name in ("metrics.jsonl", "evals.jsonl")]
+    return [*logs, *sorted(str(path.relative_to(folder)) for path in folder.iterdir())]
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [9], [11, 13], [5, 6, 7, 8]])
+@pytest.mark.parametrize(
+    "options", [{"higher": True}, {"best": "luck", "patience": 3}, {"best": "", "patience": 0}]
+)
+def test_interrupted_evaluations_end_bit_for_bit_where_uninterrupted_ones_do(tmp_path, stops, options):
+    """The highest nll is found at once and patience ends training at 8; the luckiest number comes anywhere."""
+    whole, cut = build("gpt2"), build("gpt2")
+    course = watched(tmp_path / "whole", whole, **options).run()
+    for stop in stops:
+        try:
+            watched(tmp_path / "cut", build("gpt2"), stop, **options).run()
+        except Stop:
+            continue
+    assert watched(tmp_path / "cut", cut, **options).run() == course
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
+    assert story(tmp_path / "whole") == story(tmp_path / "cut")
+    best = best_checkpoint(tmp_path / "cut")
+    assert best.is_dir() and best.name == best_checkpoint(tmp_path / "whole").name
+
+
+def test_evaluations_come_before_the_first_step_at_their_rhythm_and_at_the_end(tmp_path):
+    watched(tmp_path, build("gpt2"), patience=0).run()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "evals.jsonl").read_text().splitlines()]
+    assert steps == [0, 4, 8, 12, 16, 20, 24, 28, 30]
+
+
+def test_evaluations_do_not_move_training(tmp_path):
+    """Though they draw from torch's global generator: weights and metrics are those of unwatched training."""
+    plain, seen = build("gpt2"), build("gpt2")
+    sft_training(tmp_path / "plain", plain).run()
+    watched(tmp_path / "seen", seen, patience=0).run()
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), seen.parameters(), strict=True))
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("plain", "seen")]
+    assert logs[0] == logs[1]
+
+
+def test_an_evaluation_puts_the_random_stream_back(tmp_path):
+    model = build("gpt2")
+    training = watched(tmp_path, model)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    training._evaluate(training.watch, 0, Course())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_best_model_is_kept_beside_the_last_and_patience_ends_training(tmp_path):
+    """The lowest of 3, 5, 1, 2, 1 is the first 1, at step 8; two evaluations later it ends: 5 no longer counts."""
+    numbers = iter([3.0, 5.0, 1.0, 2.0, 1.0, 5.0])
+    course = watched(tmp_path, build("gpt2"), measure=lambda: {"nll": next(numbers)}).run()
+    assert (course.best_step, course.best_value, course.stale) == (8, 1.0, 2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-8", "checkpoint-16"]
+    assert best_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    assert CausalLM.load(best_checkpoint(tmp_path)).vocab_size == 23
+
+
+def test_without_a_best_the_last_checkpoint_is_the_best_and_without_any_that_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
+        best_checkpoint(tmp_path)
+    watched(tmp_path, build("gpt2"), best="", patience=0).run()
+    assert best_checkpoint(tmp_path).name == "checkpoint-30"
+
+
+def test_multiples_of_keep_every_are_kept_though_no_checkpoint_was_due_there(tmp_path):
+    replace(sft_training(tmp_path, build("gpt2")), keep_every=12).run()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-12", "checkpoint-24", "checkpoint-30"]
+
+
+def test_what_cannot_be_watched_is_said(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 0: nll is not a number"):
+        watched(tmp_path / "a", build("gpt2"), measure=lambda: {"nll": math.nan, "kl": 0.0}).run()
+    with pytest.raises(ValueError, match=r"'reward'.*luck, nll"):
+        watched(tmp_path / "b", build("gpt2"), best="reward").run()
+    with pytest.raises(ValueError, match="every must be"):
+        Watch(0, dict)
+    with pytest.raises(ValueError, match="name it in `best`"):
+        Watch(1, dict, patience=1)
+    with pytest.raises(ValueError, match="set evaluate_every"):
+        Fit(patience=1)
+    with pytest.raises(ValueError, match="batch_size must be"):
+        Fit(keep_every=-1)
+
+
+def test_a_fit_gives_its_rhythm_to_the_watch():
+    assert Fit().watch(dict) is None
+    assert Fit(evaluate_every=3, patience=2).watch(dict, "kl") == Watch(3, dict, "kl", False, 2)
 
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):

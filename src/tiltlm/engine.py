@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,12 @@ class Optim:
     micro_batch: int = 0
     """Rows per forward pass (0: the whole batch); changes memory, not the result."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products inside the network; weights, log-probabilities, losses and sums are float32."""
+
     def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16; got {self.precision!r}")
         if not self.lr > 0 or self.weight_decay < 0 or self.clip < 0 or self.micro_batch < 0:
             raise ValueError(f"lr must be positive; weight_decay, clip, micro_batch not negative; got {self}")
 
@@ -56,6 +61,11 @@ class Engine:
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained parameters live."""
+        return self.parameters[0].device
 
     def update(
         self, objective: Objective, batch: Any, lr_factor: float = 1.0, passes: int = 1
@@ -98,7 +108,8 @@ class Engine:
         return [slice(begin, min(begin + step, size)) for begin in range(0, size, step)]
 
     def _accumulate(self, objective: Objective, batch: Any, part: slice, total: float) -> dict[str, Tensor]:
-        outcome = objective.loss(self.model, batch.select(part))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.precision == "bfloat16"):
+            outcome = objective.loss(self.model, batch.select(part))
         if not bool(torch.isfinite(outcome.loss).all()):
             row = int((~torch.isfinite(outcome.loss)).nonzero()[0])
             value = outcome.loss[row].item()

@@ -85,8 +85,16 @@ class Tokens:
         lengths = self.lengths.tolist()
         return [row[:length] for row, length in zip(self.ids.tolist(), lengths, strict=True)]
 
+    def cropped(self) -> Tokens:
+        """The same rows without the columns at the end that no row uses (a data set's longest row was elsewhere)."""
+        width = int(self.lengths.max()) if len(self) else 0
+        if width == self.ids.shape[1]:
+            return self
+        return replace(self, ids=self.ids[:, :width], mask=self.mask[:, :width])
+
     def followed_by(self, other: Tokens) -> Tokens:
-        """Row by row, this batch's tokens with `other`'s right behind them, right-padded."""
+        """Row by row, this batch's tokens with `other`'s right behind them, right-padded to the longest row."""
+        other = other.cropped()
         if bool(self.mask.all()):
             ids, mask = torch.cat([self.ids, other.ids], 1), torch.cat([self.mask, other.mask], 1)
             return Tokens(ids, mask)

@@ -1,8 +1,9 @@
-"""The one loop: experience -> objective -> update; every so often a line of metrics and a checkpoint.
+"""The one loop: experience -> objective -> update; every so often an evaluation and a checkpoint.
 
 A checkpoint is written beside its place and renamed, so a folder called `checkpoint-N` is whole or not there;
 COMPLETE is written last inside it. It holds the model (a `from_pretrained` folder), the optimizer, and the
-pace. Random streams have no state: step N's randomness is a function of N.
+course: where the pace and the evaluations stand. Random streams have no state: step N's randomness is a function
+of N. So an interrupted run ends bit for bit where an uninterrupted one does, its logs included.
 """
 
 from __future__ import annotations
@@ -100,19 +101,68 @@ class Pace:
 
 @dataclass
 class Course:
-    """Where a pace stands: running means of what it watches, and the step at which it was solved."""
+    """Where a stage stands: running means of what its pace watches, the step at which it was solved; the step and
+    value of the best evaluation so far, and how many evaluations have passed since."""
 
     running: dict[str, float] = field(default_factory=dict)
     solved_at: int | None = None
+    best_step: int | None = None
+    best_value: float | None = None
+    stale: int = 0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Evaluation during training: before the first step, after every `every` steps, and at the end.
+
+    measure() -> numbers by name. It is called in evaluation mode, without gradients, torch's generators seeded by
+    the step; it must depend on nothing but the model, or an interrupted run would not end where it should.
+    best: the metric whose best model is kept ("" for none), the lowest value or, with `higher`, the highest.
+    patience: training ends after so many evaluations in a row without a new best (0: never).
+    """
+
+    every: int
+    measure: Callable[[], dict[str, float]]
+    best: str = ""
+    higher: bool = False
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.patience < 0:
+            raise ValueError(f"every must be ≥ 1 and patience ≥ 0; got {self.every} and {self.patience}")
+        if self.patience and not self.best:
+            raise ValueError("patience waits for a better value of one metric: name it in `best`")
+
+    def observe(self, step: int, numbers: dict[str, float], course: Course) -> None:
+        """Take note of an evaluation's numbers.
+
+        Raises FloatingPointError where one is not a number, ValueError where `best` is not among them.
+        """
+        if bad := [name for name, value in numbers.items() if math.isnan(value)]:
+            raise FloatingPointError(f"evaluation at step {step}: {', '.join(bad)} is not a number (NaN)")
+        if not self.best:
+            return
+        if self.best not in numbers:
+            raise ValueError(f"the best {self.best!r} is asked for; measured were {', '.join(sorted(numbers))}")
+        value, last = numbers[self.best], course.best_value
+        if last is None or (value > last if self.higher else value < last):
+            course.best_step, course.best_value, course.stale = step, value, 0
+        else:
+            course.stale += 1
+
+    def over(self, course: Course) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.patience <= course.stale
 
 
 @dataclass
 class Training:
-    """One stage of training, resumable. `folder` receives metrics.jsonl and checkpoints.
+    """One stage of training, resumable. `folder` receives metrics.jsonl, evals.jsonl and checkpoints.
 
-    checkpoint_every: steps between checkpoints (0: only at the end). The last checkpoint is kept, and those of the
-    steps in `keep`. passes: optimizer steps on every batch.
-    on_step(step, limit, metrics): called after every step, for progress bars.
+    checkpoint_every: steps between checkpoints (0: only at the end). Kept are the last checkpoint, the one of the
+    best evaluation, those of the steps in `keep`, and those of the multiples of `keep_every` (0: none).
+    passes: optimizer steps on every batch. watch: evaluation along the way.
+    on_step(step, limit, metrics): called after every step; on_evaluation(step, numbers): after every evaluation.
     """
 
     model: Any
@@ -126,24 +176,47 @@ class Training:
     on_step: Callable[[int, int, dict[str, float]], None] = lambda step, limit, metrics: None
     passes: int = 1
     keep: Collection[int] = ()
+    watch: Watch | None = None
+    keep_every: int = 0
+    on_evaluation: Callable[[int, dict[str, float]], None] = lambda step, numbers: None
 
     def run(self) -> Course:
         """Train to the end of the pace, from the last checkpoint if there is one; returns the course taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        step, course = self._resume()
-        self.model.train()
+        found = checkpoints(self.folder)
+        step, course = self._resume(found[-1]) if found else self._begin()
         with (self.folder / "metrics.jsonl").open("a") as log:
-            while not self.pace.over(step, course):
+            while not self._over(step, course):
                 metrics = self._step(step, course)
                 log.write(json.dumps({"step": step, **metrics}) + "\n")
                 step += 1
                 self.on_step(step, self.pace.steps, metrics)
-                if (self.checkpoint_every and step % self.checkpoint_every == 0) or step in self.keep:
+                if self.watch and (step % self.watch.every == 0 or self._over(step, course)):
+                    self._evaluate(self.watch, step, course)
+                if _multiple(step, self.checkpoint_every) or self._kept(step, course):
                     log.flush()
                     self._save(step, course)
         self._save(step, course)
         self.model.eval()
         return course
+
+    def _over(self, step: int, course: Course) -> bool:
+        return self.pace.over(step, course) or (self.watch is not None and self.watch.over(course))
+
+    def _kept(self, step: int, course: Course) -> bool:
+        """Whether the checkpoint of `step` outlives the ones after it."""
+        return step in self.keep or _multiple(step, self.keep_every) or step == course.best_step
+
+    def _evaluate(self, watch: Watch, step: int, course: Course) -> None:
+        self.model.eval()
+        device = self.engine.device
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.stream.child("evaluation", step).seed_everything()
+            numbers = {name: float(value) for name, value in watch.measure().items()}
+        watch.observe(step, numbers, course)
+        with (self.folder / "evals.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step, **numbers}) + "\n")
+        self.on_evaluation(step, numbers)
 
     def _step(self, step: int, course: Course) -> dict[str, float]:
         self.model.eval()  # drawing and scoring happen without dropout
@@ -165,18 +238,26 @@ class Training:
         (aside / "COMPLETE").write_text("")
         aside.rename(final)
         for old in checkpoints(self.folder)[:-1]:
-            if step_of(old) not in self.keep:
+            if not self._kept(step_of(old), course):
                 shutil.rmtree(old)
 
-    def _resume(self) -> tuple[int, Course]:
-        found = checkpoints(self.folder)
-        if not found:
-            (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-            return 0, Course()
-        state = torch.load(found[-1] / "trainer.pt", weights_only=True)
-        self.model.restore(found[-1])
+    def _begin(self) -> tuple[int, Course]:
+        """A fresh start; what an earlier one left before its first checkpoint is forgotten."""
+        for name in ("metrics.jsonl", "evals.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        course = Course()
+        if self.watch:
+            self._evaluate(self.watch, 0, course)
+            if course.best_step == 0:
+                self._save(0, course)
+        return 0, course
+
+    def _resume(self, checkpoint: Path) -> tuple[int, Course]:
+        state = torch.load(checkpoint / "trainer.pt", weights_only=True)
+        self.model.restore(checkpoint)
         self.engine.load_state(state["engine"])
-        _forget_after(self.folder / "metrics.jsonl", state["step"])
+        _forget_from(self.folder / "metrics.jsonl", state["step"])
+        _forget_from(self.folder / "evals.jsonl", state["step"] + 1)  # the one at its own step came before it
         return state["step"], Course(**state["course"])
 
 
@@ -216,10 +297,31 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.split("-")[1])
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that the checkpoint does not know of (the last may be cut in half)."""
+def best_checkpoint(folder: Path) -> Path:
+    """The checkpoint of the best evaluation in `folder`; the last one where no evaluation named a best.
+
+    Raises FileNotFoundError where there is no checkpoint.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no whole checkpoint: train there first")
+    trainer = found[-1] / "trainer.pt"
+    if not trainer.is_file():  # a model that needed no training
+        return found[-1]
+    best = torch.load(trainer, weights_only=True, mmap=True)["course"].get("best_step")
+    return found[-1] if best is None else folder / f"checkpoint-{best}"
+
+
+def _multiple(step: int, of: int) -> bool:
+    return of > 0 and step % of == 0
+
+
+def _forget_from(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later, which the checkpoint does not know of (the last may be cut in half)."""
+    if not path.is_file():
+        return
     kept = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text().splitlines():
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line)

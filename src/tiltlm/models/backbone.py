@@ -15,6 +15,7 @@ Two paths, one padding rule each:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,18 +106,21 @@ def hidden(model: PreTrainedModel, sequences: Tokens) -> Tensor:
     return body_of(model)(input_ids=sequences.ids, position_ids=positions, use_cache=False).last_hidden_state
 
 
-def hidden_of(model: PreTrainedModel, samples: Samples) -> Tensor:
+def hidden_of(model: PreTrainedModel, samples: Samples, apart: Callable[..., Tensor] = hidden) -> Tensor:
     """`hidden` of `samples.sequences()`, [N, L, D], running a prompt that several rows answer only once.
 
-    Costs the memory of a decoding cache of the same rows. Where prompts have fewer than two rows each on average,
-    nothing is shared. Prompts of the same tokens are one (in infilling they differ by their conditions alone).
+    L is at least the longest row's length, and may be more; columns that every row pads cost nothing. Sharing costs
+    the memory of a decoding cache of the same rows. Where prompts have fewer than two rows each on average, nothing
+    is shared, and `apart` (as `hidden`) runs the rows. Prompts of the same tokens are one (in infilling they differ by
+    their conditions alone).
     """
     used, row = samples.prompt_index.unique(return_inverse=True)
-    prompts, which = _distinct(samples.prompts.select(used))
+    prompts, which = _distinct(samples.prompts.select(used).cropped())
     row = which[row]
-    if 0 < 2 * len(prompts) <= len(samples) and _can_share(model, prompts, samples.tokens.shape[1]):
-        return _behind_shared_prompts(body_of(model), prompts, row, samples.completions)
-    return hidden(model, samples.sequences())
+    completions = samples.completions.cropped()
+    if 0 < 2 * len(prompts) <= len(samples) and _can_share(model, prompts, completions.ids.shape[1]):
+        return _behind_shared_prompts(body_of(model), prompts, row, completions)
+    return apart(model, samples.sequences())
 
 
 def _distinct(prompts: Tokens) -> tuple[Tokens, Tensor]:
@@ -177,7 +181,7 @@ class BackboneState:
             raise ValueError(f"prompt ({width}) plus new tokens ({capacity}) exceed the model's {limit} positions")
         prompts, which = _distinct(prompts)
         self.lengths = prompts.lengths
-        self.window = _attention_window(model.config)
+        self.window = attention_window(model.config)
         self._spare = 0  # columns of cache left over for peeking, grown on the first peek
         self.cache: Cache = Cache(layer_class_to_replicate=lambda: BufferLayer(width + capacity))  # type: ignore[arg-type]
         ids, positions, self.mask = _at_right_edge(prompts)
@@ -270,7 +274,7 @@ class BackboneState:
         self._peeked = None
 
 
-def _attention_window(config: Any) -> int | None:
+def attention_window(config: Any) -> int | None:
     """The narrowest attention window of any layer, in tokens, or None where every layer sees everything."""
     if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's name for it
         return int(config.window_size)

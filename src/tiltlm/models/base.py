@@ -18,6 +18,7 @@ Values attach numbers to prefixes (a success logit, a histogram of returns). The
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -80,6 +81,14 @@ class LanguageModel(nn.Module, ABC):
             return torch.zeros(samples.tokens.shape, device=samples.device)
         log_p = torch.stack(columns, 1)
         return torch.where(samples.mask, log_p, torch.zeros_like(log_p))
+
+    def next_logits(self, samples: Samples) -> Callable[[slice], Tensor] | None:
+        """Next-token logits in front of every real token, up to a constant each, all from one forward pass.
+
+        A function from a part of the tokens, numbered as in `samples.places()`, to [m, V]; None from models that can
+        only walk along the tokens (this default).
+        """
+        return None
 
     @property
     def device(self) -> torch.device:

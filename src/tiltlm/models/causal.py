@@ -8,11 +8,15 @@ kept; with p = softmax(h·Wᵀ + b) and g the gradient reaching log p(y),
 
 A tile is computed as W·hᵀ, [tile, M]: each row of dW is then written once, and matrix kernels of the CPU take
 their arguments as they lie (1.7 times the speed of h·Wᵀ over the whole of a large vocabulary).
+
+Under autocast the body runs in bfloat16 and the head does not: a sum of log-probabilities is what every method
+compares, and h is taken in the head's own dtype, in both directions.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +26,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tiltlm.models.backbone import BackboneState, body_of, fuse_activations, hidden_of
+from tiltlm.models.backbone import BackboneState, body_of, fuse_activations, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.hub import pretrained
+from tiltlm.models.packing import hidden_packed, why_not
 from tiltlm.samples import Samples, Tokens
 
 if TYPE_CHECKING:
@@ -61,6 +66,7 @@ class CausalLM(LanguageModel):
             raise ValueError(f"the output head must be linear; this model's is a {type(head).__name__}")
         self.head = head
         self.tokenizer: Any = None
+        self.temperature, self.packs = 1.0, False
         self.vocab_size, self.eos_id = int(self.model.config.vocab_size), eos_id
         fuse_activations(self.model)
         self._check_head()
@@ -91,6 +97,23 @@ class CausalLM(LanguageModel):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         return CausalLM(model, eos_id).eval()
 
+    def at(self, temperature: float) -> CausalLM:
+        """This very model with its logits divided by `temperature`, in drawing and in scoring alike.
+
+        What was drawn at a temperature other than 1 has its density under the tempered model, and no other. Raises
+        ValueError unless temperature > 0, and for a head with a bias (the bias would need dividing too).
+        """
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive: it divides the logits; got {temperature}")
+        if temperature != 1 and self.head.bias is not None:
+            raise ValueError(f"{type(self.model).__name__} has a bias in its output head: temperature must be 1")
+        self.temperature = temperature
+        return self
+
+    def tempered(self, states: Tensor) -> Tensor:
+        """Hidden states whose logits are those of `states` divided by the temperature."""
+        return states if self.temperature == 1 else states / self.temperature
+
     def with_lora(self, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any) -> CausalLM:
         """This model with LoRA adapters of `rank` injected; its own weights are frozen."""
         from peft import LoraConfig, get_peft_model  # takes seconds to import
@@ -98,6 +121,26 @@ class CausalLM(LanguageModel):
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)
         adapters = get_peft_model(self.model, config)
         return CausalLM(self.model, self.eos_id, adapters)
+
+    def with_checkpointing(self) -> CausalLM:
+        """This very model, made to compute its layers' activations again in the backward pass of training.
+
+        Gradients stay the same, dropout included, for a fraction of the memory and about a third more time. Raises
+        ValueError for networks that transformers cannot do this with.
+        """
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+        self.model.disable_input_require_grads()  # wanted by re-entrant checkpointing alone; a frozen model has none
+        return self
+
+    def with_packing(self) -> CausalLM:
+        """This very model, with rows of unequal lengths packed into fewer rows whenever it scores.
+
+        Raises ValueError where packing would change the result; see `packing`.
+        """
+        if reason := why_not(self.model):
+            raise ValueError(f"{type(self.model).__name__} cannot be packed: {reason}; leave packing off")
+        self.packs = True
+        return self
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` reads (LoRA: the adapter's files)."""
@@ -133,12 +176,19 @@ class CausalLM(LanguageModel):
         return CausalState(self, BackboneState(self.model, prompts, capacity))
 
     def log_prob(self, samples: Samples) -> Tensor:
-        return self.log_prob_of_hidden(hidden_of(self.model, samples), samples)
+        states = hidden_of(self.model, samples, hidden_packed if self.packs else hidden)
+        return self.log_prob_of_hidden(states, samples)
+
+    def next_logits(self, samples: Samples) -> Callable[[slice], Tensor]:
+        rows, _, before = samples.places(before=True)
+        states = self.tempered(hidden_of(self.model, samples)[rows, before]).to(self.head.weight.dtype)
+        return lambda part: self.head(states[part])
 
     def log_prob_of_hidden(self, states: Tensor, samples: Samples) -> Tensor:
         """`log_prob` from the hidden states [N, L, D] of `samples.sequences()`, for those who need both."""
         rows, columns, before = samples.places(before=True)
-        values = head_log_prob(states[rows, before], self.head, samples.tokens[rows, columns])
+        picked = self.tempered(states[rows, before])
+        values = head_log_prob(picked, self.head, samples.tokens[rows, columns])
         return values.new_zeros(samples.mask.shape).index_put((rows, columns), values)
 
 
@@ -149,7 +199,7 @@ class CausalState(State):
         self.model, self.state = model, state
 
     def logits(self) -> Tensor:
-        return head_logits(self.state.last, self.model.head)
+        return head_logits(self.model.tempered(self.state.last), self.model.head)
 
     def append(self, tokens: Tensor) -> None:
         self.state.append(tokens)
@@ -177,8 +227,12 @@ def head_log_prob(
     fixed: states [M, D'] and a head whose logits are added without gradient (a reference under a twist).
     """
     width = max(states.shape[1], CHUNK_ENTRIES // max(1, len(states)))
-    under = None if fixed is None else (fixed[0].detach(), fixed[1].weight.detach(), _bias(fixed[1]).detach())
-    return _HeadLogProb.apply(states, head.weight, _bias(head), targets, width, under)
+    states, under = states.to(head.weight.dtype), None
+    if fixed is not None:
+        weight = fixed[1].weight.detach()
+        under = fixed[0].detach().to(weight.dtype), weight, _bias(fixed[1]).detach()
+    with torch.autocast(states.device.type, enabled=False):
+        return _HeadLogProb.apply(states, head.weight, _bias(head), targets, width, under)
 
 
 def _bias(head: nn.Linear) -> Tensor:
@@ -231,6 +285,11 @@ class _HeadLogProb(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad.device.type, enabled=False):
+            return _HeadLogProb._backward(ctx, grad)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets, log_norm = ctx.saved_tensors
         to_states = torch.zeros_like(states, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
         to_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ import torch
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience
 from tiltlm.objective import Objective
-from tiltlm.progress import note, steps
+from tiltlm.progress import OnStep, note, steps
 from tiltlm.run import Run
 from tiltlm.seeds import Stream
-from tiltlm.train import Course, Pace, Training
+from tiltlm.tracking import Track, tracker
+from tiltlm.train import Course, Pace, Training, Watch
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,27 @@ class Fit:
     checkpoint_every: int = 200
     """Steps between checkpoints (0: only at the end)."""
 
+    keep_every: int = 0
+    """Keep the checkpoints of all multiples of so many steps (0: the last and the best alone)."""
+
+    evaluate_every: int = 0
+    """Steps between evaluations on held-out data, where the stage has any (0: none)."""
+
+    patience: int = 0
+    """End after so many evaluations without a new best (0: go on)."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or min(self.checkpoint_every, self.keep_every, self.evaluate_every) < 0:
+            raise ValueError(f"batch_size must be ≥ 1, checkpoint_every, … not negative; got {self}")
+        if self.patience and not self.evaluate_every:
+            raise ValueError("patience counts evaluations, and there are none: set evaluate_every as well")
+
+    def watch(self, measure: Callable[[], dict[str, float]], best: str = "", higher: bool = False) -> Watch | None:
+        """`measure` made at this fit's rhythm; None where it never evaluates. Arguments as in `Watch`."""
+        if not self.evaluate_every:
+            return None
+        return Watch(self.evaluate_every, measure, best, higher, self.patience)
+
 
 def fit(
     run: Run[Any],
@@ -41,10 +63,17 @@ def fit(
     stream: Stream,
     passes: int = 1,
     keep: Collection[int] = (),
+    watch: Watch | None = None,
 ) -> Course:
-    """Train `model` in the run's folder, with progress, from the last checkpoint if there is one."""
-    with steps(run.recipe.name) as on_step:
-        training = Training(
+    """Train `model` in the run's folder, with progress, from the last checkpoint if there is one.
+
+    watch: as `how.watch(…)` makes it. Raises ValueError if `how` asks for evaluations and there is none.
+    """
+    if how.evaluate_every and watch is None:
+        raise ValueError(f"{run.recipe.name} measures nothing while it trains: set its evaluate_every to 0")
+    name = f"{run.recipe.name}/{run.key}"
+    with steps(run.recipe.name) as show, tracker(name, run.folder, asdict(run.recipe)) as track:
+        course = Training(
             model.to(device),
             Engine(model, how.optim),
             objective,
@@ -53,17 +82,31 @@ def fit(
             stream.child(run.recipe.stage),
             run.folder,
             how.checkpoint_every,
-            on_step,
+            _both(show, track.under("train")),
             passes,
             keep,
-        )
-        course = training.run()
-    if how.pace.until > 0 and course.solved_at is None:
-        reached = ", ".join(f"{name} {value:.3f}" for name, value in course.running.items())
-        note(
-            f"[yellow]{run.recipe.name}: not solved within {how.pace.steps} steps ({reached})[/]: raise the limit"
-        )
+            watch,
+            how.keep_every,
+            track.under("eval"),
+        ).run()
+    _report_unsolved(run.recipe.name, how.pace, course)
     return course
+
+
+def _both(show: OnStep, send: Track) -> OnStep:
+    """What is called after every step: the progress bar, and the trackers."""
+
+    def on_step(step: int, limit: int, metrics: dict[str, float]) -> None:
+        show(step, limit, metrics)
+        send(step, metrics)
+
+    return on_step
+
+
+def _report_unsolved(name: str, pace: Pace, course: Course) -> None:
+    if pace.until > 0 and course.solved_at is None:
+        reached = ", ".join(f"{metric} {value:.3f}" for metric, value in course.running.items())
+        note(f"[yellow]{name}: not solved within {pace.steps} steps ({reached})[/]: raise the limit")
 
 
 def device_of(name: str) -> torch.device:

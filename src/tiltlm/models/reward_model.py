@@ -1,0 +1,124 @@
+"""`RewardModel`: a Hugging Face sequence classifier with one output, read as r(x, y).
+
+On a causal body the output is a linear head without bias on the last real token of prompt and completion, found by
+length, never by looking for a padding id. Prompt and completion are encoded apart and their ids joined, so a completion's
+tokens do not depend on what stands before it; an end-of-text token is not part of what is judged. Other bodies (BERT's
+kin) read text pairs, as their tokenizers join them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from tiltlm.models.backbone import hidden_of
+from tiltlm.models.classifier import TextClassifier
+from tiltlm.models.hub import pretrained
+from tiltlm.samples import Samples, Tokens
+
+
+class RewardModel(nn.Module):
+    """`model` (one output) and its `tokenizer`; texts are cut to `most_tokens`, prompts on the left."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, most_tokens: int | None = None) -> None:
+        super().__init__()
+        if model.config.num_labels != 1:
+            raise ValueError(
+                f"a reward model has one output; this one has {model.config.num_labels} classes "
+                "(take classifier:MODEL:LABEL to use a class's log-probability as reward)"
+            )
+        self.classifier = TextClassifier(model, tokenizer, most_tokens)
+
+    @staticmethod
+    def load(
+        name: str | Path, *, device: torch.device | str = "cpu", most_tokens: int | None = None
+    ) -> RewardModel:
+        """A folder or hub name that transformers loads as a sequence classifier with one trained output; float32."""
+        found = TextClassifier.load(name, device=device)
+        return RewardModel(found.model, found.tokenizer, most_tokens).eval()
+
+    @staticmethod
+    def from_body(name: str | Path, *, seed: int = 0, most_tokens: int | None = None) -> RewardModel:
+        """The body of a language model (folder or hub name) under a fresh head; float32."""
+        found = TextClassifier.from_body(name, ("reward",), seed=seed)
+        return RewardModel(found.model, pretrained(AutoTokenizer, name), most_tokens)
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The linear head of a causal body; None for other bodies."""
+        head = getattr(self.classifier.model, "score", None)
+        return head if isinstance(head, nn.Linear) else None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> Samples:
+        """Token ids of (prompt, completion) pairs; too long a pair loses the front of its prompt, then the end of its
+        completion. Equal prompts are stored once."""
+        distinct = list(dict.fromkeys(prompts))
+        number = {text: k for k, text in enumerate(distinct)}
+        tokenizer, most = self.classifier.tokenizer, self.classifier.most_tokens
+        answers = [ids[: most - 1] for ids in tokenizer(list(completions), add_special_tokens=False)["input_ids"]]
+        longest: dict[str, int] = {}
+        for text, ids in zip(prompts, answers, strict=True):
+            longest[text] = max(longest.get(text, 0), len(ids))
+        asked = [
+            _cut_left(tokenizer(text)["input_ids"], most - longest[text], tokenizer.bos_token_id)
+            for text in distinct
+        ]
+        done = Tokens.of(answers, self.device)
+        index = torch.tensor([number[text] for text in prompts], dtype=torch.int64, device=self.device)
+        return Samples(Tokens.of(asked, self.device), index, done.ids, done.mask)
+
+    def score(self, samples: Samples) -> Tensor:
+        """r of every row, float32 [N], with gradient; rows hold this model's own tokens, without end of text."""
+        head = self.head
+        if head is None:
+            raise ValueError("this reward model reads text pairs, not tokens: use `scores`")
+        last = samples.row_prompts.lengths + samples.mask.sum(1) - 1
+        if bool((last < 0).any()):
+            raise ValueError(f"row {int((last < 0).nonzero()[0])} has neither prompt nor completion to judge")
+        states = hidden_of(self.classifier.model, samples)
+        return head(states[torch.arange(len(samples), device=last.device), last])[:, 0].float()
+
+    @torch.no_grad()
+    def scores(self, prompts: Sequence[str], completions: Sequence[str], batch_size: int = 64) -> Tensor:
+        """r of every (prompt, completion), float32 [N]; pairs of like length are judged together."""
+        order = sorted(range(len(prompts)), key=lambda k: (len(prompts[k]) + len(completions[k]), prompts[k]))
+        found = torch.empty(len(prompts))
+        for begin in range(0, len(order), batch_size):
+            some = order[begin : begin + batch_size]
+            found[some] = self._batch([prompts[k] for k in some], [completions[k] for k in some]).cpu()
+        return found
+
+    def _batch(self, prompts: list[str], completions: list[str]) -> Tensor:
+        if self.head is not None:
+            return self.score(self.encode(prompts, completions))
+        found = self.classifier.tokenizer(
+            prompts, completions, truncation="longest_first", max_length=self.classifier.most_tokens, padding=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        return self.classifier.model(**found.to(self.device)).logits[:, 0].float()
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that `AutoModelForSequenceClassification` reads, tokenizer included."""
+        self.classifier.save(folder)
+
+    def restore(self, folder: str | Path) -> None:
+        """Take the weights that `save` wrote to `folder`, bit by bit."""
+        self.classifier.restore(folder)
+
+
+def _cut_left(ids: list[int], most: int, bos_id: int | None) -> list[int]:
+    """The last `most` of `ids`; a start token in front stays in front."""
+    if len(ids) <= most:
+        return ids
+    if bos_id is not None and ids[0] == bos_id:
+        return [bos_id, *ids[len(ids) - most + 1 :]] if most > 0 else []
+    return ids[len(ids) - most :]
