@@ -1,4 +1,4 @@
-"""The command line: list | run | sweep | sample | score | measure | report | demo.
+"""The command line: list | run | sweep | prepare | sample | score | measure | report | demo.
 
 A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
 standard output, progress to standard error. Mistakes by the user end in one line that says what to do, and
@@ -24,6 +24,8 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
                                                 build a recipe (and what it needs that is not there yet)
   tiltlm sweep star-graph/q-sharp --seed 1,2,3 --target.beta 0.1,1
                                                 run a grid: values separated by commas
+  tiltlm prepare hh/train.jsonl --out pairs.jsonl
+                                                preference data of many formats as plain rows, with a report
   tiltlm sample MODEL --prompts p.jsonl --n 4 --out y.jsonl
                                                 draw completions from a model folder, hub name or run
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
@@ -35,7 +37,7 @@ Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, fin
 """
 
 COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
-COMMANDS |= {"measure": "measure", "report": "report", "demo": "demo"}
+COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "demo": "demo"}
 """Each command, and the module of `commands/` that has the function of its name."""
 
 

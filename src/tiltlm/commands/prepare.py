@@ -1,0 +1,134 @@
+"""`tiltlm prepare SOURCE… --out pairs.jsonl`: preference data of any known format as plain rows, and a report.
+
+The rows are of one shape (`tiltlm.tasks.preference_rows`). What was dropped is counted by reason, in a table on standard
+output and in `pairs.jsonl.report.json` beside the rows; a row that does not fit stops the command with file:line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tiltlm.tasks.preference_rows import Loaded, as_pairs, as_rewards, followed_by, format_named, read_preferences
+from tiltlm.tasks.tables import file_of
+
+CONVERSIONS = {"pairs": as_pairs, "rewards": as_rewards}
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Read preference data and write it as plain rows, with a report of what was dropped and why."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Files (.jsonl, .json, .csv, each also .gz; .parquet), folders that hold train.jsonl and the like, or data sets
+    of the hub (owner/name, owner/name:data_dir)."""
+
+    out: Path
+    """The .jsonl file to write."""
+
+    format: str = "auto"
+    """`auto` (told by the columns), `hh` (two dialogues), `tldr` (posts and summaries), `imdb` (reviews)."""
+
+    split: str = "train"
+    """Which split of a folder or a hub data set."""
+
+    tokenizer: str | None = None
+    """A folder or hub name: its chat template writes messages as text; its tokens cut the prompts of `imdb`."""
+
+    as_: Annotated[Literal["found", "pairs", "rewards"], tyro.conf.arg(name="as")] = "found"
+    """`rewards`: pairs become prompt, completions, rewards [1, 0]; `pairs`: the best and worst completion of a
+    group become chosen and rejected; `found`: rows keep their shape."""
+
+    limit: int | None = None
+    """Write this many rows at most."""
+
+
+def prepare(args: list[str]) -> int:
+    """Run the command."""
+    settings = tyro.cli(Prepare, prog="tiltlm prepare", args=args)
+    report = settings.out.with_name(f"{settings.out.name}.report.json")
+    _check(settings, {settings.out.resolve(), report.resolve()})
+    make = format_named(settings.format)
+    if settings.as_ != "found":
+        make = followed_by(make, CONVERSIONS[settings.as_])
+    tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
+    loaded = read_preferences(settings.sources, make, settings.split, tokenizer, settings.limit)
+    if not loaded.rows:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in loaded.dropped.items()) or "there are no rows"
+        raise ValueError(f"nothing is left of {', '.join(settings.sources)} to write: {reasons}")
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    _write(settings.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in loaded.rows))
+    _write(report, json.dumps(_report(settings, loaded), indent=2, ensure_ascii=False) + "\n")
+    print(f"{settings.out}: {', '.join(loaded.rows[0])}")
+    Console(width=110, highlight=False).print(_table(loaded))
+    return 0
+
+
+def _check(settings: Prepare, written: set[Path]) -> None:
+    """Raises ValueError for settings that cannot be meant, before anything is read."""
+    if not settings.sources:
+        raise ValueError("name at least one file, folder or hub data set to read")
+    if settings.out.suffix != ".jsonl":
+        raise ValueError(f"--out is a .jsonl file; got {settings.out}")
+    if settings.limit is not None and settings.limit < 1:
+        raise ValueError(f"--limit must be 1 or more; got {settings.limit}")
+    for source in settings.sources:
+        path = file_of(source, settings.split)
+        if path is not None and path.resolve() in written:
+            raise ValueError(f"--out must be another file than {path}: results never replace their input")
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise ValueError(f"{name!r} is neither a folder with a tokenizer nor a hub name of one: {why}") from None
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.rename(path)
+
+
+def _report(settings: Prepare, loaded: Loaded) -> dict[str, Any]:
+    return {
+        "sources": list(settings.sources),
+        "format": settings.format,
+        "split": settings.split,
+        "tokenizer": settings.tokenizer,
+        "as": settings.as_,
+        "limit": settings.limit,
+        "read": len(loaded.rows) + sum(loaded.dropped.values()),
+        "kept": len(loaded.rows),
+        "dropped": {why: {"rows": n, "first": loaded.examples[why]} for why, n in loaded.dropped.items()},
+        "notes": loaded.notes,
+        "columns": list(loaded.rows[0]),
+    }
+
+
+def _table(loaded: Loaded) -> Table:
+    made = Table(box=box.SIMPLE_HEAD)
+    made.add_column("rows")
+    made.add_column("number", justify="right")
+    made.add_column("first one", overflow="fold")
+    lines: Sequence[tuple[str, int, str]] = [
+        ("kept", len(loaded.rows), ""),
+        *((f"  of these: {note}", n, "") for note, n in loaded.notes.items()),
+        *((f"dropped: {why}", n, loaded.examples[why]) for why, n in loaded.dropped.items()),
+    ]
+    for what, n, where in lines:
+        made.add_row(escape(what), str(n), escape(where))
+    return made

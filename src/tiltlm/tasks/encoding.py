@@ -1,0 +1,98 @@
+"""Texts as token ids, the one way every stage of preference alignment does it.
+
+Prompt and completion are encoded apart and their ids joined: a completion's tokens do not depend on its prompt, and no
+assertion about how the two would have been split is needed. A completion ends in the end-of-text token exactly if it is
+*finished*; cut at `most_new` tokens it is not. Prompts lose their front, all to the same `most - most_new` tokens, so that
+every completion of a prompt is conditioned on the same thing; a start token stays in front. Nothing looks for a padding id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tiltlm.groups import Groups
+from tiltlm.samples import Pairs, Samples, Tokens
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """`tokenizer`; `stop_id` ends a finished completion; sequences hold `most` tokens, completions `most_new` of them."""
+
+    tokenizer: Any
+    stop_id: int
+    most: int
+    most_new: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.most_new < self.most:
+            raise ValueError(f"completions of {self.most_new} tokens do not fit sequences of {self.most}")
+
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a prompt, cut on the left. Raises ValueError for a prompt of no tokens."""
+        ids, room = list(self.tokenizer(text)["input_ids"]), self.most - self.most_new
+        if not ids:
+            raise ValueError(f"the prompt {text!r} has no tokens: a causal LM needs one to begin with")
+        if len(ids) <= room:
+            return ids
+        start = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
+        return start + ids[len(ids) - room + len(start) :]
+
+    def completion(self, text: str) -> tuple[list[int], bool]:
+        """Ids of a whole completion, and whether it fitted (else it is cut, and not finished)."""
+        ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_id]
+        return ids[: self.most_new], len(ids) <= self.most_new
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a completion's ids, without what ended it."""
+        body = ids[:-1] if ids and ids[-1] == self.stop_id else ids
+        return str(self.tokenizer.decode(body, skip_special_tokens=True))
+
+    def prompts(self, texts: Sequence[str]) -> Tokens:
+        return Tokens.of([self.prompt(text) for text in texts])
+
+    def samples(self, prompts: Tokens, index: Sequence[int], texts: Sequence[str]) -> Samples:
+        """Completions as text; row i answers prompt `index[i]`."""
+        found = [self.completion(text) for text in texts]
+        done = Tokens.of([ids for ids, _ in found])
+        finished = torch.tensor([whole for _, whole in found], dtype=torch.bool)
+        return Samples(prompts, torch.tensor(index, dtype=torch.int64), done.ids, done.mask, finished=finished)
+
+    def answers(self, rows: Sequence[Row], column: str) -> Samples:
+        """One completion a row: {prompt, `column`}."""
+        prompts = self.prompts([row["prompt"] for row in rows])
+        return self.samples(prompts, range(len(rows)), [row[column] for row in rows])
+
+    def pairs(self, rows: Sequence[Row]) -> Pairs:
+        """{prompt, chosen, rejected} a row."""
+        prompts = self.prompts([row["prompt"] for row in rows])
+        sides = [
+            self.samples(prompts, range(len(rows)), [row[side] for row in rows]) for side in ("chosen", "rejected")
+        ]
+        return Pairs(*sides)
+
+    def groups(self, rows: Sequence[Row]) -> Groups:
+        """{prompt, completions, rewards} a row, as many completions in each. What is said in `completion_ids` and
+        `finished` of a row counts before its texts."""
+        size = len(rows[0]["completions"])
+        uneven = [k for k, row in enumerate(rows) if len(row["completions"]) != size]
+        if uneven:
+            k = uneven[0]
+            raise ValueError(f"group {k} has {len(rows[k]['completions'])} completions, those before it {size}")
+        prompts = Tokens.of([row.get("prompt_ids") or self.prompt(row["prompt"]) for row in rows])
+        index = torch.arange(len(rows)).repeat_interleave(size)
+        if "completion_ids" in rows[0]:
+            done = Tokens.of([ids for row in rows for ids in row["completion_ids"]])
+            finished = torch.tensor([flag for row in rows for flag in row["finished"]], dtype=torch.bool)
+            samples = Samples(prompts, index, done.ids, done.mask, finished=finished)
+        else:
+            samples = self.samples(prompts, index.tolist(), [text for row in rows for text in row["completions"]])
+        if "rewards" in rows[0]:
+            rewards = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
+            samples = samples.with_(reward=rewards)
+        return Groups(samples, size)

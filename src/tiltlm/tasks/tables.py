@@ -1,0 +1,176 @@
+"""Rows of a table, wherever it is kept, each with its place, so that whoever refuses a row can say which.
+
+| source | place of a row |
+|---|---|
+| .jsonl, .json (an array of objects, or lines like .jsonl), .csv; each also as .gz | file:line where the row begins |
+| .parquet | file:row, from 1 |
+| a folder that holds one of these for the split asked for (train.jsonl, test.json, …) | as above |
+| a data set of the hub: owner/name, or owner/name:data_dir | owner/name[split]:row, from 1 |
+
+Parquet needs pyarrow and the hub needs datasets; they are imported only when asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from gzip import BadGzipFile
+from pathlib import Path
+from typing import Any
+
+from tiltlm.jsonl import open_text, placed_rows
+
+Placed = tuple[str, dict[str, Any]]
+"""(where a row stands, the row)."""
+
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<data_dir>[\w./-]+))?")
+INSTALL = "install it with: pip install datasets"
+
+
+def rows_of(source: str | Path, split: str = "train") -> Iterator[Placed]:
+    """(where, row) of every row of a file, of a folder's file for `split`, or of a hub data set's `split`.
+
+    Raises FileNotFoundError for what is not there and ValueError, naming file:line, for what cannot be read.
+    """
+    path = file_of(source, split)
+    if path is None:
+        yield from _hub(str(source), split)
+        return
+    try:
+        yield from READERS[_ending(path)](path)
+    except (UnicodeDecodeError, BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as UTF-8 {_ending(path)} ({error})") from None
+
+
+def file_of(source: str | Path, split: str = "train") -> Path | None:
+    """The file that `source` stands for; None where it can only be the name of a hub data set."""
+    path = Path(source)
+    if path.is_dir():
+        return _in_folder(path, split)
+    ending = _ending(path)
+    if path.is_file() and ending not in READERS:
+        raise ValueError(
+            f"{path}: what is {path.suffix or 'a file without an ending'}? Known: {', '.join(READERS)}"
+        )
+    if path.is_file():
+        return path
+    if ending in READERS or not HUB_NAME.fullmatch(str(source)):
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    return None
+
+
+def _in_folder(folder: Path, split: str) -> Path:
+    found = [folder / f"{split}{ending}" for ending in READERS if (folder / f"{split}{ending}").is_file()]
+    if not found:
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
+        raise FileNotFoundError(f"{folder}: no file {split}.jsonl (or {', '.join(READERS)}) in it; it has {names}")
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise ValueError(f"{folder} has {names}: name the file that is meant")
+    return found[0]
+
+
+def _ending(path: Path) -> str:
+    """ ".jsonl" or ".jsonl.gz", in small letters."""
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+
+
+def _json(path: Path) -> Iterator[Placed]:
+    """The objects of an array; a file that is no array is read line by line."""
+    with open_text(path) as file:
+        text = file.read()
+    opening = ARRAY.match(text)
+    if opening is None:
+        yield from placed_rows(path)
+        return
+    begin, line, at = 0, 1, opening.end()
+    while text[at : at + 1] != "]":
+        begin, line = at, line + text.count("\n", begin, at)
+        row, at = _object_at(text, at, f"{path}:{line}")
+        yield f"{path}:{line}", row
+
+
+ARRAY, BETWEEN = re.compile(r"\s*\[\s*"), re.compile(r"\s*(,\s*|(?=\]))")
+"""How an array begins, and what follows one of its objects."""
+
+
+def _object_at(text: str, at: int, where: str) -> tuple[dict[str, Any], int]:
+    """The object that begins at `at`, and where the next one, or the closing bracket, stands."""
+    try:
+        row, end = json.JSONDecoder().raw_decode(text, at)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: an object was expected here; not JSON in line {error.lineno} ({error.msg})"
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: an array of objects was expected; here is a {type(row).__name__}")
+    after = BETWEEN.match(text, end)
+    if after is None:
+        raise ValueError(f"{where}: neither a comma nor a closing bracket follows the object that begins here")
+    return row, after.end()
+
+
+def _csv(path: Path) -> Iterator[Placed]:
+    csv.field_size_limit(2**31 - 1)  # a text may be longer than the module's limit of 131072 characters
+    with open_text(path, newline="") as file:
+        reader = csv.reader(file, strict=True)
+        line, names = 1, None
+        try:
+            for values in reader:
+                if values and names is None:
+                    names = values
+                elif values:
+                    yield f"{path}:{line}", _named(names or [], values, f"{path}:{line}")
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{path}:{line}: the row that begins here is not csv ({error})") from None
+
+
+def _named(names: list[str], values: list[str], where: str) -> dict[str, Any]:
+    if len(values) != len(names):
+        raise ValueError(
+            f"{where}: {len(values)} fields, but the first line names {len(names)}: {', '.join(names)}"
+        )
+    return dict(zip(names, values, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[Placed]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading parquet needs the package pyarrow; {INSTALL}") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield f"{path}:{number}", row
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not parquet after row {number} ({error})") from None
+
+
+def _hub(source: str, split: str) -> Iterator[Placed]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(f"{source} is no file here, and hub data needs the package datasets; {INSTALL}") from None
+    found = HUB_NAME.fullmatch(source)
+    assert found is not None  # or it would not have been taken for a hub name
+    try:
+        data = load_dataset(found["name"], data_dir=found["data_dir"], split=split)
+    except (OSError, ValueError) as error:
+        why = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{source!r} is no file or folder here, and the hub gives no split {split!r}: {why}"
+        ) from None
+    for number, row in enumerate(data, 1):
+        yield f"{found['name']}[{split}]:{number}", dict(row)
+
+
+PLAIN: dict[str, Callable[[Path], Iterator[Placed]]] = {".jsonl": placed_rows, ".json": _json, ".csv": _csv}
+READERS = PLAIN | {f"{ending}.gz": reader for ending, reader in PLAIN.items()} | {".parquet": _parquet}
+"""Who reads what, by the end of a file's name."""

@@ -1,0 +1,100 @@
+"""Texts to ids: prompt and completion apart, ends by themselves or cut, prompts cut alike for all their completions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tiltlm.seeds import stream
+from tiltlm.tasks.encoding import Encoder
+from tiltlm.tasks.stories import stories, train_tokenizer
+
+STOP = 7
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(train_tokenizer(stories(50, stream(0, "test-encoding")), 300), STOP, 20, 8)
+
+
+def ids(encoder: Encoder, text: str) -> list[int]:
+    return encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_completion_that_fits_ends_and_one_that_does_not_is_cut(encoder):
+    short, long = ids(encoder, " a cat"), ids(encoder, " a cat and a dog and a bird and a fish")
+    assert len(short) < 8 < len(long)
+    assert encoder.completion(" a cat") == ([*short, STOP], True)
+    assert encoder.completion(" a cat and a dog and a bird and a fish") == (long[:8], False)
+    text = encoder.tokenizer.decode(long[:7])
+    assert len(ids(encoder, text)) == 7
+    assert encoder.completion(text) == ([*long[:7], STOP], True)  # the end is the eighth token
+
+
+def test_exactly_as_many_tokens_as_allowed_leave_no_room_for_the_end(encoder):
+    text = encoder.tokenizer.decode(ids(encoder, " a cat and a dog and a bird and a fish")[:8])
+    assert len(ids(encoder, text)) == 8
+    assert encoder.completion(text)[1] is False
+
+
+def test_prompts_lose_their_front_and_keep_their_start_token(encoder):
+    long = "The dog said no. " * 10
+    cut, whole = encoder.prompt(long), encoder.tokenizer(long)["input_ids"]
+    assert len(cut) == 12 and cut[0] == encoder.tokenizer.bos_token_id and cut[1:] == whole[-11:]
+    assert encoder.prompt("A dog") == encoder.tokenizer("A dog")["input_ids"]
+
+
+def test_both_sides_of_a_pair_answer_the_same_cut_prompt(encoder):
+    rows = [{"prompt": "The dog said no. " * 10, "chosen": " a", "rejected": " a cat and a dog and a bird and"}]
+    pairs = encoder.pairs(rows)
+    assert pairs.chosen.prompts.lists() == pairs.rejected.prompts.lists() == [encoder.prompt(rows[0]["prompt"])]
+    assert pairs.chosen.finished.tolist() == [True] and pairs.rejected.finished.tolist() == [False]
+
+
+def test_the_text_of_ids_leaves_the_end_out_wherever_the_padding_token_is(encoder):
+    assert encoder.text([*ids(encoder, " a cat"), STOP]) == " a cat"
+    assert encoder.text(ids(encoder, " a cat")) == " a cat"
+
+
+def test_groups_prefer_stored_ids_to_texts(encoder):
+    """What a model drew need not be what its text encodes to."""
+    drawn = [[ids(encoder, " c")[0], ids(encoder, "at")[0]], [STOP]]
+    row = {
+        "prompt": "A",
+        "completions": [" cat", ""],
+        "completion_ids": drawn,
+        "finished": [False, True],
+        "rewards": [1, 2],
+    }
+    groups = encoder.groups([row, row])
+    assert groups.samples.completions.lists() == drawn * 2
+    assert groups.samples.finished.tolist() == [False, True] * 2
+    assert groups.reward.tolist() == [[1, 2], [1, 2]]
+    plain = encoder.groups([{name: row[name] for name in ("prompt", "completions")}])
+    assert plain.samples.completions.lists() == [[*ids(encoder, " cat"), STOP], [STOP]]
+    assert plain.samples.reward is None
+
+
+def test_what_does_not_fit_is_refused(encoder):
+    rows = [{"prompt": "A", "completions": ["a", "b"]}, {"prompt": "A", "completions": ["a", "b", "c"]}]
+    with pytest.raises(ValueError, match="group 1 has 3 completions, those before it 2"):
+        encoder.groups(rows)
+    with pytest.raises(ValueError, match="do not fit"):
+        Encoder(encoder.tokenizer, STOP, 8, 8)
+
+    class Silent:
+        bos_token_id = None
+
+        def __call__(self, text: str) -> dict:
+            return {"input_ids": []}
+
+    with pytest.raises(ValueError, match="has no tokens"):
+        Encoder(Silent(), STOP, 8, 4).prompt("")
+
+
+def test_a_mask_counts_the_end_even_if_it_is_the_padding_id(encoder):
+    padded = Encoder(encoder.tokenizer, encoder.tokenizer.pad_token_id, 20, 8)
+    samples = padded.samples(padded.prompts(["A", "B"]), [0, 1], [" a cat", " a"])
+    lengths = [len(ids(encoder, text)) + 1 for text in (" a cat", " a")]
+    assert samples.mask.sum(1).tolist() == lengths
+    assert torch.equal(samples.tokens[0, lengths[0] - 1], torch.tensor(encoder.tokenizer.pad_token_id))
