@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from tiltlm.models.classifier import TextClassifier, log_classes
 from tiltlm.models.table import TableLM
+from tiltlm.rewards.by_name import TextReward, function_of
 from tiltlm.rewards.classifier import (
     FLOOR,
     ClassifierLearning,
@@ -24,7 +25,6 @@ from tiltlm.rewards.classifier import (
     toxicity,
 )
 from tiltlm.rewards.continuation import Continuation
-from tiltlm.rewards.user_file import TextReward, function_of
 from tiltlm.rewards.words import ANIMALS, WordHits
 from tiltlm.samples import Conditioned, Samples, Tokens
 from tiltlm.seeds import stream

@@ -29,6 +29,7 @@ from rich.console import Console
 from tiltlm.models.base import LanguageModel
 from tiltlm.progress import note
 from tiltlm.ruler.table import table
+from tiltlm.train import best_checkpoint, checkpoints
 
 ROOT = Path("runs")
 R = TypeVar("R", bound="Recipe")
@@ -168,6 +169,23 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     )
     (run.folder / "DONE").write_text("")
     return run
+
+
+def located(name: str) -> str:
+    """`name` (of a model, or of a reward that holds one: kind:MODEL:…) with a run's folder replaced by its best checkpoint.
+
+    Raises ValueError for a run that trained nothing.
+    """
+    return ":".join(_checkpoint(part) for part in name.split(":"))
+
+
+def _checkpoint(part: str) -> str:
+    folder = Path(part)
+    if not (folder / "provenance.json").is_file():
+        return part
+    if not checkpoints(folder):
+        raise ValueError(f"{part} is a run without a trained model: name one of a stage that trains")
+    return str(best_checkpoint(folder))
 
 
 def _unfinished(run: Run[Any]) -> list[Recipe]:

@@ -19,9 +19,9 @@ from tiltlm.models.heads import ValueHead
 from tiltlm.models.hub import pretrained
 from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.twisted_settings import Goal, Language, Test, Twist
+from tiltlm.rewards.by_name import TextReward
 from tiltlm.rewards.classifier import ClassProbability, LogOdds, Threshold
 from tiltlm.rewards.continuation import Continuation
-from tiltlm.rewards.user_file import TextReward
 from tiltlm.rewards.words import WordHits
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Ruler

@@ -5,15 +5,8 @@ from __future__ import annotations
 import importlib.util
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
-
-from tiltlm.samples import Samples
 
 
 def function_of(name: str) -> Callable[..., Any]:
@@ -53,27 +46,3 @@ def call(name: str, function: Callable[..., Any], *arguments: Any) -> list[float
 
 def _file_of(name: str) -> Path:
     return Path(name.rpartition(":")[0])
-
-
-@dataclass(frozen=True)
-class TextReward:
-    """`function` (FILE.py:FUNCTION) of a list of prompts and a list of completions, as texts: one number each."""
-
-    name: str
-    tokenizer: Any
-
-    @cached_property
-    def function(self) -> Callable[..., Any]:
-        return function_of(self.name)
-
-    def __call__(self, samples: Samples) -> Tensor:
-        prompts = self.tokenizer.batch_decode(samples.row_prompts.lists(), skip_special_tokens=True)
-        texts = self.tokenizer.batch_decode(samples.completions.lists(), skip_special_tokens=True)
-        values = call(self.name, self.function, prompts, texts)
-        if len(values) != len(samples):
-            raise ValueError(f"{self.name} returned {len(values)} numbers for {len(samples)} completions")
-        reward = torch.tensor(values, device=samples.device)
-        if bool(reward.isnan().any()):
-            row = int(reward.isnan().nonzero()[0])
-            raise ValueError(f"{self.name} gave completion {row} ({texts[row]!r}) the reward nan")
-        return reward
