@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 
+from families import build
 from tiltlm.exact import solve
 from tiltlm.models.table import TableLM
 from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.compare import paired
 from tiltlm.ruler.estimate import Estimate, mean, per_prompt
 from tiltlm.ruler.frontier import binary_curve, frontier_plot, tilted_curve
-from tiltlm.ruler.kl import kl_along
+from tiltlm.ruler.kl import _walking, kl_along
 from tiltlm.ruler.log_z import BinaryTarget, from_success_rate, log1mexp
 from tiltlm.ruler.measure import Measurement, Ruler
 from tiltlm.ruler.table import cell
@@ -84,6 +85,20 @@ def test_rao_blackwell_kl_is_unbiased_and_spreads_less_than_the_log_ratio():
         mine = rows[samples.prompt_index == p]
         assert abs(mine.mean() - exact[p]) < 4 * mine.std() / math.sqrt(5000)
     assert rows.std() < 0.8 * plain.std()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_kl_from_one_pass_equals_walking(family, temperature, monkeypatch):
+    """Ragged prompts and completions, tempered; a few positions at a time; 0 at padding. Another model's KL is not 0."""
+    q, p = (build(family, seed=seed, eos_id=3).at(temperature) for seed in (0, 1))
+    samples = draw(q, Tokens.of([[3, 5, 7], [2]]), n=4, max_new_tokens=6, stream=ROOT.child("one pass"))
+    walked = _walking(q, p, samples)
+    monkeypatch.setattr("tiltlm.ruler.kl.AT_ONCE", 3 * q.vocab_size)
+    torch.testing.assert_close(kl_along(q, p, samples), walked, atol=1e-5, rtol=1e-4)
+    assert walked.sum(1).min() > 1e-3 and (walked[~samples.mask] == 0).all()
+    plain = q.at(1.0).next_logits(samples)(slice(0, 5)).softmax(-1)
+    assert (plain.sum(1) - 1).abs().max() < 1e-5
 
 
 def test_kl_of_a_model_to_itself_is_zero():

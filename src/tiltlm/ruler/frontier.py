@@ -48,7 +48,7 @@ MARKERS = "osD^vP*X<>"
 
 def frontier_plot(
     rows: Sequence[Mapping[str, Any]],
-    curve: tuple[Tensor, Tensor],
+    curve: tuple[Tensor, Tensor] | None,
     path: str | Path,
     title: str = "",
     label: str = "optimum, every beta (exact)",
@@ -62,7 +62,8 @@ def frontier_plot(
 
     figure = Figure(figsize=(9.0, 5.0), dpi=130, layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(curve[0], curve[1], color="0.25", linewidth=1.5, zorder=1, label=label)
+    if curve is not None:
+        axes.plot(curve[0], curve[1], color="0.25", linewidth=1.5, zorder=1, label=label)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     families = list(dict.fromkeys(name.split(" (beta")[0] for name in methods))
     for name in methods:
@@ -72,7 +73,8 @@ def frontier_plot(
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
     axes.set_xlim(left=0)
     axes.set_xticks([0, 0.02, 0.1, 0.25, 0.5, 1, 2, 4, 8], ["0", "0.02", "0.1", "0.25", "0.5", "1", "2", "4", "8"])
-    axes.set_xlim(0, 1.3 * max([*curve[0].tolist(), *(_reach(rows, name) for name in methods)]))
+    far = [] if curve is None else curve[0].tolist()
+    axes.set_xlim(0, 1.3 * max([*far, *(_reach(rows, name) for name in methods)], default=0.0) or 1.0)
     axes.set(xlabel="KL(q ‖ reference), nats (square-root scale)", ylabel="expected reward E[r]")
     axes.set_title(title, loc="left")
     axes.grid(alpha=0.25)
