@@ -8,6 +8,7 @@ batch.
     Generated   fresh rows made for every step
     Live        completions drawn by the policy being trained, scored as they come
     Referenced  pairs, with a live reference's log-probabilities filled in
+    Subsets     groups, cut to a random few of their rows
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Pairs, Samples, Tokens
@@ -126,3 +128,16 @@ class Referenced:
     def batch(self, step: int) -> Pairs:
         pairs = self.experience.batch(step)
         return referenced_pairs(pairs, self.reference, len(pairs))
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Another experience's batches of groups, cut to a random `size` rows each: other ones at every step."""
+
+    experience: Experience
+    size: int
+    stream: Stream
+
+    def batch(self, step: int) -> Groups:
+        groups: Groups = self.experience.batch(step)
+        return groups.subsets(self.size, self.stream.child(step))

@@ -8,45 +8,26 @@ from typing import Any
 import torch
 
 from tiltlm.experience import Offline
-from tiltlm.models.causal import CausalLM
 from tiltlm.models.classifier import TextClassifier
-from tiltlm.policies.sft import SFT
 from tiltlm.recipes.fitting import device_of, fit
+from tiltlm.recipes.own_model import train_own_model
 from tiltlm.recipes.twisted_settings import ClassifierSettings, Language
 from tiltlm.rewards.classifier import ClassifierLearning, Labelled
 from tiltlm.ruler.estimate import mean
 from tiltlm.run import Run
-from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.labelled_text import classes_of, read_labelled
-from tiltlm.tasks.stories import labelled, stories, train_tokenizer
+from tiltlm.tasks.stories import labelled, stories
 
 WIDTH = 96
 """Tokens of a story that the own model is trained on."""
 
 
 def train_reference(run: Run[Any], language: Language, seed: int) -> None:
-    """A Llama of 0.3 million parameters on stories of the project's own making."""
-    from transformers import LlamaConfig
-
+    """The own model on stories of the project's own making."""
     own = stream(seed, "twisted", "reference")
     texts = stories(language.stories, own.child("stories"))
-    tokenizer = train_tokenizer(texts[:2000])
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None,
-        pad_token_id=0,
-    )  # fmt: skip
-    model = CausalLM.from_config(config, seed=own.child("init").generator())
-    model.tokenizer = tokenizer
-    device = device_of(language.device)
-    rows = [ids[: WIDTH + 1] for ids in tokenizer(texts)["input_ids"]]
-    completions = Tokens.of([ids[1:] for ids in rows])
-    start = Tokens.of([[tokenizer.bos_token_id]])
-    index = torch.zeros(len(rows), dtype=torch.int64)
-    data = Samples(start, index, completions.ids, completions.mask).to(device)
-    experience = Offline(data, language.fit.batch_size, own.child("data"))
-    fit(run, model, SFT(), experience, language.fit, device=device, stream=own)
+    train_own_model(run, texts, language.fit, own, language.device, WIDTH)
 
 
 def train_classifier(

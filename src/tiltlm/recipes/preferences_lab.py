@@ -1,0 +1,164 @@
+"""What every stage of preference alignment works with: models at the target's temperature, ids, the reference's
+log-probabilities (computed once, cached by content)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from tiltlm.groups import Groups
+from tiltlm.models.base import LanguageModel
+from tiltlm.models.causal import CausalLM
+from tiltlm.models.hub import pretrained
+from tiltlm.models.unadapted import Unadapted
+from tiltlm.recipes.fitting import device_of
+from tiltlm.recipes.preferences_settings import Base
+from tiltlm.samples import Pairs, Samples
+from tiltlm.seeds import Stream, stream
+from tiltlm.tasks.encoding import Encoder
+
+ROWS_AT_ONCE = 128
+"""Rows that the reference scores in one pass."""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """`base`, and the folder or hub name of the model that everything starts from."""
+
+    base: Base
+    model: str
+    seed: int
+
+    @cached_property
+    def device(self) -> torch.device:
+        return device_of(self.base.device)
+
+    @cached_property
+    def stream(self) -> Stream:
+        return stream(self.seed, "preferences")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return pretrained(AutoTokenizer, self.model)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(self.tokenizer, self.stop_id, self.base.most_tokens, self.base.new_tokens)
+
+    @property
+    def stop_id(self) -> int:
+        found = self.tokenizer.eos_token_id if self.base.stop_id is None else self.base.stop_id
+        if found is None:
+            raise ValueError(f"{self.model}: the tokenizer names no end of text: name one (--base.stop-id)")
+        return int(found)
+
+    def load(self, name: str | Path | None = None) -> CausalLM:
+        """The model called `name` (default: what everything starts from), frozen, at the target's temperature."""
+        model = CausalLM.load(name or self.model, device=self.device, eos_id=self.stop_id)
+        model.tokenizer = self.tokenizer
+        return model.at(self.base.temperature).requires_grad_(False)
+
+    def trainable(self, name: str | Path | None = None, temperature: float | None = None) -> CausalLM:
+        """`load`, ready to be trained: every weight, or LoRA adapters."""
+        model = self.load(name).requires_grad_(True)
+        if self.base.lora:
+            model = model.with_lora(self.base.lora, 2 * self.base.lora)
+            model.tokenizer = self.tokenizer
+        if self.base.checkpointing:
+            model = model.with_checkpointing()
+        return model.at(temperature or self.base.temperature)
+
+    def policy_and_reference(self, start: str | Path) -> tuple[CausalLM, LanguageModel]:
+        """A policy that begins at `start`, and the reference it begins as: with adapters, the same weights without them."""
+        policy = self.trainable(start)
+        return policy, Unadapted(policy) if self.base.lora else self.load(start)
+
+    def restored(self, start: str | Path, checkpoint: Path) -> CausalLM:
+        """The policy that `checkpoint` holds: adapters on `start`, or a whole model."""
+        if not self.base.lora:
+            return self.load(checkpoint)
+        policy = self.trainable(start).eval()
+        policy.restore(checkpoint)
+        return policy.requires_grad_(False)
+
+
+def digest_of(model: str | Path) -> str:
+    """A short hash of a model folder's weights and settings; of a hub name, the name."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return str(model)
+    total = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")):
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest()
+
+
+def content_of(samples: Samples) -> str:
+    """A short hash of what a language model sees of `samples`."""
+    total = hashlib.blake2b(digest_size=8)
+    for x in (samples.prompts.ids, samples.prompts.mask, samples.prompt_index, samples.tokens, samples.mask):
+        total.update(str(tuple(x.shape)).encode() + x.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def with_log_ref(samples: Samples, reference: LanguageModel, name: str, cache: Path) -> Samples:
+    """`samples` with the reference's log-probabilities: read from `cache`, or computed and written there.
+
+    name: what tells this reference from others (its weights' hash, its temperature); the file's name holds it and the
+    hash of the samples, so neither another model nor relabelled or redrawn data finds stale numbers.
+    """
+    path = cache / f"log_ref-{name}-{content_of(samples)}.safetensors"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.tmp")
+        save_file({"log_ref": score(samples, reference)}, str(aside))
+        aside.rename(path)
+    return samples.with_(log_ref=load_file(str(path))["log_ref"])
+
+
+@torch.no_grad()
+def score(samples: Samples, model: LanguageModel) -> Tensor:
+    """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
+    starts = range(0, len(samples), ROWS_AT_ONCE)
+    parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
+    return torch.cat([model.log_prob(part).cpu() for part in parts])
+
+
+def pairs_with_log_ref(pairs: Pairs, reference: LanguageModel, name: str, cache: Path) -> Pairs:
+    """`with_log_ref` of both sides."""
+    sides = (pairs.chosen, pairs.rejected)
+    return Pairs(*(with_log_ref(side, reference, name, cache) for side in sides))
+
+
+def first_of(groups: Groups, size: int) -> Groups:
+    """The first `size` rows of every group."""
+    if size > groups.size:
+        raise ValueError(f"groups of {groups.size} completions hold no {size}: draw more (--draws.n {size})")
+    rows = torch.arange(len(groups))[:, None] * groups.size + torch.arange(size)
+    return Groups(groups.samples.select(rows.flatten()), size)
+
+
+def judged(samples: Pairs) -> Samples:
+    """Pairs as answers judged one by one: chosen ones with reward 1, then rejected ones with 0."""
+    n = len(samples)
+    return samples.both().with_(reward=torch.cat([torch.ones(n), torch.zeros(n)]))
+
+
+def columns_of(rows: Sequence[dict[str, Any]], *names: str) -> list[list[Any]]:
+    """The columns called `names`, as lists."""
+    return [[row[name] for row in rows] for name in names]
+
+
+def without(samples: Samples, *names: str) -> Samples:
+    """`samples` with some fields taken away."""
+    return replace(samples, **dict.fromkeys(names))  # type: ignore[arg-type]

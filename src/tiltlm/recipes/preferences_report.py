@@ -1,0 +1,287 @@
+"""What alignment ends in: every policy and its checkpoints measured on held-out prompts, side by side, and the frontier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from tiltlm.models.base import LanguageModel
+from tiltlm.models.causal import CausalLM
+from tiltlm.policies.exo_rw import group_log_ratios, group_metrics
+from tiltlm.progress import note
+from tiltlm.recipes.preferences_lab import Lab
+from tiltlm.recipes.preferences_policies import (
+    POLICIES,
+    Aligned,
+    APOPolicy,
+    CDPOPolicy,
+    DpoPrefPolicy,
+    ExoPrefPolicy,
+    HingePolicy,
+    IPOPolicy,
+    KTOPolicy,
+    ORPOPolicy,
+    RobustDPOPolicy,
+    RPOPolicy,
+    SimPOPolicy,
+)
+from tiltlm.recipes.preferences_settings import Test
+from tiltlm.recipes.preferences_stages import answer_of
+from tiltlm.rewards.bradley_terry import ahead
+from tiltlm.ruler.estimate import mean
+from tiltlm.ruler.frontier import frontier_plot
+from tiltlm.ruler.measure import Measurement, Ruler
+from tiltlm.ruler.table import table
+from tiltlm.run import Recipe, Run
+from tiltlm.samples import Samples
+from tiltlm.target import Target
+from tiltlm.train import best_checkpoint, checkpoints, step_of
+
+HEADINGS = {
+    "reward": "E[r]",
+    "kl_to_reference": "KL(q‖ref)",
+    "objective": "J",
+    "gap": "gap",
+    "kl_to_target_at_least": "KL(q‖pi*) ≥",
+    "win_rate": "wins",
+    "length": "tokens",
+    "finished": "finished",
+}
+"""Columns of the table. gap: KL within held-out groups, 0 at pi*; wins: against the responses of the data."""
+
+
+SHOWN = ("prompt", "chosen", "rejected", "completion")
+"""What the report page shows of the data, beside what a policy said."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every policy of a comparison is held against: prompts, their responses in the data, target, groups."""
+
+    recipe: Measured
+    run: Run[Any]
+    lab: Lab
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows = self.recipe.rows_of(self.run, "test")
+        return rows[: self.recipe.test.prompts]
+
+    def ruler(self, reference: CausalLM) -> Ruler:
+        recipe, lab = self.recipe, self.lab
+        reward, rows = recipe.reward(self.run, lab), self.rows
+        prompts = lab.encoder.prompts([row["prompt"] for row in rows]).to(lab.device)
+        asked = [lab.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts.lists()]
+        theirs = torch.tensor(reward.of(asked, [answer_of(row) for row in rows]), device=lab.device)
+        checks: dict[str, Callable[[Samples], Tensor]] = {
+            "win_rate": lambda samples: ahead(_reward(samples) - theirs[samples.prompt_index]),
+            "length": lambda samples: samples.mask.sum(1).double(),
+            "finished": lambda samples: (
+                samples.finished.double() if samples.finished is not None else samples.mask[:, 0]
+            ),
+        }
+        return Ruler(
+            Target(reference, reward, recipe.goal.beta), prompts, recipe.base.new_tokens, lab.stream.child("test"),
+            n=recipe.test.n, batch_size=recipe.test.batch_size, checks=checks,
+        )  # fmt: skip
+
+    def gap(self, policy: LanguageModel, reference: LanguageModel) -> Tensor:
+        """KL(q‖p) of every held-out group, [G]; empty where the data was not labelled."""
+        if "label" not in self.run.inputs:
+            return torch.zeros(0)
+        recipe = self.recipe
+        groups = recipe.groups(self.run, self.lab, reference, "test")
+        with torch.no_grad():
+            parts = [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
+            h = [group_log_ratios(policy, part) for part in parts]
+        betas = recipe.goal.beta_r, recipe.goal.beta_pi
+        found = [group_metrics(x, part.reward, *betas)["gap"] for x, part in zip(h, parts, strict=True)]
+        return torch.cat(found).cpu()
+
+
+def _reward(samples: Samples) -> Tensor:
+    assert samples.reward is not None
+    return samples.reward
+
+
+@dataclass(frozen=True)
+class Measured(Aligned):
+    """Measure a policy's checkpoints on prompts it has not seen."""
+
+    test: Test = Test()
+
+    def inputs(self) -> dict[str, Recipe]:
+        policy: dict[str, Recipe] = {self.method: self.up(POLICIES[self.method])}
+        return super().inputs() | policy
+
+    @property
+    def method(self) -> str:
+        return self.stage
+
+    def policies(self, run: Run[Any]) -> list[tuple[int | None, CausalLM]]:
+        """The checkpoints to measure, (updates, policy), the best one last and under None."""
+        kept = run.inputs[self.method]
+        own, best = kept.recipe, best_checkpoint(kept.folder)
+        others = [path for path in checkpoints(kept.folder) if step_of(path) > 0]
+        count = min(self.test.checkpoints, len(others)) if self.test.checkpoints > 1 else 0
+        on_the_way = [others[round(k * (len(others) - 1) / max(1, count - 1))] for k in range(count)]
+        found = [(step_of(path), own.policy_at(kept, path)) for path in on_the_way]
+        return [*found, (None, own.policy_at(kept, best))]
+
+    def label(self) -> str:
+        """The method's name in tables."""
+        return f"{self.method} K={self.align.size}" if self.align.source == "labelled" else self.method
+
+    def build(self, run: Run[Any]) -> None:
+        lab = self.lab(run)
+        reference, bench = lab.load(self.start(run)), Bench(self, run, lab)
+        ruler, curve = bench.ruler(reference), []
+        for updates, policy in self.policies(run):
+            found, samples = ruler.measure(policy) if updates is None else replace(ruler, n=1).measure(policy)
+            if updates is None:
+                found = with_bound(found, samples, self.test.n)
+                rows = found.rows(self.name, self.label(), self.seed)
+                gap = bench.gap(policy, reference)
+                if len(gap):
+                    rows.append(self.estimate(self.label(), "gap", mean(gap), "nats"))
+            else:
+                note(f"{self.name}: checkpoint of update {updates}: {found.estimates()['objective']} (J)")
+                curve += [row | {"updates": updates} for row in found.rows(self.name, self.label(), self.seed)]
+        found.save(run.folder / "measurement.safetensors")
+        samples.save(run.folder / "samples.safetensors")
+        run.write_json("curve.json", curve)
+        run.write_json("report.json", rows)
+        run.write_jsonl("samples.jsonl", self.side_by_side(lab, bench.rows, samples))
+
+    def side_by_side(self, lab: Lab, rows: list[dict[str, Any]], samples: Samples) -> list[dict[str, Any]]:
+        """A line per prompt: what the data holds, and what the policy said first."""
+        first = samples.select(slice(0, None, self.test.n))
+        texts, rewards = [lab.encoder.text(ids) for ids in first.completions.lists()], _reward(first).tolist()
+        kept = [{name: row[name] for name in SHOWN if name in row} for row in rows[:200]]
+        said = [{"generated": text, "reward": round(r, 4)} for text, r in zip(texts, rewards, strict=True)]
+        return [row | more for row, more in zip(kept, said, strict=False)]
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        return self.policies(run)[-1][1]
+
+    def show(self, run: Run[Any]) -> None:
+        rows = json.loads((run.folder / "report.json").read_text())
+        Console(width=130, highlight=False).print(table(rows, self.name, HEADINGS))
+
+
+def with_bound(found: Measurement, samples: Samples, n: int) -> Measurement:
+    """The measurement with log (1/n)Σ w of every prompt's draws: in expectation a lower bound of its log Z."""
+    assert samples.log_w is not None
+    bound = samples.log_w.reshape(-1, n).logsumexp(1) - torch.tensor(float(n)).log()
+    return replace(found, values={**found.values, "log_z_at_least": bound.double()})
+
+
+@dataclass(frozen=True)
+class ReferenceMeasured(Measured):
+    """Measure the reference itself, and what the data's responses are worth."""
+
+    stage: ClassVar[str] = "reference"
+
+    def inputs(self) -> dict[str, Recipe]:
+        return Aligned.inputs(self)
+
+    def policies(self, run: Run[Any]) -> list[tuple[int | None, CausalLM]]:
+        return [(None, self.lab(run).load(self.start(run)))]
+
+    def label(self) -> str:
+        return "reference"
+
+    def build(self, run: Run[Any]) -> None:
+        super().build(run)
+        lab = self.lab(run)
+        bench, rows = Bench(self, run, lab), json.loads((run.folder / "report.json").read_text())
+        reward, asked = self.reward(run, lab), [row["prompt"] for row in bench.rows]
+        for side in ("chosen", "rejected", "completion"):
+            if side in bench.rows[0]:
+                value = mean(torch.tensor(reward.of(asked, [row[side] for row in bench.rows])))
+                rows.append(self.estimate(f"{side} responses", "reward", value, "reward"))
+        run.write_json("report.json", rows)
+
+
+def measured(kind: type[Aligned]) -> type[Measured]:
+    """The stage that measures what the training stage `kind` made: all its settings, and how to test."""
+    name, stage = f"Measured{kind.__name__}", kind.stage.removesuffix("-policy")
+    about = {"stage": stage, "__doc__": f"Measure the policy of {stage}.", "__module__": __name__}
+    return dataclass(frozen=True)(type(name, (Measured, kind), about))
+
+
+MEASURED: dict[str, type[Measured]] = {name: measured(kind) for name, kind in POLICIES.items()}
+MEASURED["reference"] = ReferenceMeasured
+
+
+@dataclass(frozen=True)
+class Evaluate(
+    Measured, ExoPrefPolicy, DpoPrefPolicy, CDPOPolicy, RobustDPOPolicy, IPOPolicy, HingePolicy, APOPolicy, RPOPolicy,
+    SimPOPolicy, ORPOPolicy, KTOPolicy,
+):  # fmt: skip
+    """Methods side by side against one target: table, frontier over checkpoints, samples."""
+
+    methods: tuple[str, ...] = ("reference", "exo-rw", "dpo-rw", "exo-pref", "dpo-pref", "rpo")
+    sizes: tuple[int, ...] = (2,)
+    """Sizes of groups that every method is trained with."""
+
+    stage: ClassVar[str] = "evaluate"
+    gathers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in MEASURED]
+        if unknown:
+            raise ValueError(f"there is no method {unknown[0]!r}; there are {', '.join(MEASURED)}")
+        if not self.methods or not self.sizes:
+            raise ValueError("name at least one method and one size")
+
+    def inputs(self) -> dict[str, Recipe]:
+        found: dict[str, Recipe] = {}
+        for name in self.methods:
+            for size in self.sizes if name != "reference" else self.sizes[:1]:
+                at = replace(self, align=replace(self.align, size=size))
+                found[f"{name} K={size}"] = at.up(MEASURED[name])
+        return found
+
+    def build(self, run: Run[Any]) -> None:
+        rows, curve = self.gathered(run, "report.json"), self.gathered(run, "curve.json")
+        rows += self.distances(run)
+        run.write_json("report.json", rows)
+        run.write_json("curve.json", curve)
+        beta = f"beta {self.goal.beta:g}"
+        points = [row | {"method": f"{row['method']} ({beta}, update {row['updates']})"} for row in curve]
+        main = [row for row in rows if not row["method"].endswith("responses")]
+        title = f"{self.family}, seed {self.seed}, {beta}: hollow, checkpoints on the way"
+        frontier_plot([*main, *points], None, run.folder / "frontier.png", title)
+
+    def gathered(self, run: Run[Any], name: str) -> list[dict[str, Any]]:
+        """The rows of all inputs' files called `name`."""
+        return [row for each in run.inputs.values() for row in json.loads((each.folder / name).read_text())]
+
+    def distances(self, run: Run[Any]) -> list[dict[str, Any]]:
+        """KL(q‖pi*) at least: the best lower bound of log Z that any method's draws gave, less the method's own F."""
+        path = "measurement.safetensors"
+        kept = {each.recipe.label(): Measurement.load(each.folder / path).values for each in run.inputs.values()}
+        bounds = [values["log_z_at_least"] for values in kept.values()]
+        best = max(bounds, key=lambda each: float(each.mean()))
+        return [
+            self.estimate(name, "kl_to_target_at_least", mean(best - values["log_w"]), "nats")
+            for name, values in kept.items()
+        ]
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        raise ValueError(f"{run.folder} compares methods and draws nothing itself: name the run of one of them")
+
+    def show(self, run: Run[Any]) -> None:
+        rows = json.loads((run.folder / "report.json").read_text())
+        title = f"{self.family}, seed {self.seed}: beta = {self.goal.beta_r:g}·{self.goal.beta_pi:g} = {self.goal.beta:g}"
+        Console(width=150, highlight=False).print(table(rows, title, HEADINGS))
+        print(
+            f"± is one standard error over prompts; KL and gap in nats; the picture: {run.folder / 'frontier.png'}"
+        )
