@@ -153,22 +153,28 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     run = find(recipe, root)
     if run.done:
         return run
-    for each in _unfinished(run):
-        each.check()
+    for each in unfinished(run):
+        each.recipe.check()
     for needed in run.inputs.values():
         ensure(needed.recipe, root, command)
-    run.folder.mkdir(parents=True, exist_ok=True)
     note(f"{recipe.name}  ->  {run.folder}")
-    stored = {"recipe": recipe.name, "settings": asdict(recipe), "files": digests(recipe.files())}
-    run.write_json("config.json", stored)
+    begin(run, command)
     started = time.time()
-    run.write_json("provenance.json", provenance(recipe.seed, command))
     recipe.build(run)
     run.write_json(
         "provenance.json", provenance(recipe.seed, command) | {"seconds": round(time.time() - started, 1)}
     )
     (run.folder / "DONE").write_text("")
     return run
+
+
+def begin(run: Run[Any], command: str) -> None:
+    """Make a run's folder and write down what it is going to be."""
+    recipe = run.recipe
+    run.folder.mkdir(parents=True, exist_ok=True)
+    stored = {"recipe": recipe.name, "settings": asdict(recipe), "files": digests(recipe.files())}
+    run.write_json("config.json", stored)
+    run.write_json("provenance.json", provenance(recipe.seed, command))
 
 
 def located(name: str) -> str:
@@ -188,11 +194,11 @@ def _checkpoint(part: str) -> str:
     return str(best_checkpoint(folder))
 
 
-def _unfinished(run: Run[Any]) -> list[Recipe]:
-    """The recipes that are still to be built, so that every mistake is named before any work."""
+def unfinished(run: Run[Any]) -> list[Run[Any]]:
+    """The runs that are still to be built for this one, itself included."""
     if run.done:
         return []
-    return [run.recipe, *(each for needed in run.inputs.values() for each in _unfinished(needed))]
+    return [run, *(each for needed in run.inputs.values() for each in unfinished(needed))]
 
 
 def provenance(seed: int, command: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,21 +104,26 @@ def _incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
         one, other = vars(first.recipe), vars(second.recipe)
         return all(one.get(name) == other.get(name) for name in names)
 
-    goals = [vars(run.recipe).get("goal") for run in (first, second)]
-    rewards = [replace(goal, beta=1.0) if goal is not None else None for goal in goals]
-    found = set() if same("target", "goal", "classify") else set(ABSOLUTE)
-    if rewards[0] != rewards[1] or not same("classify"):
+    rewards = [_without_beta(vars(run.recipe).get("goal")) for run in (first, second)]
+    found = set() if same("target", "goal", "classify", "judge") else set(ABSOLUTE)
+    if rewards[0] != rewards[1] or not same("classify", "judge"):
         found |= {"reward", "objective"}
-    if not same("network", "base", "pretrained", "language"):
+    if not same("network", "base", "sft", "pretrained", "language"):
         found |= {"kl_to_reference", *ABSOLUTE}
     return found
 
 
+def _without_beta(goal: Any) -> dict[str, Any]:
+    """What a goal says of the reward alone."""
+    return {name: value for name, value in vars(goal).items() if not name.startswith("beta")} if goal else {}
+
+
 def _same_prompts(first: Run[Any], second: Run[Any]) -> bool:
-    """Whether two runs drew their test prompts alike: the same world or language, seed, exact and test settings."""
+    """Whether two runs drew their test prompts alike: the same world, language or data, seed, exact and test
+    settings."""
 
     def prompts(run: Run[Any]) -> tuple[Any, ...]:
         settings = vars(run.recipe)
-        return tuple(settings.get(name) for name in ("world", "language", "seed", "exact", "test"))
+        return tuple(settings.get(name) for name in ("world", "language", "data", "seed", "exact", "test"))
 
     return prompts(first) == prompts(second)

@@ -14,10 +14,11 @@ import torch
 import tyro
 from rich.console import Console
 
+from tiltlm.commands.jobs import build_all
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.ruler.table import over_seeds, table
-from tiltlm.run import ROOT, Recipe, ensure
+from tiltlm.run import ROOT, Recipe, ensure, find
 
 
 def runs_root() -> Path:
@@ -39,8 +40,11 @@ def parse(args: list[str], command: str) -> Recipe:
     """The recipe that `args` (a name, then options) describe."""
     if not args or args[0].startswith("-"):
         wanted = args and args[0] in ("-h", "--help")
-        text = f"usage: tiltlm {command} RECIPE [--setting value …]\n\n`tiltlm list` shows the recipes; "
-        text += f"`tiltlm {command} RECIPE --help` the settings of one."
+        text = (
+            f"usage: tiltlm {command} RECIPE [--setting value …] [--jobs N]\n\n`tiltlm list` shows the recipes; "
+        )
+        text += f"`tiltlm {command} RECIPE --help` the settings of one.\n"
+        text += "--jobs N builds what a recipe needs N at a time, each in a process of its own."
         if wanted:
             print(text)
             raise SystemExit(0)
@@ -52,17 +56,34 @@ def parse(args: list[str], command: str) -> Recipe:
 def run(args: list[str]) -> int:
     """Build one recipe, or find it built; then print its report and its folder."""
     prepare()
-    finished = ensure(parse(args, "run"), runs_root(), shlex.join(["tiltlm", "run", *args]))
+    rest, jobs = side_by_side(args)
+    command, value = shlex.join(["tiltlm", "run", *args]), parse(rest, "run")
+    if jobs > 1:
+        build_all([find(value, runs_root())], jobs, command)
+    finished = ensure(value, runs_root(), command)
     finished.recipe.show(finished)
     print(finished.folder)
     return 0
 
 
-SWEEP_USAGE = """\
-usage: tiltlm sweep RECIPE --setting value[,value…] …
+def side_by_side(args: Sequence[str]) -> tuple[list[str], int]:
+    """The arguments without `--jobs N`, and N (1 where it is not given)."""
+    rest, jobs = list(args), "1"
+    for k, arg in enumerate(args):
+        if arg == "--jobs" or arg.startswith("--jobs="):
+            after = 1 if "=" in arg else 2
+            jobs = (args[k : k + after] if after == 2 else ["", arg.partition("=")[2]])[-1]
+            rest = [*args[:k], *args[k + after :]]
+    if not jobs.isdigit() or int(jobs) < 1:
+        raise ValueError(f"--jobs wants a number of runs to build side by side, 1 or more; got {jobs!r}")
+    return rest, int(jobs)
 
-Runs every combination of the comma-separated values, one after the other; points that are done are found, not run
-again. Ends in a table of all points, and one over seeds if --seed has several values.
+
+SWEEP_USAGE = """\
+usage: tiltlm sweep RECIPE --setting value[,value…] … [--jobs N]
+
+Runs every combination of the comma-separated values, one after the other or, with --jobs, N side by side; points that
+are done are found, not run again. Ends in a table of all points, and one over seeds if --seed has several values.
 `tiltlm run RECIPE --help` lists the settings."""
 
 
@@ -72,8 +93,11 @@ def sweep(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(SWEEP_USAGE)
         return 0
-    name, points = args[0], grid(args[1:])
+    rest, jobs = side_by_side(args)
+    name, points = rest[0], grid(rest[1:])
     recipes = [parse([name, *point], "sweep") for point in points]  # all mistakes come before any work
+    if jobs > 1:
+        build_all([find(value, runs_root()) for value in recipes], jobs, shlex.join(["tiltlm", "sweep", *args]))
     rows = []
     for k, (value, point) in enumerate(zip(recipes, points, strict=True)):
         note(f"[bold]{k + 1} of {len(points)}[/]  {name} {' '.join(point)}")

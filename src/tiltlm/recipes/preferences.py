@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tiltlm.policies.dpo import DPO
+from tiltlm.policies.exo_pref import ExoPref
+from tiltlm.policies.rpo import RPO
 from tiltlm.recipes.preferences_policies import POLICIES
 from tiltlm.recipes.preferences_report import MEASURED, Evaluate
 from tiltlm.recipes.preferences_settings import Align, Base, Data, Draws, Goal, Judge, Test, Train
@@ -86,7 +89,7 @@ def hh_small() -> dict[str, Any]:
     """Anthropic's HH from the data folder."""
     data = found("hh", "helpful_base.jsonl")
     return {
-        "data": Data(train=(data,) if data else ("hh/helpful_base.jsonl",), format="hh"),
+        "data": Data(train=(data or "hh/helpful_base.jsonl",), format="hh"),
         "base": Base(
             found("models", "stories260K") or "models/stories260K",
             most_tokens=256,
@@ -95,11 +98,14 @@ def hh_small() -> dict[str, Any]:
             stop_id=1,
         ),
         "sft": Train(epochs=2, batch_size=16, lr=2e-3, checkpoints=1, evaluations=4),
-        "judge": Judge(Train(epochs=2, batch_size=16, lr=5e-4, checkpoints=1, evaluations=8)),
+        "judge": Judge(Train(epochs=1, batch_size=16, lr=5e-4, checkpoints=1, evaluations=4)),
         "goal": Goal(beta_r=1.0, beta_pi=0.25),
-        "draws": Draws(n=4, prompts=640, batch_size=256),
-        "align": Align(train=Train(epochs=1, batch_size=16, lr=3e-4, checkpoints=4, evaluations=4)),
-        "test": Test(prompts=128, n=4, checkpoints=4),
+        "draws": Draws(n=4, batch_size=256),
+        "align": Align(train=Train(epochs=1, batch_size=16, lr=5e-5, checkpoints=3, evaluations=3)),
+        "exo_pref": ExoPref(beta=0.25),
+        "dpo_pref": DPO(beta=0.25),
+        "rpo": RPO(beta=0.25, normalise="mean"),
+        "test": Test(prompts=128, n=4, checkpoints=3),
     }
 
 

@@ -46,7 +46,7 @@ class DataStage(Recipe):
     stage: ClassVar[str] = "data"
 
     def files(self) -> list[str]:
-        return [name for name in (*self.data.train, *self.data.test) if Path(name).is_file()]
+        return [*self.data.train, *self.data.test]
 
     def check(self) -> None:
         for name in (*self.data.train, *self.data.test):

@@ -1,0 +1,84 @@
+"""Several runs built side by side, each in a process of its own: `tiltlm run RECIPE --jobs 2`, `tiltlm sweep … --jobs 2`.
+
+A run starts once everything it needs is done, so no two processes ever build the same folder. Such a process runs
+`python -m tiltlm.commands.jobs FOLDER` and reads its recipe from the folder's config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tiltlm.progress import note
+from tiltlm.recipes import recipe
+from tiltlm.run import Run, begin, ensure, find, from_json, unfinished
+
+POLL_SECONDS = 0.1
+
+
+def build_all(runs: Iterable[Run[Any]], jobs: int, command: str) -> None:
+    """Build whatever is not finished of `runs` and of what they need, `jobs` at a time.
+
+    Raises ValueError naming the run that failed, once the others under way were stopped.
+    """
+    waiting = {run.folder: run for top in runs for run in unfinished(top)}
+    for run in waiting.values():
+        run.recipe.check()
+    working: dict[Path, subprocess.Popen[str]] = {}
+    try:
+        while waiting or working:
+            for folder in [f for f, process in working.items() if process.poll() is not None]:
+                if working.pop(folder).returncode:
+                    raise ValueError(f"{folder} failed (see above): the same command goes on from there")
+            ready = [run for run in waiting.values() if all(needed.done for needed in run.inputs.values())]
+            for run in ready[: jobs - len(working)]:
+                working[run.folder] = _start(waiting.pop(run.folder), command)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for process in working.values():
+            process.terminate()
+
+
+def _start(run: Run[Any], command: str) -> subprocess.Popen[str]:
+    begin(run, command)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tiltlm.commands.jobs", str(run.folder), command],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
+    return process
+
+
+def _pass_on(process: subprocess.Popen[str]) -> None:
+    """Another process's progress, line by line: two live bars would write over each other."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        note(line.rstrip("\n").replace("[", "\\["))
+
+
+def main(folder: Path, command: str) -> int:
+    """Build the run whose settings are in `folder`."""
+    from tiltlm.commands.run import prepare
+
+    prepare()
+    stored = json.loads((folder / "config.json").read_text())
+    value = from_json(type(recipe(stored["recipe"])), stored["settings"])
+    root = folder.parents[2]
+    if find(value, root).folder != folder:
+        raise ValueError(f"{folder}: the files that its settings name have changed since it was begun")
+    try:
+        ensure(value, root, command)
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        print(f"{value.name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
