@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from command import environment, from_outside, tiltlm
+from families import build
 from tiltlm import cli
 from tiltlm.commands.run import grid, what_varies
 
@@ -204,6 +205,26 @@ PROMPTS = """\
 {"prompt": [3, 4, 10, 5, 6, 10, 3, 5, 10, 4, 7, 12, 3, 7, 11], "answer": "3,4,7"}
 {"prompt": "1,4|5,6|1,5|4,7/1,6=", "answer": "1,5,6"}
 """
+
+
+def test_grouped_samples_are_the_same_draws_and_go_on_where_they_stopped(tmp_path):
+    """One line per prompt: the completions of the plain file, in lists; cut in mid-line it is completed bit by bit."""
+    folder = tmp_path / "model"
+    build("gpt2").save(folder)
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": [{k}, 3], "id": {k}}}\n' for k in range(4)))
+    args = ["sample", "model", "--prompts", "p.jsonl", "--n", "3", "--max-new-tokens", "4", "--batch-size", "6"]
+    tiltlm(*args, "--out", "plain.jsonl", cwd=tmp_path)
+    tiltlm(*args, "--out", "grouped.jsonl", "--grouped", cwd=tmp_path)
+    plain, grouped = (
+        [json.loads(x) for x in (tmp_path / f"{name}.jsonl").open()] for name in ("plain", "grouped")
+    )
+    assert [row["id"] for row in grouped] == [0, 1, 2, 3]
+    for name in ("completion_ids", "log_q", "finished"):
+        assert [x for row in grouped for x in row[name]] == [row[name] for row in plain]
+    whole = (tmp_path / "grouped.jsonl").read_bytes()
+    (tmp_path / "grouped.jsonl").write_bytes(whole[: len(whole) * 2 // 3])
+    tiltlm(*args, "--out", "grouped.jsonl", "--grouped", cwd=tmp_path)
+    assert (tmp_path / "grouped.jsonl").read_bytes() == whole
 
 
 @pytest.mark.parametrize("stage", ["base", "q-sharp"])

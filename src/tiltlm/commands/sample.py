@@ -1,8 +1,9 @@
 """`tiltlm sample MODEL --prompts p.jsonl --out y.jsonl`: completions of every prompt in a file.
 
 Each output line: prompt, completion (text, if there is a tokenizer), completion_ids, log_q (nats, under what was
-really drawn from, warping included), finished. Draw k of prompt i depends on seed, i and k alone: batch size
-changes nothing, and an interrupted file is taken up where it stops.
+really drawn from, warping included), finished. With --grouped a line holds all completions of a prompt: `completions`, and
+lists of the rest. Draw k of prompt i depends on seed, i and k alone: batch size changes nothing, and an interrupted file is
+taken up where it stops.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Sample:
     n: int = 1
     """Completions per prompt."""
 
+    grouped: bool = False
+    """One line per prompt, with a list of `completions`: what alignment on groups reads once they have `rewards`."""
+
     max_new_tokens: int = 64
     """Tokens at most; a completion that has not ended by then is marked finished=false. (A run's are its own.)"""
 
@@ -69,21 +73,22 @@ def sample(args: list[str]) -> int:
         raise ValueError(f"--n must be 1 or more; got {settings.n}")
     prepare()
     _same_settings(settings)
-    done, per = whole_lines(settings.out), settings.n
+    done, per = whole_lines(settings.out), 1 if settings.grouped else settings.n
     rows = list(read_rows(settings.prompts, needs=("prompt",)))
     if done >= len(rows) * per:
-        note(f"{settings.out} is complete: {done} completions")
+        note(f"{settings.out} is complete: {done} lines")
         return 0
     decoder = load_decoder(settings.model, settings.device, settings.dtype, settings.eos_id)
     ids = [decoder.encode(row["prompt"], f"{settings.prompts}: prompt {i + 1}") for i, row in enumerate(rows)]
     with settings.out.open("a", encoding="utf-8") as file, steps("sample") as on_step:
-        for begin in range(done // per, len(rows), max(1, settings.batch_size // per)):
-            part = slice(begin, min(begin + max(1, settings.batch_size // per), len(rows)))
+        at_once = max(1, settings.batch_size // settings.n)
+        for begin in range(done // per, len(rows), at_once):
+            part = slice(begin, min(begin + at_once, len(rows)))
             lines = list(_lines(settings, decoder, ids[part], rows[part], begin))
             file.writelines(lines[max(0, done - begin * per) :])
             file.flush()
             on_step(part.stop, len(rows), {})
-    note(f"{settings.out}: {len(rows) * per} completions of {len(rows)} prompts")
+    note(f"{settings.out}: {len(rows) * settings.n} completions of {len(rows)} prompts")
     return 0
 
 
@@ -100,8 +105,17 @@ def _lines(
         stream=stream(settings.seed, "sample"),
         rows=torch.arange(begin * settings.n, (begin + len(ids)) * settings.n),
     )
-    for k, row in enumerate(_rows(drawn, decoder)):
-        yield json.dumps(rows[k // settings.n] | row, ensure_ascii=False) + "\n"
+    found = list(_rows(drawn, decoder))
+    for k, given in enumerate(rows):
+        mine = found[k * settings.n : (k + 1) * settings.n]
+        for row in [_together(mine)] if settings.grouped else mine:
+            yield json.dumps(given | row, ensure_ascii=False) + "\n"
+
+
+def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Completions of one prompt as one row of lists."""
+    names = {"completion": "completions"}
+    return {names.get(name, name): [row[name] for row in rows] for name in rows[0]}
 
 
 def _rows(drawn: Samples, decoder: Decoder) -> Iterator[dict[str, Any]]:

@@ -110,15 +110,16 @@ def hidden_of(model: PreTrainedModel, samples: Samples, apart: Callable[..., Ten
     """`hidden` of `samples.sequences()`, [N, L, D], running a prompt that several rows answer only once.
 
     L is at least the longest row's length, and may be more; columns that every row pads cost nothing. Sharing costs
-    the memory of a decoding cache of the same rows. Where prompts have fewer than two rows each on average, nothing
-    is shared, and `apart` (as `hidden`) runs the rows. Prompts of the same tokens are one (in infilling they differ by
-    their conditions alone).
+    the memory of a decoding cache of the same rows. Where prompts have fewer than two rows each on average, or long ragged
+    completions would cost more than is saved, nothing is shared, and `apart` (as `hidden`) runs the rows. Prompts of the
+    same tokens are one (in infilling they differ by their conditions alone).
     """
     used, row = samples.prompt_index.unique(return_inverse=True)
     prompts, which = _distinct(samples.prompts.select(used).cropped())
     row = which[row]
     completions = samples.completions.cropped()
-    if 0 < 2 * len(prompts) <= len(samples) and _can_share(model, prompts, completions.ids.shape[1]):
+    worth = 0 < 2 * len(prompts) <= len(samples) and _saves(prompts, row, completions)
+    if worth and _can_share(model, prompts, completions.ids.shape[1]):
         return _behind_shared_prompts(body_of(model), prompts, row, completions)
     return apart(model, samples.sequences())
 
@@ -131,6 +132,12 @@ def _distinct(prompts: Tokens) -> tuple[Tokens, Tensor]:
     if len(rows) == len(prompts):
         return prompts, torch.arange(len(prompts), device=prompts.device)
     return Tokens(rows.clamp_min(0), rows >= 0), which
+
+
+def _saves(prompts: Tokens, row: Tensor, completions: Tokens) -> bool:
+    """Whether sharing runs at most nine tenths of the positions, padding counted, that rows apart would."""
+    longest = int((prompts.lengths[row] + completions.lengths).max())
+    return 10 * (prompts.ids.numel() + completions.ids.numel()) <= 9 * len(row) * longest
 
 
 def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:

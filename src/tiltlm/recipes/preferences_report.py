@@ -228,8 +228,8 @@ class Evaluate(
     """Methods side by side against one target: table, frontier over checkpoints, samples."""
 
     methods: tuple[str, ...] = ("reference", "exo-rw", "dpo-rw", "exo-pref", "dpo-pref", "rpo")
-    sizes: tuple[int, ...] = (2,)
-    """Sizes of groups that every method is trained with."""
+    sizes: tuple[int, ...] = ()
+    """Sizes of groups that every method is trained with, one after the other (empty: `align.size` alone)."""
 
     stage: ClassVar[str] = "evaluate"
     gathers: ClassVar[bool] = True
@@ -238,13 +238,13 @@ class Evaluate(
         unknown = [name for name in self.methods if name not in MEASURED]
         if unknown:
             raise ValueError(f"there is no method {unknown[0]!r}; there are {', '.join(MEASURED)}")
-        if not self.methods or not self.sizes:
-            raise ValueError("name at least one method and one size")
+        if not self.methods:
+            raise ValueError(f"name at least one method of {', '.join(MEASURED)}")
 
     def inputs(self) -> dict[str, Recipe]:
         found: dict[str, Recipe] = {}
         for name in self.methods:
-            for size in self.sizes if name != "reference" else self.sizes[:1]:
+            for size in (self.sizes if name != "reference" else ()) or (self.align.size,):
                 at = replace(self, align=replace(self.align, size=size))
                 found[f"{name} K={size}"] = at.up(MEASURED[name])
         return found
