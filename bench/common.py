@@ -123,7 +123,7 @@ def alternate(script: str, sides: tuple[str, ...], case: str, *, rounds: int, st
     found = {side: _summary(raw[side]) for side in sides}
     for name, side in found.items():
         print(
-            f"{case:9s} {name:9s} CPU {side.cpu:8.3f} s   wall {side.wall:8.3f} s   "
+            f"{case:12s} {name:9s} CPU {side.cpu:8.3f} s   wall {side.wall:8.3f} s   "
             f"peak {side.peak / 2**20:7.0f} MiB   growth {side.growth / 2**20:7.0f} MiB",
             flush=True,
         )

@@ -7,6 +7,7 @@ A run starts once everything it needs is done, so no two processes ever build th
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -31,6 +32,9 @@ def build_all(runs: Iterable[Run[Any]], jobs: int, command: str) -> None:
     for run in waiting.values():
         run.recipe.check()
     working: dict[Path, subprocess.Popen[str]] = {}
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that the others are stopped as well
     try:
         while waiting or working:
             for folder in [f for f, process in working.items() if process.poll() is not None]:

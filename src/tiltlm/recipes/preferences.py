@@ -98,7 +98,7 @@ def hh_small() -> dict[str, Any]:
             stop_id=1,
         ),
         "sft": Train(epochs=2, batch_size=16, lr=2e-3, checkpoints=1, evaluations=4),
-        "judge": Judge(Train(epochs=1, batch_size=16, lr=5e-4, checkpoints=1, evaluations=4)),
+        "judge": Judge(Train(epochs=2, batch_size=16, lr=1e-3, checkpoints=1, evaluations=8)),
         "goal": Goal(beta_r=1.0, beta_pi=0.25),
         "draws": Draws(n=4, batch_size=256),
         "align": Align(train=Train(epochs=1, batch_size=16, lr=5e-5, checkpoints=3, evaluations=3)),
