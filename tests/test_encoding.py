@@ -56,6 +56,15 @@ def test_the_text_of_ids_leaves_the_end_out_wherever_the_padding_token_is(encode
     assert encoder.text(ids(encoder, " a cat")) == " a cat"
 
 
+def test_what_a_reward_reads_is_the_prompt_as_it_was_cut_with_its_special_tokens(encoder):
+    """A start token in front and the end are left out; any other special token is text of its own."""
+    start = encoder.tokenizer.bos_token_id
+    assert encoder.prompt_text([start, *ids(encoder, "A dog"), start]) == "A dog<s>"
+    rows = [{"prompt": "The dog said no. " * 10, "chosen": " a", "rejected": " b"}]
+    asked, said = encoder.texts(encoder.pairs(rows).chosen)
+    assert rows[0]["prompt"].endswith(asked[0]) and len(asked[0]) < len(rows[0]["prompt"]) and said == [" a"]
+
+
 def test_groups_prefer_stored_ids_to_texts(encoder):
     """What a model drew need not be what its text encodes to."""
     drawn = [[ids(encoder, " c")[0], ids(encoder, "at")[0]], [STOP]]
@@ -70,6 +79,12 @@ def test_groups_prefer_stored_ids_to_texts(encoder):
     assert groups.samples.completions.lists() == drawn * 2
     assert groups.samples.finished.tolist() == [False, True] * 2
     assert groups.reward.tolist() == [[1, 2], [1, 2]]
+    cut = encoder.groups([{name: row[name] for name in ("prompt", "completions", "finished")}])
+    assert cut.samples.completions.lists() == [
+        ids(encoder, " cat"),
+        [STOP],
+    ]  # what was cut off is not taught to end
+    assert cut.samples.finished.tolist() == [False, True]
     plain = encoder.groups([{name: row[name] for name in ("prompt", "completions")}])
     assert plain.samples.completions.lists() == [[*ids(encoder, " cat"), STOP], [STOP]]
     assert plain.samples.reward is None

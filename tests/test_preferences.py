@@ -12,18 +12,20 @@ import torch
 from safetensors.torch import load_file
 
 from command import tiltlm
+from tiltlm.commands.measure import _incomparable
 from tiltlm.commands.models import load_run
+from tiltlm.models.causal import CausalLM
 from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.recipes import recipe
 from tiltlm.recipes.preferences import FAMILIES, KINDS, STAGES
-from tiltlm.recipes.preferences_lab import content_of, with_log_ref
+from tiltlm.recipes.preferences_lab import content_of, judged, with_log_ref
 from tiltlm.recipes.preferences_policies import POLICIES
 from tiltlm.recipes.preferences_report import HEADINGS, MEASURED
 from tiltlm.recipes.preferences_stages import divide
 from tiltlm.ruler.compare import paired
 from tiltlm.ruler.measure import Measurement
-from tiltlm.run import find, from_json
-from tiltlm.samples import Samples, Tokens
+from tiltlm.run import Run, find, from_json, located
+from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.train import best_checkpoint, checkpoints
 
@@ -52,6 +54,7 @@ DRAWS = ["--draws.n", "3", "--draws.prompts", "24"]
 ALIGN = ["--align.train.batch-size", "6", "--align.train.epochs", "1", "--align.train.checkpoints", "2"]
 ALIGN += ["--align.train.evaluations", "2", "--align.watched", "4"]
 TEST = ["--test.prompts", "6", "--test.n", "2", "--test.checkpoints", "2"]
+OWN_REWARD = "def count(prompts, completions):\n    return [float(y.count('e')) for y in completions]\n"
 FRONT = [*DATA, *BASE, *TRAIN, *DRAWS]
 ALL = [*FRONT, *ALIGN, *TEST]
 
@@ -107,8 +110,22 @@ def test_the_published_settings_are_those_of_the_scripts():
     assert [x.align.train.batch_size for x in (hh, tldr, imdb)] == [128, 128, 64]
     assert {x.align.train.lr for x in (hh, tldr, imdb)} == {1e-6} and {x.sft.lr for x in (hh, tldr)} == {1e-5}
     assert {x.base.temperature for x in (hh, tldr, imdb)} == {0.8}
-    fit = hh.align.train.fit(22400)
-    assert (fit.pace.steps, fit.optim.betas, fit.optim.clip, fit.pace.floor) == (175, (0.9, 0.95), 1.0, 0.0)
+    fits = [x.align.train.fit(x.draws.prompts) for x in (hh, tldr, imdb)]
+    assert [fit.pace.steps for fit in fits] == [175, 200, 200]  # 700, 800 and 800 micro-steps
+    assert {(fit.optim.betas, fit.optim.clip, fit.pace.floor) for fit in fits} == {((0.9, 0.95), 1.0, 0.0)}
+    for family, beta in (("hh", 0.5), ("imdb", 0.1), ("hh-small", 0.25)):
+        value = recipe(f"{family}/evaluate")
+        pairs = [
+            value.exo_pref,
+            value.dpo_pref,
+            value.cdpo,
+            value.robust_dpo,
+            value.hinge,
+            value.apo,
+            value.rpo,
+            value.kto,
+        ]
+        assert {each.beta for each in pairs} == {beta, value.goal.beta_pi}
 
 
 # ---- the comparison -----------------------------------------------------------------------------------------
@@ -255,8 +272,7 @@ def own(work, compared) -> list[str]:
     """A user's own pairs, and the small base model by name."""
     rows = lines(folder_of(work, "data") / "train.jsonl")[:60]
     (work / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    function = "def count(prompts, completions):\n    return [float(y.count('e')) for y in completions]\n"
-    (work / "own.py").write_text(function)
+    (work / "own.py").write_text(OWN_REWARD)
     base = checkpoints(folder_of(work, "base"))[-1]
     found = [
         "--data.train",
@@ -324,36 +340,63 @@ def test_lora_all_the_way(own, work):
     assert rows["exo-rw K=2", "kl_to_reference"]["value"] > 1e-6
     sft = [f for f in (work / "runs" / "pairs" / "sft").iterdir() if (f / "merged").is_dir()]
     assert len(sft) == 1 and (sft[0] / "merged" / "model.safetensors").is_file()
+    assert located(f"reward-model:{sft[0]}") == f"reward-model:{sft[0] / 'merged'}"
+    with pytest.raises(ValueError, match="holds adapters alone"):
+        CausalLM.load(policy)
+
+
+def test_a_model_to_start_from_brings_its_tokenizer_and_needs_no_other(compared, work, tmp_path):
+    """The SFT run of another recipe by its folder: no base model, no SFT; the reference is that very model."""
+    sft, rows = folder_of(work, "sft"), lines(folder_of(work, "data") / "train.jsonl")[:40]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "own.py").write_text((work / "own.py").read_text() if (work / "own.py").is_file() else OWN_REWARD)
+    args = [
+        "--data.train",
+        "mine.jsonl",
+        "--data.valid-rows",
+        "8",
+        "--data.test-rows",
+        "8",
+        "--base.start",
+        str(sft),
+    ]
+    args += [
+        "--base.stop-id",
+        "0",
+        *BASE[:4],
+        "--draws.n",
+        "2",
+        "--draws.prompts",
+        "8",
+        "--goal.reward",
+        "own.py:count",
+    ]
+    tiltlm("run", "pairs/label", *args, cwd=tmp_path)
+    made = {folder.name for folder in (tmp_path / "runs" / "pairs").iterdir()}
+    assert made == {"data", "generate", "label"}
+    row = lines(next((tmp_path / "runs" / "pairs" / "generate").iterdir()) / "test.jsonl")[0]
+    assert row["prompt"].startswith("\n\nHuman: ") and row["prompt"].endswith("\n\nAssistant:")
+
+
+def test_bf16_training_starts_at_its_own_reference(own, work, monkeypatch):
+    """log_ref is computed in the precision of training: h is exactly 0 at the first step, as in float32."""
+    args = [*own, "--goal.reward", "own.py:count", "--align.train.precision", "bfloat16"]
+    done = tiltlm("run", "pairs/exo-rw", *args, cwd=work)
+    monkeypatch.chdir(work)
+    policy = load_run(Path(done.stdout.splitlines()[-1])).inputs["exo-rw"]
+    assert abs(lines(policy.folder / "metrics.jsonl")[0]["h"]) < 1e-3
+    assert policy.recipe.align.train.precision == "bfloat16"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["exo-rw", "dpo-rw"])
 def test_both_rw_losses_raise_j_and_lower_the_gap(own, work, method):
-    """32 updates towards more of the letter e: J rises by four standard errors of the difference, prompt by prompt."""
-    args = [
-        *own,
-        "--goal.reward",
-        "own.py:count",
-        "--draws.n",
-        "4",
-        "--align.size",
-        "4",
-        "--align.train.lr",
-        "3e-3",
-    ]
-    args += ["--align.train.epochs", "8", "--align.train.evaluations", "0", "--base.temperature", "1"]
-    args += [
-        "--data.test-rows",
-        "16",
-        "--test.prompts",
-        "16",
-        "--test.n",
-        "64",
-        "--test.checkpoints",
-        "1",
-        "--goal.beta-r",
-        "1",
-    ]
+    """120 updates towards more of the letter e: J rises by four standard errors of the difference, prompt by prompt."""
+    more = "--goal.reward own.py:count --goal.beta-r 1 --goal.beta-pi 0.5 --base.temperature 1"
+    more += " --draws.n 4 --draws.prompts 36 --align.size 4 --align.train.lr 1e-3 --align.train.epochs 20"
+    more += " --align.train.evaluations 0"
+    more += " --data.test-rows 16 --test.prompts 16 --test.n 64 --test.checkpoints 1"
+    args = [*own, *more.split()]
     done = tiltlm("run", "pairs/evaluate", *args, "--methods", "reference", method, "--sizes", "4", cwd=work)
     run = load_run(work / done.stdout.splitlines()[-1])
     kept = [each.folder / "measurement.safetensors" for each in run.inputs.values()]
@@ -376,8 +419,55 @@ def test_rows_are_divided_without_overlap_and_the_same_way_twice():
     assert divide(rows, None, how, stream(0, "x")) == found != divide(rows, None, how, stream(1, "x"))
     given = divide(rows, [{"prompt": "t"}] * 9, how, stream(0, "x"))
     assert (len(given["test"]), len(given["train"])) == (7, 35)
-    with pytest.raises(ValueError, match="cannot spare 5 to validate and 7 to test"):
-        divide(rows[:12], None, how, stream(0, "x"))
+    with pytest.raises(
+        ValueError, match="12 different prompts in the training data cannot spare 5 to validate and 7 to"
+    ):
+        divide(rows[:12] * 3, None, how, stream(0, "x"))
+
+
+def test_no_prompt_of_a_held_out_row_is_trained_on():
+    """Three rows a prompt: the held-out splits take one each, and the others are left out of training too."""
+    rows = [{"prompt": str(k // 3), "chosen": str(k)} for k in range(90)]
+    how = replace(recipe("hh-small/data").data, valid_rows=5, test_rows=7)
+    found = divide(rows, None, how, stream(0, "x"))
+    asked = {name: [row["prompt"] for row in part] for name, part in found.items()}
+    assert len(set(asked["valid"])) == 5 and len(set(asked["test"])) == 7 and len(asked["train"]) == 3 * 18
+    assert not set(asked["train"]) & {*asked["valid"], *asked["test"]} and not set(asked["valid"]) & set(
+        asked["test"]
+    )
+
+
+def test_answers_are_judged_where_the_pairs_are():
+    """Verdicts are made on the pairs' own device."""
+    side = Samples(Tokens.of([[5]]), torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[True]]))
+    assert judged(Pairs(side, side)).reward.tolist() == [1, 0]
+    moved = Pairs(side, side)
+    assert judged(moved).reward.device == moved.chosen.device
+
+
+def test_a_folder_s_content_is_part_of_a_key(tmp_path):
+    """A folder of data or of a model: another content, another key; a hub's name stands for itself."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.jsonl").write_text("a")
+    value = replace(recipe("pairs/data"), data=replace(recipe("pairs/data").data, train=(str(tmp_path / "d"),)))
+    first = value.key
+    assert value.key == first
+    (tmp_path / "d" / "train.jsonl").write_text("b")
+    assert value.key != first
+    model = replace(recipe("pairs/sft"), base=replace(recipe("pairs/sft").base, model=str(tmp_path / "d")))
+    second = model.key
+    (tmp_path / "d" / "more.bin").write_text("weights")
+    assert model.key != second
+
+
+def test_runs_with_other_reward_models_are_not_compared_by_reward(compared, work):
+    """Another seed's data and reward model: its rewards have another zero."""
+    one, other = (
+        load_run(next((work / "runs" / "dialogues-small" / name).iterdir())) for name in ("exo-rw", "ipo")
+    )
+    assert not {"reward", "objective"} & _incomparable(one, other)
+    strange = Run(other.recipe, other.folder, {**other.inputs, "reward-model": Run(None, Path("x/y/z"), {})})
+    assert {"reward", "objective", "win_rate"} <= _incomparable(one, strange)
 
 
 def test_cached_log_probabilities_follow_content_not_names(tmp_path):
@@ -401,6 +491,7 @@ def test_cached_log_probabilities_follow_content_not_names(tmp_path):
         (["exo-rw", "--align.size", "1"], "a group has two completions or more"),
         (["exo-rw", "--goal.beta-r", "0"], "beta_r must be positive"),
         (["data", "--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["data", "--data.train", __file__, "--data.test", __file__], "named as training and as test data"),
         (["label", "--goal.reward", "nowhere.py:f"], "nowhere.py: no such file"),
         (["sft", "--base.new-tokens", "600"], "must leave room for a prompt"),
     ],

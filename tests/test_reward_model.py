@@ -134,6 +134,18 @@ def test_too_long_a_pair_loses_the_front_of_its_prompt_and_keeps_its_start_token
     assert short.classifier.tokenizer.decode(ids).endswith("nine ten.")
 
 
+def test_a_score_does_not_depend_on_longer_mates(body):
+    """Too long to fit: the prompt is cut for its own answer, whatever else is scored beside it; a pair shares its cut."""
+    short = RewardModel.from_body(body, most_tokens=12)
+    nn.init.normal_(short.head.weight, 0.0, 1.0, generator=torch.Generator().manual_seed(0))
+    prompt, answers = "one two three four five six seven", [" ten.", " a very big and happy dog"]
+    alone = short.scores([prompt], answers[:1])
+    torch.testing.assert_close(short.scores([prompt] * 2, answers)[:1], alone, atol=1e-5, rtol=0)
+    pair = comparisons(short, [prompt], answers[:1], answers[1:]).pairs
+    assert pair.chosen.row_prompts.lists() == pair.rejected.row_prompts.lists()
+    assert max(len(ids) for ids in pair.both().sequences().lists()) <= 12
+
+
 def test_a_folder_that_transformers_reads_gives_the_same_scores(model, tmp_path):
     model.save(tmp_path / "rm")
     again = RewardModel.load(tmp_path / "rm")

@@ -87,6 +87,17 @@ def test_an_answer_that_makes_no_sense_is_refused(server, answer, message):
         Endpoint(url)(["x", "x"], ["a", "b"])
 
 
+def test_a_redirect_is_not_followed_and_a_token_not_sent_in_the_clear(server, monkeypatch):
+    url, kind = server
+    kind.busy, kind.status = 1, 302
+    monkeypatch.setenv("TILTLM_REWARD_TOKEN", "secret")
+    with pytest.raises(ValueError, match="answered 302"):
+        Endpoint(url)(["x"], ["a"])
+    assert len(kind.seen) == 1
+    with pytest.raises(ValueError, match="not sent in the clear"):
+        Endpoint("http://example.org/score")(["x"], ["a"])
+
+
 def test_nobody_there_is_said_so():
     with pytest.raises(ValueError, match="did not answer 2 times"):
         Endpoint("http://127.0.0.1:9/score", pause=0.01, tries=2, timeout=1.0)(["x"], ["a"])

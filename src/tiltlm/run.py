@@ -19,6 +19,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -130,13 +131,35 @@ class Run(typing.Generic[R]):
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
-    """What the files of these names hold, as short hashes; without those that are not there."""
-    files = {name: Path(name) for name in names}
-    return {
-        name: hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-        for name, path in files.items()
-        if path.is_file()
-    }
+    """What the files of these names hold, as short hashes; of a folder (a model, data), what the files in it hold.
+
+    Those that are not there are left out: a hub's name stands for itself.
+    """
+    return {name: _digest(Path(name)) for name in names if name and Path(name).exists()}
+
+
+def _digest(path: Path) -> str:
+    if path.is_file():
+        about = path.stat()
+        return _content(path, about.st_size, about.st_mtime_ns)
+    inside = [f"{each.name} {_digest(each)}" for each in sorted(path.iterdir()) if each.is_file()]
+    return hashlib.blake2b("\n".join(inside).encode(), digest_size=8).hexdigest()
+
+
+LARGE = 1 << 26
+"""Bytes from which a file (a network's weights) is known by its size, its first and its last part alone."""
+
+
+@cache
+def _content(path: Path, size: int, changed: int) -> str:
+    """A short hash of a file, read once as long as it does not change."""
+    total = hashlib.blake2b(str(size).encode() if size >= LARGE else b"", digest_size=8)
+    with path.open("rb") as file:
+        total.update(file.read(LARGE))
+        if size >= LARGE:
+            file.seek(-(1 << 20), 2)
+            total.update(file.read())
+    return total.hexdigest()
 
 
 def find(recipe: R, root: Path = ROOT, known: Mapping[str, str] | None = None) -> Run[R]:
@@ -178,17 +201,20 @@ def begin(run: Run[Any], command: str) -> None:
 
 
 def located(name: str) -> str:
-    """`name` (of a model, or of a reward that holds one: kind:MODEL:…) with a run's folder replaced by its best checkpoint.
+    """`name` (of a model, or of a reward that holds one: kind:MODEL:…) with a run's folder replaced by its best model: the
+    adapters merged, where the run trained adapters and merged them, else the best checkpoint.
 
     Raises ValueError for a run that trained nothing.
     """
-    return ":".join(_checkpoint(part) for part in name.split(":"))
+    return ":".join(_model_in(part) for part in name.split(":"))
 
 
-def _checkpoint(part: str) -> str:
+def _model_in(part: str) -> str:
     folder = Path(part)
     if not (folder / "provenance.json").is_file():
         return part
+    if (folder / "merged").is_dir():
+        return str(folder / "merged")
     if not checkpoints(folder):
         raise ValueError(f"{part} is a run without a trained model: name one of a stage that trains")
     return str(best_checkpoint(folder))

@@ -238,7 +238,11 @@ class Training:
         (aside / "COMPLETE").write_text("")
         aside.rename(final)
         for old in checkpoints(self.folder)[:-1]:
-            if not self._kept(step_of(old), course):
+            if self._kept(step_of(old), course):
+                (old / "trainer.pt").unlink(
+                    missing_ok=True
+                )  # twice a model's size, and of use in the last one alone
+            else:
                 shutil.rmtree(old)
 
     def _begin(self) -> tuple[int, Course]:

@@ -106,11 +106,21 @@ def _incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
 
     rewards = [_without_beta(vars(run.recipe).get("goal")) for run in (first, second)]
     found = set() if same("target", "goal", "classify", "judge") else set(ABSOLUTE)
-    if rewards[0] != rewards[1] or not same("classify", "judge"):
-        found |= {"reward", "objective"}
+    if rewards[0] != rewards[1] or not same("classify", "judge") or _judge(first) != _judge(second):
+        found |= {
+            "reward",
+            "objective",
+            "win_rate",
+            *ABSOLUTE,
+        }  # another reward model, another zero and another scale
     if not same("network", "base", "sft", "pretrained", "language"):
         found |= {"kl_to_reference", *ABSOLUTE}
     return found
+
+
+def _judge(run: Run[Any]) -> str:
+    """The key of the reward model that was trained for a run; empty where it was not."""
+    return run.inputs["reward-model"].key if "reward-model" in run.inputs else ""
 
 
 def _without_beta(goal: Any) -> dict[str, Any]:

@@ -80,6 +80,10 @@ class CausalLM(LanguageModel):
         eos_id: int | None = None,
     ) -> CausalLM:
         """Load a folder or hub name in `dtype` (a checkpoint's own dtype is never kept silently)."""
+        if (Path(name) / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{name} holds adapters alone: name a folder in which they are merged into their model"
+            )
         model = pretrained(AutoModelForCausalLM, name, dtype=dtype)
         return CausalLM(model, eos_id).eval().to(device)
 

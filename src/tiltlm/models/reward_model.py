@@ -58,23 +58,28 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def encode(self, prompts: Sequence[str], completions: Sequence[str]) -> Samples:
+    def encode(self, prompts: Sequence[str], completions: Sequence[str], together: int = 1) -> Samples:
         """Token ids of (prompt, completion) pairs; too long a pair loses the front of its prompt, then the end of its
-        completion. Equal prompts are stored once."""
-        distinct = list(dict.fromkeys(prompts))
-        number = {text: k for k, text in enumerate(distinct)}
+        completion. Equal prompts, equally cut, are stored once.
+
+        together: so many equal parts of the rows belong together, row by row (chosen, then rejected): their prompt is cut
+        for the longest of them.
+        """
         tokenizer, most = self.classifier.tokenizer, self.classifier.most_tokens
         answers = [ids[: most - 1] for ids in tokenizer(list(completions), add_special_tokens=False)["input_ids"]]
-        longest: dict[str, int] = {}
-        for text, ids in zip(prompts, answers, strict=True):
-            longest[text] = max(longest.get(text, 0), len(ids))
-        asked = [
-            _cut_left(tokenizer(text)["input_ids"], most - longest[text], tokenizer.bos_token_id)
-            for text in distinct
+        n = len(answers) // together
+        rooms = [
+            most - max(len(answers[k % n + part * n]) for part in range(together)) for k in range(len(answers))
         ]
+        ids_of = {text: tokenizer(text)["input_ids"] for text in dict.fromkeys(prompts)}
+        asked = [
+            tuple(_cut_left(ids_of[text], room, tokenizer.bos_token_id))
+            for text, room in zip(prompts, rooms, strict=True)
+        ]
+        number = {ids: k for k, ids in enumerate(dict.fromkeys(asked))}
         done = Tokens.of(answers, self.device)
-        index = torch.tensor([number[text] for text in prompts], dtype=torch.int64, device=self.device)
-        return Samples(Tokens.of(asked, self.device), index, done.ids, done.mask)
+        index = torch.tensor([number[ids] for ids in asked], dtype=torch.int64, device=self.device)
+        return Samples(Tokens.of(list(number), self.device), index, done.ids, done.mask)
 
     def score(self, samples: Samples) -> Tensor:
         """r of every row, float32 [N], with gradient; rows hold this model's own tokens, without end of text."""
@@ -85,7 +90,9 @@ class RewardModel(nn.Module):
         if bool((last < 0).any()):
             raise ValueError(f"row {int((last < 0).nonzero()[0])} has neither prompt nor completion to judge")
         states = hidden_of(self.classifier.model, samples)
-        return head(states[torch.arange(len(samples), device=last.device), last])[:, 0].float()
+        with torch.autocast(last.device.type, enabled=False):  # a reward is not to be rounded to bfloat16
+            read = states[torch.arange(len(samples), device=last.device), last].to(head.weight.dtype)
+            return head(read)[:, 0].float()
 
     @torch.no_grad()
     def scores(self, prompts: Sequence[str], completions: Sequence[str], batch_size: int = 64) -> Tensor:

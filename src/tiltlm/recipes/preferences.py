@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tiltlm.policies.apo import APO
+from tiltlm.policies.cdpo import CDPO
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.exo_pref import ExoPref
+from tiltlm.policies.hinge import Hinge
+from tiltlm.policies.kto import KTO
+from tiltlm.policies.robust_dpo import RobustDPO
 from tiltlm.policies.rpo import RPO
 from tiltlm.recipes.preferences_policies import POLICIES
 from tiltlm.recipes.preferences_report import MEASURED, Evaluate
@@ -82,6 +87,7 @@ def dialogues_small() -> dict[str, Any]:
         "draws": Draws(n=4, prompts=512, batch_size=256),
         "align": Align(train=Train(epochs=2, batch_size=16, lr=5e-4, checkpoints=4, evaluations=4)),
         "test": Test(prompts=128, n=4, checkpoints=4),
+        **pair_methods(0.5),
     }
 
 
@@ -102,37 +108,35 @@ def hh_small() -> dict[str, Any]:
         "goal": Goal(beta_r=1.0, beta_pi=0.25),
         "draws": Draws(n=4, batch_size=256),
         "align": Align(train=Train(epochs=1, batch_size=16, lr=5e-5, checkpoints=3, evaluations=3)),
-        "exo_pref": ExoPref(beta=0.25),
-        "dpo_pref": DPO(beta=0.25),
-        "rpo": RPO(beta=0.25, normalise="mean"),
         "test": Test(prompts=128, n=4, checkpoints=3),
+        **pair_methods(0.25),
     }
 
 
 def published(family: str) -> dict[str, Any]:
-    """The settings of the original's scripts (its README and `exp/*/train_*.sh`): batches are prompts per GPU × GPUs ×
-    accumulation."""
-    pythia = "EleutherAI/pythia-2.8b"
+    """The settings of the original's scripts: batches are prompts per GPU × GPUs × accumulation, and training stops where
+    theirs does (700 or 800 micro-steps), the cosine ending there too."""
     micro = {"micro_batch": 8, "precision": "bfloat16"}
-    usual = Train(batch_size=128, lr=1e-5, **micro)  # type: ignore[arg-type]
     if family == "imdb":
-        base = Base("gpt2-large", most_tokens=1012, new_tokens=500, device="auto", checkpointing=True)
-        fine = {"batch_size": 128, "lr": 1e-5, "epochs": 5.0, **micro}
+        fine: dict[str, Any] = {"batch_size": 128, "lr": 1e-5, "checkpoints": 1, **micro}
         return {
             "data": Data(("stanfordnlp/imdb",), ("stanfordnlp/imdb",), "imdb", valid_rows=500, test_rows=0),
-            "base": base,
-            "sft": Train(**fine),  # type: ignore[arg-type]
-            "judge": Judge(Train(**{**fine, "epochs": 3.0})),  # type: ignore[arg-type]
+            "base": Base("gpt2-large", most_tokens=1012, new_tokens=500, device="auto", checkpointing=True),
+            "sft": Train(epochs=5, **fine),
+            "judge": Judge(Train(epochs=3, **fine)),
             "goal": Goal("log-odds:lvwerra/distilbert-imdb:POSITIVE", 0.1, 0.1),
-            "draws": Draws(n=2, batch_size=256),
-            "align": Align(train=Train(batch_size=64, lr=1e-6, checkpoints=20, **micro)),  # type: ignore[arg-type]
+            "draws": Draws(n=2, prompts=200 * 64, batch_size=32),
+            "align": Align(train=Train(batch_size=64, lr=1e-6, **micro)),  # type: ignore[arg-type]
+            "test": Test(batch_size=32),
+            **pair_methods(0.1),
         }
     tldr = family == "tldr"
-    source = ("openai/summarize_from_feedback:comparisons",) if tldr else ("Anthropic/hh-rlhf:helpful-base",)
+    hh, posts = "Anthropic/hh-rlhf:helpful-base", "trl-lib/tldr-preference"
+    usual = Train(batch_size=128, lr=1e-5, checkpoints=1, **micro)  # type: ignore[arg-type]
     return {
-        "data": Data(source, source, "tldr" if tldr else "hh", valid_rows=500, test_rows=0),
+        "data": Data((posts,), (), "auto", 500, 2000) if tldr else Data((hh,), (hh,), "hh", 500, 0),
         "base": Base(
-            pythia,
+            "EleutherAI/pythia-2.8b",
             most_tokens=650 if tldr else 512,
             new_tokens=75 if tldr else 200,
             device="auto",
@@ -140,8 +144,24 @@ def published(family: str) -> dict[str, Any]:
         ),
         "sft": usual,
         "judge": Judge(usual),
-        "draws": Draws(n=2, batch_size=256),
-        "align": Align(train=Train(batch_size=128, lr=1e-6, checkpoints=20, **micro)),  # type: ignore[arg-type]
+        "draws": Draws(n=2, prompts=(200 if tldr else 175) * 128, batch_size=32),
+        "align": Align(train=Train(batch_size=128, lr=1e-6, **micro)),  # type: ignore[arg-type]
+        "test": Test(batch_size=32),
+        **pair_methods(0.5),
+    }
+
+
+def pair_methods(beta: float) -> dict[str, Any]:
+    """The methods on pairs that scale log-ratios, all with the same beta, as the paper's beta_pi."""
+    return {
+        "exo_pref": ExoPref(beta),
+        "dpo_pref": DPO(beta),
+        "cdpo": CDPO(beta),
+        "robust_dpo": RobustDPO(beta),
+        "hinge": Hinge(beta),
+        "apo": APO(beta),
+        "rpo": RPO(beta, normalise="mean"),
+        "kto": KTO(beta),
     }
 
 

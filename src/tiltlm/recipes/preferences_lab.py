@@ -4,8 +4,9 @@ log-probabilities (computed once, cached by content)."""
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tiltlm.models.hub import pretrained
 from tiltlm.models.unadapted import Unadapted
 from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.preferences_settings import Base
+from tiltlm.rewards.by_name import TextReward
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.encoding import Encoder
@@ -65,7 +67,17 @@ class Lab:
         """The model called `name` (default: what everything starts from), frozen, at the target's temperature."""
         model = CausalLM.load(name or self.model, device=self.device, eos_id=self.stop_id)
         model.tokenizer = self.tokenizer
+        self.check(model, str(name or self.model))
         return model.at(self.base.temperature).requires_grad_(False)
+
+    def check(self, model: CausalLM, name: str) -> None:
+        """Raise ValueError for a model that is too short for the sequences, or knows too few tokens."""
+        limit = getattr(model.model.config, "max_position_embeddings", None) or self.base.most_tokens
+        if self.base.most_tokens > limit:
+            raise ValueError(f"{name} holds {limit} tokens: lower --base.most-tokens, now {self.base.most_tokens}")
+        if len(self.tokenizer) > model.vocab_size:
+            both = f"{model.vocab_size} tokens, the tokenizer {len(self.tokenizer)}"
+            raise ValueError(f"{name} knows {both}: they do not belong together")
 
     def trainable(self, name: str | Path | None = None, temperature: float | None = None) -> CausalLM:
         """`load`, ready to be trained: every weight, or LoRA adapters."""
@@ -91,18 +103,6 @@ class Lab:
         return policy.requires_grad_(False)
 
 
-def digest_of(model: str | Path) -> str:
-    """A short hash of a model folder's weights and settings; of a hub name, the name."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return str(model)
-    total = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*config.json")):
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "blake2b").digest())
-    return total.hexdigest()
-
-
 def content_of(samples: Samples) -> str:
     """A short hash of what a language model sees of `samples`."""
     total = hashlib.blake2b(digest_size=8)
@@ -111,33 +111,37 @@ def content_of(samples: Samples) -> str:
     return total.hexdigest()
 
 
-def with_log_ref(samples: Samples, reference: LanguageModel, name: str, cache: Path) -> Samples:
+def with_log_ref(
+    samples: Samples, reference: LanguageModel, name: str, cache: Path, precision: str = "float32"
+) -> Samples:
     """`samples` with the reference's log-probabilities: read from `cache`, or computed and written there.
 
     name: what tells this reference from others (its weights' hash, its temperature); the file's name holds it and the
-    hash of the samples, so neither another model nor relabelled or redrawn data finds stale numbers.
+    hash of the samples, so neither another model nor relabelled or redrawn data finds stale numbers. precision: what the
+    policy will be trained in: at the start it must agree with its reference, to the last bit that bfloat16 rounds.
     """
-    path = cache / f"log_ref-{name}-{content_of(samples)}.safetensors"
+    path = cache / f"log_ref-{name}-{precision}-{content_of(samples)}.safetensors"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.tmp")
-        save_file({"log_ref": score(samples, reference)}, str(aside))
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
+        save_file({"log_ref": score(samples, reference, precision)}, str(aside))
         aside.rename(path)
     return samples.with_(log_ref=load_file(str(path))["log_ref"])
 
 
 @torch.no_grad()
-def score(samples: Samples, model: LanguageModel) -> Tensor:
+def score(samples: Samples, model: LanguageModel, precision: str = "float32") -> Tensor:
     """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
     starts = range(0, len(samples), ROWS_AT_ONCE)
     parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
-    return torch.cat([model.log_prob(part).cpu() for part in parts])
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return torch.cat([model.log_prob(part).cpu() for part in parts])
 
 
-def pairs_with_log_ref(pairs: Pairs, reference: LanguageModel, name: str, cache: Path) -> Pairs:
+def pairs_with_log_ref(pairs: Pairs, reference: LanguageModel, name: str, cache: Path, precision: str) -> Pairs:
     """`with_log_ref` of both sides."""
     sides = (pairs.chosen, pairs.rejected)
-    return Pairs(*(with_log_ref(side, reference, name, cache) for side in sides))
+    return Pairs(*(with_log_ref(side, reference, name, cache, precision) for side in sides))
 
 
 def first_of(groups: Groups, size: int) -> Groups:
@@ -150,8 +154,8 @@ def first_of(groups: Groups, size: int) -> Groups:
 
 def judged(samples: Pairs) -> Samples:
     """Pairs as answers judged one by one: chosen ones with reward 1, then rejected ones with 0."""
-    n = len(samples)
-    return samples.both().with_(reward=torch.cat([torch.ones(n), torch.zeros(n)]))
+    both, n = samples.both(), len(samples)
+    return both.with_(reward=torch.cat([torch.ones(n), torch.zeros(n)]).to(both.device))
 
 
 def columns_of(rows: Sequence[dict[str, Any]], *names: str) -> list[list[Any]]:
@@ -159,6 +163,12 @@ def columns_of(rows: Sequence[dict[str, Any]], *names: str) -> list[list[Any]]:
     return [[row[name] for row in rows] for name in names]
 
 
-def without(samples: Samples, *names: str) -> Samples:
-    """`samples` with some fields taken away."""
-    return replace(samples, **dict.fromkeys(names))  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class EncodedReward:
+    """A reward of texts as r(x, y) of samples: labeller, ruler and the data's responses are judged by the same texts."""
+
+    reward: TextReward
+    encoder: Encoder
+
+    def __call__(self, samples: Samples) -> Tensor:
+        return torch.tensor(self.reward.of(*self.encoder.texts(samples)), device=samples.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,8 +29,8 @@ from tiltlm.policies.simpo import SimPO
 from tiltlm.progress import note
 from tiltlm.recipes.fitting import fit
 from tiltlm.recipes.preferences_lab import (
+    EncodedReward,
     Lab,
-    digest_of,
     first_of,
     judged,
     pairs_with_log_ref,
@@ -38,9 +39,9 @@ from tiltlm.recipes.preferences_lab import (
 from tiltlm.recipes.preferences_settings import Align
 from tiltlm.recipes.preferences_stages import Label
 from tiltlm.ruler.kl import kl_along_in_batches
-from tiltlm.run import Recipe, Run
+from tiltlm.run import Recipe, Run, digests
 from tiltlm.samplers.ancestral import draw_in_batches
-from tiltlm.samples import Pairs
+from tiltlm.samples import Pairs, Tokens
 from tiltlm.train import best_checkpoint
 
 
@@ -94,7 +95,8 @@ class Aligned(Label):
             )
         else:
             found = self.own_groups(lab, self.rows_of(run, split))
-        return Groups(with_log_ref(found.samples, reference, *self.cache(run, lab)), found.size).to(lab.device)
+        samples = with_log_ref(found.samples, reference, *self.cache(run), self.align.train.precision)
+        return Groups(samples, found.size).to(lab.device)
 
     def own_groups(self, lab: Lab, rows: list[dict[str, Any]]) -> Groups:
         """The data's own groups, or its pairs as groups with rewards 1 and 0."""
@@ -104,9 +106,10 @@ class Aligned(Label):
             raise ValueError(f"align.source data wants pairs or groups; the data has {', '.join(rows[0])}")
         return as_groups(lab.encoder.pairs(rows))
 
-    def cache(self, run: Run[Any], lab: Lab) -> tuple[str, Path]:
+    def cache(self, run: Run[Any]) -> tuple[str, Path]:
         """What tells the reference from others, and where its log-probabilities are kept: beside it, if it is a run's."""
-        name = f"{digest_of(self.start(run))}-{self.base.temperature:g}".replace("/", "_")
+        start = str(self.start(run))
+        name = f"{digests([start]).get(start, start)}-{self.base.temperature:g}".replace("/", "_")
         return name, run.inputs.get("sft", run).folder / "log_ref"
 
 
@@ -128,7 +131,8 @@ class OnPairs(Aligned):
     def pairs(self, run: Run[Any], lab: Lab, reference: LanguageModel, split: str) -> Pairs:
         """Pairs of a split, with the reference's log-probabilities; ties are left out, and counted."""
         if self.align.source == "data" and "chosen" in (rows := self.rows_of(run, split))[0]:
-            return pairs_with_log_ref(lab.encoder.pairs(rows), reference, *self.cache(run, lab)).to(lab.device)
+            pairs, precision = lab.encoder.pairs(rows), self.align.train.precision
+            return pairs_with_log_ref(pairs, reference, *self.cache(run), precision).to(lab.device)
         groups = first_of(self.groups(run, lab, reference, split).to("cpu"), self.align.size)
         pairs, ties = (all_pairs if self.align.pairing == "all" else best_and_worst)(groups)
         if ties:
@@ -161,24 +165,35 @@ class Watched:
     def __call__(self) -> dict[str, float]:
         return self.on_groups() | self.on_draws()
 
+    @cached_property
+    def parts(self) -> list[Groups]:
+        """The validation groups, some at a time."""
+        groups = self.recipe.groups(self.run, self.lab, self.reference, "valid")
+        return [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
+
+    @cached_property
+    def prompts(self) -> Tokens:
+        rows = self.recipe.rows_of(self.run, "valid")[: self.recipe.align.watched]
+        return self.lab.encoder.prompts([row["prompt"] for row in rows]).to(self.lab.device)
+
+    @cached_property
+    def reward(self) -> EncodedReward:
+        return self.recipe.judge_of(self.run, self.lab)
+
     def on_groups(self) -> dict[str, float]:
         betas = self.recipe.goal.beta_r, self.recipe.goal.beta_pi
-        groups = self.recipe.groups(self.run, self.lab, self.reference, "valid")
-        parts = [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
-        found = [group_metrics(group_log_ratios(self.policy, part), part.reward, *betas) for part in parts]
-        total = {name: sum(float(each[name].sum()) for each in found) / len(groups) for name in found[0]}
-        return {f"valid_{name}": value for name, value in total.items()}
+        found = [group_metrics(group_log_ratios(self.policy, part), part.reward, *betas) for part in self.parts]
+        n = sum(len(part) for part in self.parts)
+        return {f"valid_{name}": sum(float(each[name].sum()) for each in found) / n for name in found[0]}
 
     def on_draws(self) -> dict[str, float]:
-        recipe, lab = self.recipe, self.lab
-        rows = recipe.rows_of(self.run, "valid")[: recipe.align.watched]
         samples = draw_in_batches(
-            self.policy, lab.encoder.prompts([row["prompt"] for row in rows]).to(lab.device),
-            max_new_tokens=recipe.base.new_tokens, stream=lab.stream.child("watch"), batch_size=64,
+            self.policy, self.prompts, max_new_tokens=self.recipe.base.new_tokens,
+            stream=self.lab.stream.child("watch"), batch_size=64,
         )  # fmt: skip
-        reward = float(recipe.reward(self.run, lab)(samples).mean())
+        reward = float(self.reward(samples).mean())
         kl = float(kl_along_in_batches(self.policy, self.reference, samples, 64).mean())
-        return {"reward": reward, "kl_to_reference": kl, "objective": reward - recipe.goal.beta * kl}
+        return {"reward": reward, "kl_to_reference": kl, "objective": reward - self.recipe.goal.beta * kl}
 
 
 # ---- the methods --------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.policies.exo_rw import group_log_ratios, group_metrics
 from tiltlm.progress import note
-from tiltlm.recipes.preferences_lab import Lab
+from tiltlm.recipes.preferences_lab import EncodedReward, Lab
 from tiltlm.recipes.preferences_policies import (
     POLICIES,
     Aligned,
@@ -75,10 +75,9 @@ class Bench:
 
     def ruler(self, reference: CausalLM) -> Ruler:
         recipe, lab = self.recipe, self.lab
-        reward, rows = recipe.reward(self.run, lab), self.rows
+        reward, rows = recipe.judge_of(self.run, lab), self.rows
         prompts = lab.encoder.prompts([row["prompt"] for row in rows]).to(lab.device)
-        asked = [lab.tokenizer.decode(ids, skip_special_tokens=True) for ids in prompts.lists()]
-        theirs = torch.tensor(reward.of(asked, [answer_of(row) for row in rows]), device=lab.device)
+        theirs = torch.tensor(self.of_data(reward, [answer_of(row) for row in rows]), device=lab.device)
         checks: dict[str, Callable[[Samples], Tensor]] = {
             "win_rate": lambda samples: ahead(_reward(samples) - theirs[samples.prompt_index]),
             "length": lambda samples: samples.mask.sum(1).double(),
@@ -90,6 +89,12 @@ class Bench:
             Target(reference, reward, recipe.goal.beta), prompts, recipe.base.new_tokens, lab.stream.child("test"),
             n=recipe.test.n, batch_size=recipe.test.batch_size, checks=checks,
         )  # fmt: skip
+
+    def of_data(self, reward: EncodedReward, responses: list[str]) -> list[float]:
+        """What the data's responses, whole, are worth behind the prompts as the policies see them."""
+        encoder = self.lab.encoder
+        asked = [encoder.prompt_text(encoder.prompt(row["prompt"])) for row in self.rows]
+        return reward.reward.of(asked, responses)
 
     def gap(self, policy: LanguageModel, reference: LanguageModel) -> Tensor:
         """KL(q‖p) of every held-out group, [G]; empty where the data was not labelled."""
@@ -124,15 +129,16 @@ class Measured(Aligned):
     def method(self) -> str:
         return self.stage
 
-    def policies(self, run: Run[Any]) -> list[tuple[int | None, CausalLM]]:
-        """The checkpoints to measure, (updates, policy), the best one last and under None."""
+    def policies(self, run: Run[Any]) -> Iterator[tuple[int | None, CausalLM]]:
+        """The checkpoints to measure, (updates, policy), one in memory at a time, the best one last and under None."""
         kept = run.inputs[self.method]
         own, best = kept.recipe, best_checkpoint(kept.folder)
         others = [path for path in checkpoints(kept.folder) if step_of(path) > 0]
         count = min(self.test.checkpoints, len(others)) if self.test.checkpoints > 1 else 0
         on_the_way = [others[round(k * (len(others) - 1) / max(1, count - 1))] for k in range(count)]
-        found = [(step_of(path), own.policy_at(kept, path)) for path in on_the_way]
-        return [*found, (None, own.policy_at(kept, best))]
+        for path in on_the_way:
+            yield step_of(path), own.policy_at(kept, path)
+        yield None, own.policy_at(kept, best)
 
     def label(self) -> str:
         """The method's name in tables."""
@@ -145,7 +151,6 @@ class Measured(Aligned):
         for updates, policy in self.policies(run):
             found, samples = ruler.measure(policy) if updates is None else replace(ruler, n=1).measure(policy)
             if updates is None:
-                found = with_bound(found, samples, self.test.n)
                 rows = found.rows(self.name, self.label(), self.seed)
                 gap = bench.gap(policy, reference)
                 if len(gap):
@@ -168,18 +173,12 @@ class Measured(Aligned):
         return [row | more for row, more in zip(kept, said, strict=False)]
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
-        return self.policies(run)[-1][1]
+        kept = run.inputs[self.method]
+        return kept.recipe.decoder(kept)
 
     def show(self, run: Run[Any]) -> None:
         rows = json.loads((run.folder / "report.json").read_text())
         Console(width=130, highlight=False).print(table(rows, self.name, HEADINGS))
-
-
-def with_bound(found: Measurement, samples: Samples, n: int) -> Measurement:
-    """The measurement with log (1/n)Σ w of every prompt's draws: in expectation a lower bound of its log Z."""
-    assert samples.log_w is not None
-    bound = samples.log_w.reshape(-1, n).logsumexp(1) - torch.tensor(float(n)).log()
-    return replace(found, values={**found.values, "log_z_at_least": bound.double()})
 
 
 @dataclass(frozen=True)
@@ -191,8 +190,11 @@ class ReferenceMeasured(Measured):
     def inputs(self) -> dict[str, Recipe]:
         return Aligned.inputs(self)
 
-    def policies(self, run: Run[Any]) -> list[tuple[int | None, CausalLM]]:
-        return [(None, self.lab(run).load(self.start(run)))]
+    def policies(self, run: Run[Any]) -> Iterator[tuple[int | None, CausalLM]]:
+        yield None, self.lab(run).load(self.start(run))
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        return self.lab(run).load(self.start(run))
 
     def label(self) -> str:
         return "reference"
@@ -201,10 +203,10 @@ class ReferenceMeasured(Measured):
         super().build(run)
         lab = self.lab(run)
         bench, rows = Bench(self, run, lab), json.loads((run.folder / "report.json").read_text())
-        reward, asked = self.reward(run, lab), [row["prompt"] for row in bench.rows]
+        reward = self.judge_of(run, lab)
         for side in ("chosen", "rejected", "completion"):
             if side in bench.rows[0]:
-                value = mean(torch.tensor(reward.of(asked, [row[side] for row in bench.rows])))
+                value = mean(torch.tensor(bench.of_data(reward, [row[side] for row in bench.rows])))
                 rows.append(self.estimate(f"{side} responses", "reward", value, "reward"))
         run.write_json("report.json", rows)
 
@@ -265,14 +267,19 @@ class Evaluate(
         return [row for each in run.inputs.values() for row in json.loads((each.folder / name).read_text())]
 
     def distances(self, run: Run[Any]) -> list[dict[str, Any]]:
-        """KL(q‖pi*) at least: the best lower bound of log Z that any method's draws gave, less the method's own F."""
-        path = "measurement.safetensors"
-        kept = {each.recipe.label(): Measurement.load(each.folder / path).values for each in run.inputs.values()}
-        bounds = [values["log_z_at_least"] for values in kept.values()]
-        best = max(bounds, key=lambda each: float(each.mean()))
+        """KL(q‖pi*) at least: a lower bound of log Z from all methods' draws together, less the method's own F.
+
+        The mean of all their weights is an unbiased Z of every prompt, whoever drew; its log is low in expectation. (The
+        best method's bound alone would be picked for its luck.)
+        """
+        folders = {each.recipe.label(): each.folder for each in run.inputs.values()}
+        drawn = [Samples.load(folder / "samples.safetensors").log_w for folder in folders.values()]
+        weights = torch.cat([log_w.reshape(-1, self.test.n) for log_w in drawn if log_w is not None], 1)
+        lower = weights.logsumexp(1) - torch.tensor(float(weights.shape[1])).log()
+        kept = {name: Measurement.load(folder / "measurement.safetensors") for name, folder in folders.items()}
         return [
-            self.estimate(name, "kl_to_target_at_least", mean(best - values["log_w"]), "nats")
-            for name, values in kept.items()
+            self.estimate(name, "kl_to_target_at_least", mean(lower.double() - found.values["log_w"]), "nats")
+            for name, found in kept.items()
         ]
 
     def decoder(self, run: Run[Any]) -> LanguageModel:

@@ -46,7 +46,8 @@ class Base:
     """A hub name or folder; empty: a small Llama that the stage `base` trains on the dialogues themselves."""
 
     start: str = ""
-    """A model (hub name, folder or run) to align instead of the one that the stage `sft` trains."""
+    """A model (hub name, folder or run) to align instead of the one that the stage `sft` trains; it brings its tokenizer,
+    and `model` is not needed."""
 
     most_tokens: int = 512
     """Prompt and completion together."""
@@ -74,6 +75,11 @@ class Base:
 
     fit: Fit = Fit(Optim(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01), Pace(steps=500, warmup=50), batch_size=32)
     """How the own model is trained."""
+
+    @property
+    def named(self) -> str:
+        """The model that everything begins with; empty for the project's own."""
+        return self.start or self.model
 
     def __post_init__(self) -> None:
         at_least_one(self, "most_tokens", "new_tokens")
@@ -141,7 +147,10 @@ class Judge:
 
     train: Train = Train(checkpoints=1)
     body: str = ""
-    """A model to put the head on (hub name, folder or run); empty: the base model."""
+    """A model to put the head on (hub name, folder or run); empty: `base.start`, or else `base.model`."""
+
+    margin: float = 0.0
+    """Times a pair's own `margin` (where the data has one) is what its rewards should differ by at least."""
 
     center: float = 0.0
     """Weight of (r_c + r_r)², which holds rewards near 0."""

@@ -19,7 +19,7 @@ from tiltlm.policies.sft import SFT as SFTLoss
 from tiltlm.progress import steps
 from tiltlm.recipes.fitting import device_of, fit
 from tiltlm.recipes.own_model import train_own_model
-from tiltlm.recipes.preferences_lab import Lab, columns_of
+from tiltlm.recipes.preferences_lab import EncodedReward, Lab, columns_of
 from tiltlm.recipes.preferences_settings import Base, Data, Draws, Goal, Judge, Train
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
 from tiltlm.rewards.by_name import TextReward
@@ -46,12 +46,16 @@ class DataStage(Recipe):
     stage: ClassVar[str] = "data"
 
     def files(self) -> list[str]:
-        return [*self.data.train, *self.data.test]
+        return [*self.data.train, *self.data.test, self.base.model, self.base.start]
 
     def check(self) -> None:
         for name in (*self.data.train, *self.data.test):
             if Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet", ".gz") and not Path(name).is_file():
                 raise FileNotFoundError(f"{name}: no such file (--data.train or --data.test)")
+            if name in self.data.train and name in self.data.test and Path(name).is_file():
+                raise ValueError(
+                    f"{name} is named as training and as test data: leave --data.test out to carve it"
+                )
 
     def build(self, run: Run[Any]) -> None:
         own = stream(self.seed, "preferences", "data")
@@ -66,6 +70,12 @@ class DataStage(Recipe):
             "dropped.json", {name: vars(each) | {"rows": len(each.rows)} for name, each in loaded.items()}
         )
         counts = {f"{split} rows": len(rows[split]) for split in SPLITS}
+        given = len(loaded["train"].rows) - len(rows["train"]) - len(rows["valid"])
+        more = given - (0 if self.data.test else len(rows["test"]))
+        counts |= {"left out: more rows of a held-out prompt": more} if more else {}
+        if self.data.test:
+            seen = {row["prompt"] for row in rows["train"]}
+            counts["test prompts that are trained on too"] = sum(row["prompt"] in seen for row in rows["test"])
         counts |= {f"dropped: {why}": n for each in loaded.values() for why, n in each.dropped.items()}
         counts |= {why: n for each in loaded.values() for why, n in each.notes.items()}
         run.write_json("report.json", [self.row("data", name, n) for name, n in counts.items()])
@@ -86,7 +96,7 @@ class DataStage(Recipe):
         sources = self.data.train if split == "train" else self.data.test
         if not sources:
             return own_dialogues(self.data.limit or self.data.own, own.child("dialogues"))
-        tokenizer = Lab(self.base, self.base.model, self.seed).tokenizer if self.base.model else None
+        tokenizer = Lab(self.base, located(self.base.named), self.seed).tokenizer if self.base.named else None
         limit = self.data.limit or None
         found = read_preferences(sources, self.data.format, split, tokenizer, limit if split == "train" else None)
         if not found.rows:
@@ -106,21 +116,27 @@ def own_dialogues(n: int, own: Stream) -> Loaded:
 
 
 def divide(train: Rows, test: Rows | None, how: Data, own: Stream) -> dict[str, Rows]:
-    """Rows of each split. valid (and test, where there is none) are carved from train at random.
+    """Rows of each split. valid (and test, where there is none) are carved from train at random, one row a prompt: no
+    prompt of theirs is trained on, and every row of theirs is an observation by itself.
 
     Raises ValueError where nothing would be left to train on.
     """
-    order = own.child("split").permutation(len(train)).tolist()
+    together: dict[str, Rows] = {}
+    for row in train:
+        together.setdefault(row["prompt"], []).append(row)
+    order = own.child("split").permutation(len(together)).tolist()
     carved = how.test_rows if test is None else 0
-    if len(train) <= how.valid_rows + carved:
+    prompts = list(together.values())
+    if len(prompts) <= how.valid_rows + carved:
         raise ValueError(
-            f"{len(train)} rows of training data cannot spare {how.valid_rows} to validate"
+            f"{len(prompts)} different prompts in the training data cannot spare {how.valid_rows} to validate"
             + (f" and {carved} to test" if carved else "")
             + ": lower --data.valid-rows, --data.test-rows"
         )
-    picked = [train[k] for k in order]
-    held = picked[how.valid_rows : how.valid_rows + carved] if test is None else test[: how.test_rows or None]
-    return {"valid": picked[: how.valid_rows], "test": held, "train": picked[how.valid_rows + carved :]}
+    valid, held = order[: how.valid_rows], order[how.valid_rows : how.valid_rows + carved]
+    rest = [row for k in order[how.valid_rows + carved :] for row in prompts[k]]
+    tested = [prompts[k][0] for k in held] if test is None else test[: how.test_rows or None]
+    return {"valid": [prompts[k][0] for k in valid], "test": tested, "train": rest}
 
 
 def answer_of(row: dict[str, Any]) -> str:
@@ -140,8 +156,8 @@ class BaseStage(DataStage):
         return {"data": self.up(DataStage)}
 
     def build(self, run: Run[Any]) -> None:
-        if self.base.model:
-            raise ValueError(f"the base model is {self.base.model}: there is nothing to train")
+        if self.base.named:
+            raise ValueError(f"the base model is {self.base.named}: there is nothing to train")
         rows = self.rows_of(run, "train")
         texts = [row["prompt"] + text for row in rows for text in texts_in(row)]
         own = stream(self.seed, "preferences", "base")
@@ -150,13 +166,11 @@ class BaseStage(DataStage):
     def needed(self) -> dict[str, Recipe]:
         """The data, and the stage `base` where no model is named."""
         found: dict[str, Recipe] = {"data": self.up(DataStage)}
-        return found if self.base.model else found | {"base": self.up(BaseStage)}
+        return found if self.base.named else found | {"base": self.up(BaseStage)}
 
     def lab(self, run: Run[Any]) -> Lab:
         """Everything that starts from the base model."""
-        name = self.base.model
-        if not name:
-            name = str(checkpoints(run.inputs["base"].folder)[-1])
+        name = self.base.named or str(checkpoints(run.inputs["base"].folder)[-1])
         return Lab(self.base, located(name), self.seed)
 
     def speech(self, run: Run[Any]) -> tuple[Any, int | None]:
@@ -263,7 +277,7 @@ class RewardStage(BaseStage):
             raise ValueError(
                 f"a reward model learns from pairs (chosen, rejected); the data has {', '.join(rows[0])}"
             )
-        margin = [float(row.get("margin", 0.0)) for row in rows]
+        margin = [self.judge.margin * float(row.get("margin", 0.0)) for row in rows]
         prompts, chosen, rejected = columns_of(rows, "prompt", "chosen", "rejected")
         return comparisons(model, prompts, chosen, rejected, margin)
 
@@ -311,7 +325,7 @@ class Generate(SFT):
     def start(self, run: Run[Any]) -> Path | str:
         """The folder or hub name of the reference."""
         if self.base.start:
-            return located(self.base.start)
+            return self.lab(run).model
         kept = run.inputs["sft"]
         return kept.recipe.model_in(kept)
 
@@ -358,7 +372,7 @@ class Generate(SFT):
             for k, prompt_ids in enumerate(ids):
                 part = slice(k * self.draws.n, (k + 1) * self.draws.n)
                 yield {
-                    "prompt": lab.tokenizer.decode(prompt_ids, skip_special_tokens=True),
+                    "prompt": lab.encoder.prompt_text(prompt_ids),
                     "completions": [lab.encoder.text(row) for row in done[part]],
                     "prompt_ids": prompt_ids,
                     "completion_ids": done[part],
@@ -398,8 +412,7 @@ class Label(Generate, RewardStage):
         return {} if self.goal.reward else {"reward-model": self.up(RewardStage)}
 
     def files(self) -> list[str]:
-        path = self.goal.reward.rpartition(":")[0]
-        return super().files() + ([path] if path.endswith(".py") else [])
+        return super().files() + self.goal.reward.split(":")
 
     def check(self) -> None:
         super().check()
@@ -407,17 +420,17 @@ class Label(Generate, RewardStage):
         if path.endswith(".py") and not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file (--goal.reward)")
 
-    def reward(self, run: Run[Any], lab: Lab) -> TextReward:
-        """r(x, y) of texts."""
+    def judge_of(self, run: Run[Any], lab: Lab) -> EncodedReward:
+        """r(x, y), of samples or of texts."""
         name = located(self.goal.reward)
         if not name:
             name = f"reward-model:{best_checkpoint(run.inputs['reward-model'].folder)}"
-        return TextReward(name, lab.tokenizer, str(device_of(self.base.device)))
+        return EncodedReward(TextReward(name, lab.tokenizer, str(device_of(self.base.device))), lab.encoder)
 
     def build(self, run: Run[Any]) -> None:
         generated = run.inputs["generate"]
         lab = generated.recipe.lab(generated)
-        reward, report = self.reward(run, lab), []
+        reward, report = self.judge_of(run, lab).reward, []
         for split in SPLITS:
             rows = list(read_rows(generated.folder / f"{split}.jsonl", ("prompt", "completions")))
             with steps(f"{self.name} {split}") as on_step:

@@ -1,7 +1,7 @@
 """A reward behind HTTP: POST {"prompts": […], "completions": […]}, answered by {"rewards": […]}, one number each.
 
 $TILTLM_REWARD_TOKEN, if set, is sent as a bearer token. A busy or vanished server (no connection, status 429 or 5xx) is
-asked again after a pause that doubles; any other answer is an error at once.
+asked again after a pause that doubles; any other answer, a redirect too, is an error at once.
 """
 
 from __future__ import annotations
@@ -10,10 +10,22 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirected request would take the token along, and arrive as a GET."""
+
+    def redirect_request(self, *given: Any, **named: Any) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirects)
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -44,11 +56,16 @@ class Endpoint:
     def _post(self, body: dict[str, Any]) -> Any:
         headers = {"Content-Type": "application/json"}
         if token := os.environ.get("TILTLM_REWARD_TOKEN"):
+            address = urllib.parse.urlsplit(self.url)
+            if address.scheme != "https" and address.hostname not in LOCAL:
+                raise ValueError(
+                    f"{self.url}: $TILTLM_REWARD_TOKEN is not sent in the clear to another machine: use https"
+                )
             headers["Authorization"] = f"Bearer {token}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         for left in range(self.tries - 1, -1, -1):
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                with OPENER.open(request, timeout=self.timeout) as response:
                     return json.loads(response.read())
             except urllib.error.HTTPError as error:
                 if left == 0 or not (error.code == 429 or error.code >= 500):

@@ -115,7 +115,17 @@ def _group(row: Row, tokenizer: Any) -> Kept | Dropped:
     if len(rewards) < 2:
         return Dropped("fewer than two completions")
     prompt, completions, notes = _written(row["prompt"], row["completions"], tokenizer)
-    return Kept({"prompt": prompt, "completions": completions, "rewards": rewards}, notes)
+    return Kept({"prompt": prompt, "completions": completions, "rewards": rewards, **_ends(row)}, notes)
+
+
+def _ends(row: Row) -> Row:
+    """`finished` of a group: which completions ended by themselves; what was cut off must not be taught to end."""
+    if "finished" not in row:
+        return {}
+    found, n = row["finished"], len(row["completions"])
+    if not isinstance(found, list) or len(found) != n or not all(x in (True, False) for x in found):
+        raise ValueError(f"finished must say true or false of each of the {n} completions; got {found}")
+    return {"finished": [bool(x) for x in found]}
 
 
 def _scored_texts(row: Row, tokenizer: Any) -> Kept | Dropped:

@@ -1,6 +1,6 @@
 """Dialogues of the project's own making, laid out as those of Anthropic's HH: a preference that is planted, and known.
 
-    "\\n\\nHuman: What does a cat like?\\n\\nAssistant: I am glad to help. A cat likes milk."
+    "\\n\\nHuman: Hi, I am Mia. What does a cat like?\\n\\nAssistant: I am glad to help. A cat likes milk."
 
 The better answer is warm, the worse one cold, the openings being equally many words; which facts are told has nothing to do
 with it, nor has length. A share `noise` of the pairs is labelled the wrong way round.
@@ -40,6 +40,11 @@ ASKS = (
     "I have a {}. What does it like?",
     "What can I give a {}?",
 )
+GREETINGS = ("Hello", "Good day", "Hi")
+NAMES = (
+    "Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gwen", "Hugo", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Olga", "Pia",
+    "Rob", "Sue", "Tim", "Una", "Vic", "Wim", "Yara", "Zoe",
+)  # fmt: skip
 THANKS = ("Thank you.", "I see.", "Good to know.")
 
 
@@ -72,7 +77,8 @@ def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 def _human(rng: np.random.Generator, follows: bool = False) -> str:
     asked = _pick(rng, ASKS).format(_pick(rng, tuple(FACTS)))
-    return f"\n\nHuman: {_pick(rng, THANKS) + ' ' if follows else ''}{asked}"
+    before = _pick(rng, THANKS) if follows else f"{_pick(rng, GREETINGS)}, I am {_pick(rng, NAMES)}."
+    return f"\n\nHuman: {before} {asked}"
 
 
 def _fact(rng: np.random.Generator) -> str:

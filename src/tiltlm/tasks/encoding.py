@@ -43,25 +43,41 @@ class Encoder:
         start = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
         return start + ids[len(ids) - room + len(start) :]
 
-    def completion(self, text: str) -> tuple[list[int], bool]:
-        """Ids of a whole completion, and whether it fitted (else it is cut, and not finished)."""
-        ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_id]
-        return ids[: self.most_new], len(ids) <= self.most_new
+    def completion(self, text: str, finished: bool = True) -> tuple[list[int], bool]:
+        """Ids of a completion, and whether it ends by itself: if it is `finished`, and fitted."""
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids += [self.stop_id] if finished else []
+        return ids[: self.most_new], finished and len(ids) <= self.most_new
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of a completion's ids, without what ended it."""
+        """The text of a completion's ids, without what ended it; other special tokens are part of it."""
         body = ids[:-1] if ids and ids[-1] == self.stop_id else ids
-        return str(self.tokenizer.decode(body, skip_special_tokens=True))
+        return str(self.tokenizer.decode(body))
+
+    def prompt_text(self, ids: Sequence[int]) -> str:
+        """The text of a prompt's ids, without a start token in front; other special tokens are part of it."""
+        start = bool(ids) and ids[0] == self.tokenizer.bos_token_id
+        return str(self.tokenizer.decode(ids[int(start) :]))
+
+    def texts(self, samples: Samples) -> tuple[list[str], list[str]]:
+        """Every row's prompt, as it was cut, and completion, as texts: what a reward of texts judges."""
+        asked = [self.prompt_text(ids) for ids in samples.prompts.lists()]
+        return [asked[k] for k in samples.prompt_index.tolist()], [
+            self.text(ids) for ids in samples.completions.lists()
+        ]
 
     def prompts(self, texts: Sequence[str]) -> Tokens:
         return Tokens.of([self.prompt(text) for text in texts])
 
-    def samples(self, prompts: Tokens, index: Sequence[int], texts: Sequence[str]) -> Samples:
-        """Completions as text; row i answers prompt `index[i]`."""
-        found = [self.completion(text) for text in texts]
+    def samples(
+        self, prompts: Tokens, index: Sequence[int], texts: Sequence[str], finished: Sequence[bool] | None = None
+    ) -> Samples:
+        """Completions as text; row i answers prompt `index[i]`, and ends by itself unless `finished` says it did not."""
+        ends = finished or [True] * len(texts)
+        found = [self.completion(text, end) for text, end in zip(texts, ends, strict=True)]
         done = Tokens.of([ids for ids, _ in found])
-        finished = torch.tensor([whole for _, whole in found], dtype=torch.bool)
-        return Samples(prompts, torch.tensor(index, dtype=torch.int64), done.ids, done.mask, finished=finished)
+        whole = torch.tensor([each for _, each in found], dtype=torch.bool)
+        return Samples(prompts, torch.tensor(index, dtype=torch.int64), done.ids, done.mask, finished=whole)
 
     def answers(self, rows: Sequence[Row], column: str) -> Samples:
         """One completion a row: {prompt, `column`}."""
@@ -91,7 +107,10 @@ class Encoder:
             finished = torch.tensor([flag for row in rows for flag in row["finished"]], dtype=torch.bool)
             samples = Samples(prompts, index, done.ids, done.mask, finished=finished)
         else:
-            samples = self.samples(prompts, index.tolist(), [text for row in rows for text in row["completions"]])
+            ends = [flag for row in rows for flag in row.get("finished") or [True] * size]
+            samples = self.samples(
+                prompts, index.tolist(), [text for row in rows for text in row["completions"]], ends
+            )
         if "rewards" in rows[0]:
             rewards = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
             samples = samples.with_(reward=rewards)

@@ -4,7 +4,7 @@
 |---|---|
 | a pair | prompt, chosen, rejected; and margin, where the row has one |
 | an example | prompt, completion |
-| a group | prompt, completions, rewards |
+| a group | prompt, completions, rewards; and finished, where the row says which completions ended by themselves |
 
 A *format* makes one such row of one found row (`FORMATS`; a function of your own serves as well). It may drop a row by
 a rule (`Dropped`, counted by reason) and it refuses a row that does not fit (ValueError; the reader adds where the
@@ -90,7 +90,8 @@ def _made(make: Format, row: Row, tokenizer: Any, where: str) -> Kept | Dropped:
 
 
 def _same_shape(row: Row, before: Sequence[Row], where: str) -> Row:
-    shapes = [", ".join(name for name in one if name != "margin") for one in (row, *before[:1])]
+    more = ("margin", "finished")
+    shapes = [", ".join(name for name in one if name not in more) for one in (row, *before[:1])]
     if shapes[0] != shapes[-1]:
         raise ValueError(f"{where}: gives {shapes[0]}, but rows before it {shapes[-1]}: read them separately")
     return row
