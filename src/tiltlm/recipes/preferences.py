@@ -105,9 +105,9 @@ def hh_small() -> dict[str, Any]:
         ),
         "sft": Train(epochs=2, batch_size=16, lr=2e-3, checkpoints=1, evaluations=4),
         "judge": Judge(Train(epochs=2, batch_size=16, lr=1e-3, checkpoints=1, evaluations=8)),
-        "goal": Goal(beta_r=1.0, beta_pi=0.25),
+        "goal": Goal(beta_r=0.2, beta_pi=0.25),
         "draws": Draws(n=4, batch_size=256),
-        "align": Align(train=Train(epochs=1, batch_size=16, lr=5e-5, checkpoints=3, evaluations=3)),
+        "align": Align(train=Train(epochs=1, batch_size=16, lr=7e-5, checkpoints=3, evaluations=3)),
         "test": Test(prompts=128, n=4, checkpoints=3),
         **pair_methods(0.25),
     }
