@@ -18,10 +18,10 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.recipes import recipe
 from tiltlm.recipes.preferences import FAMILIES, KINDS, STAGES
+from tiltlm.recipes.preferences_data import divide
 from tiltlm.recipes.preferences_lab import content_of, judged, with_log_ref
 from tiltlm.recipes.preferences_policies import POLICIES
 from tiltlm.recipes.preferences_report import HEADINGS, MEASURED
-from tiltlm.recipes.preferences_stages import divide
 from tiltlm.ruler.compare import paired
 from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Run, find, from_json, located

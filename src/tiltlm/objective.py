@@ -47,6 +47,16 @@ class Objective(Protocol):
         """One number per row."""
 
 
+class PerRow:
+    """What most methods share: a batch is taken as it comes, and its rows count alike."""
+
+    def prepare(self, batch: Any) -> Any:
+        return batch
+
+    def weight(self, batch: Any) -> Tensor:
+        return one_per_row(batch)
+
+
 def one_per_row(batch: Any) -> Tensor:
     """The weight of methods whose loss is averaged over rows: ones, [n]."""
     return torch.ones(len(batch))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from tiltlm.commands.run import prepare
+from tiltlm.commands.process import prepare
 from tiltlm.recipes import recipe
 from tiltlm.run import ensure
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tiltlm.commands.process import prepare
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.run import Run, begin, ensure, find, from_json, unfinished
@@ -68,8 +69,6 @@ def _pass_on(process: subprocess.Popen[str]) -> None:
 
 def main(folder: Path, command: str) -> int:
     """Build the run whose settings are in `folder`."""
-    from tiltlm.commands.run import prepare
-
     prepare()
     stored = json.loads((folder / "config.json").read_text())
     value = from_json(type(recipe(stored["recipe"])), stored["settings"])

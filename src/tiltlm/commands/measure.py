@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tiltlm.commands.models import load_run
-from tiltlm.commands.run import prepare
+from tiltlm.commands.process import prepare
 from tiltlm.progress import note
 from tiltlm.ruler.compare import Difference, paired
 from tiltlm.ruler.measure import Measurement

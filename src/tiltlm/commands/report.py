@@ -22,7 +22,7 @@ import tyro
 from tiltlm import __version__
 from tiltlm.commands.measure import comparable
 from tiltlm.commands.models import load_run
-from tiltlm.commands.run import prepare
+from tiltlm.commands.process import prepare
 from tiltlm.jsonl import read_rows
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from rich.console import Console
 
 from tiltlm.commands.jobs import build_all
+from tiltlm.commands.process import prepare, runs_root
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.ruler.table import over_seeds, table
-from tiltlm.run import ROOT, Recipe, ensure, find
-
-
-def runs_root() -> Path:
-    """Where runs live: $TILTLM_RUNS, or ./runs."""
-    return Path(os.environ.get("TILTLM_RUNS", ROOT))
-
-
-def prepare() -> None:
-    """Process-wide settings of the command line: one thread unless told otherwise, no foreign progress bars."""
-    from transformers.utils import logging
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+from tiltlm.run import Recipe, ensure, find
 
 
 def parse(args: list[str], command: str) -> Recipe:

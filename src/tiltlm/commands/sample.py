@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from tiltlm.commands.models import Decoder, load_decoder
-from tiltlm.commands.run import prepare
+from tiltlm.commands.process import prepare
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.progress import note, steps
 from tiltlm.samplers.ancestral import Warp, Warped, draw

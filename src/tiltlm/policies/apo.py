@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import log_ratios, preference_metrics
 from tiltlm.samples import Pairs
 
@@ -31,7 +31,7 @@ def apo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float, anchor: Anchor) 
 
 
 @dataclass(frozen=True)
-class APO:
+class APO(PerRow):
     """APO: `zero` where chosen answers are better than the model's own, `down` where they are worse."""
 
     beta: float = 0.1
@@ -40,12 +40,6 @@ class APO:
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, _ = log_ratios(model, batch)

@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
 from tiltlm.policies.exo_pref import smoothing
 from tiltlm.samples import Pairs
@@ -28,7 +28,7 @@ def cdpo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float, epsilon: float)
 
 
 @dataclass(frozen=True)
-class CDPO:
+class CDPO(PerRow):
     """DPO with label smoothing `epsilon`."""
 
     beta: float = 0.1
@@ -38,12 +38,6 @@ class CDPO:
     def __post_init__(self) -> None:
         positive(beta=self.beta)
         smoothing(self.epsilon)
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, _ = log_ratios(model, batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row
+from tiltlm.objective import Outcome, PerRow
 from tiltlm.samples import Pairs
 
 
@@ -54,7 +54,7 @@ def preference_metrics(h_chosen: Tensor, h_rejected: Tensor, beta: float) -> dic
 
 
 @dataclass(frozen=True)
-class DPO:
+class DPO(PerRow):
     """DPO with temperature `beta` (the paper's 0.1)."""
 
     beta: float = 0.1
@@ -63,12 +63,6 @@ class DPO:
     def __post_init__(self) -> None:
         if not self.beta > 0:
             raise ValueError(f"beta must be positive; got {self.beta}")
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, _ = log_ratios(model, batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.exo_rw import group_log_ratios, group_metrics
 
 
@@ -27,7 +27,7 @@ def dpo_rw_loss(h: Tensor, reward: Tensor, beta_r: float, beta_pi: float) -> Ten
 
 
 @dataclass(frozen=True)
-class DpoRw:
+class DpoRw(PerRow):
     """DPO on rewards with the paper's temperatures; the target's beta is their product."""
 
     beta_r: float = 0.5
@@ -36,12 +36,6 @@ class DpoRw:
 
     def __post_init__(self) -> None:
         positive(beta_r=self.beta_r, beta_pi=self.beta_pi)
-
-    def prepare(self, batch: Groups) -> Groups:
-        return batch
-
-    def weight(self, batch: Groups) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Groups) -> Outcome:
         h, reward = group_log_ratios(model, batch), batch.reward

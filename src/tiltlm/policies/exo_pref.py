@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import log_ratios, preference_metrics
 from tiltlm.samples import Pairs
 
@@ -41,7 +41,7 @@ def smoothing(epsilon: float, lowest: float = 0.0) -> None:
 
 
 @dataclass(frozen=True)
-class ExoPref:
+class ExoPref(PerRow):
     """EXO on pairs: `beta` scales the log-ratios (the paper's beta_pi), `epsilon` smooths the label."""
 
     beta: float = 0.5
@@ -51,12 +51,6 @@ class ExoPref:
     def __post_init__(self) -> None:
         positive(beta=self.beta)
         smoothing(self.epsilon)
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, _ = log_ratios(model, batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 
 
 def exo_rw_loss(h: Tensor, reward: Tensor, beta_r: float, beta_pi: float) -> Tensor:
@@ -58,7 +58,7 @@ def group_metrics(h: Tensor, reward: Tensor, beta_r: float, beta_pi: float) -> d
 
 
 @dataclass(frozen=True)
-class ExoRw:
+class ExoRw(PerRow):
     """EXO on rewards with the paper's temperatures; the target's beta is their product."""
 
     beta_r: float = 0.5
@@ -67,12 +67,6 @@ class ExoRw:
 
     def __post_init__(self) -> None:
         positive(beta_r=self.beta_r, beta_pi=self.beta_pi)
-
-    def prepare(self, batch: Groups) -> Groups:
-        return batch
-
-    def weight(self, batch: Groups) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Groups) -> Outcome:
         h, reward = group_log_ratios(model, batch), batch.reward

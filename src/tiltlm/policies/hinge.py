@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import log_ratios, preference_metrics
 from tiltlm.samples import Pairs
 
@@ -26,7 +26,7 @@ def hinge_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Hinge:
+class Hinge(PerRow):
     """The hinge loss with temperature `beta`."""
 
     beta: float = 0.1
@@ -34,12 +34,6 @@ class Hinge:
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, _ = log_ratios(model, batch)

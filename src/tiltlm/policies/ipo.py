@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import log_ratios, preference_metrics
 from tiltlm.samples import Pairs
 
@@ -26,7 +26,7 @@ def ipo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class IPO:
+class IPO(PerRow):
     """IPO with the log-ratio of the whole answer (`sum`, the paper's), or averaged over its tokens (`mean`, TRL's)."""
 
     beta: float = 0.1
@@ -37,12 +37,6 @@ class IPO:
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, _ = log_ratios(model, batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tiltlm.experience import Experience, referenced
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.samples import Samples
 
 
@@ -78,7 +78,7 @@ def reference_point(policy: LanguageModel, reference: LanguageModel, samples: Sa
 
 
 @dataclass(frozen=True)
-class KTO:
+class KTO(PerRow):
     """KTO with weights of good and bad answers (their products with the numbers of each should lie within 1 to 4/3)."""
 
     beta: float = 0.1
@@ -88,12 +88,6 @@ class KTO:
 
     def __post_init__(self) -> None:
         positive(beta=self.beta, w_good=self.w_good, w_bad=self.w_bad)
-
-    def prepare(self, batch: Judged) -> Judged:
-        return batch
-
-    def weight(self, batch: Judged) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Judged) -> Outcome:
         if batch.samples.log_ref is None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row
+from tiltlm.objective import Outcome, PerRow
 from tiltlm.policies.dpo import preference_metrics
 from tiltlm.policies.simpo import mean_log_probs
 from tiltlm.samples import Pairs
@@ -34,7 +34,7 @@ def orpo_loss(mean_chosen: Tensor, mean_rejected: Tensor, alpha: float) -> Tenso
 
 
 @dataclass(frozen=True)
-class ORPO:
+class ORPO(PerRow):
     """ORPO with the paper's weight `alpha` of the odds ratio."""
 
     alpha: float = 0.1
@@ -43,12 +43,6 @@ class ORPO:
     def __post_init__(self) -> None:
         if self.alpha < 0:
             raise ValueError(f"alpha must not be negative; got {self.alpha}")
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         chosen, rejected = mean_log_probs(model, batch)

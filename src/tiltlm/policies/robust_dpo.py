@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
 from tiltlm.policies.exo_pref import smoothing
 from tiltlm.samples import Pairs
@@ -27,7 +27,7 @@ def robust_dpo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float, epsilon: 
 
 
 @dataclass(frozen=True)
-class RobustDPO:
+class RobustDPO(PerRow):
     """DPO for labels of which a share `epsilon` is wrong."""
 
     beta: float = 0.1
@@ -39,12 +39,6 @@ class RobustDPO:
     def __post_init__(self) -> None:
         positive(beta=self.beta)
         smoothing(self.epsilon)
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, _ = log_ratios(model, batch)

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row
+from tiltlm.objective import Outcome, PerRow
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
 from tiltlm.samples import Pairs
 
@@ -27,7 +27,7 @@ def rpo_loss(h_chosen: Tensor, h_rejected: Tensor, log_p_chosen: Tensor, beta: f
 
 
 @dataclass(frozen=True)
-class RPO:
+class RPO(PerRow):
     """DPO + `alpha` times the chosen answer's negative log-likelihood, per sequence `sum` or per-token `mean`."""
 
     beta: float = 0.1
@@ -38,12 +38,6 @@ class RPO:
     def __post_init__(self) -> None:
         if not self.beta > 0 or self.alpha < 0:
             raise ValueError(f"beta must be positive and alpha not negative; got {self.beta} and {self.alpha}")
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         h_chosen, h_rejected, log_p_chosen = log_ratios(model, batch)

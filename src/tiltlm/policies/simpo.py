@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, positive
+from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import preference_metrics
 from tiltlm.samples import Pairs
 
@@ -35,7 +35,7 @@ def mean_log_probs(model: LanguageModel, pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class SimPO:
+class SimPO(PerRow):
     """SimPO with the paper's scale of margins: beta 2 to 10, gamma/beta about 0.5."""
 
     beta: float = 2.0
@@ -48,12 +48,6 @@ class SimPO:
         positive(beta=self.beta)
         if self.gamma < 0:
             raise ValueError(f"gamma must not be negative; got {self.gamma}")
-
-    def prepare(self, batch: Pairs) -> Pairs:
-        return batch
-
-    def weight(self, batch: Pairs) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
         chosen, rejected = mean_log_probs(model, batch)

@@ -17,10 +17,11 @@ from tiltlm.policies.hinge import Hinge
 from tiltlm.policies.kto import KTO
 from tiltlm.policies.robust_dpo import RobustDPO
 from tiltlm.policies.rpo import RPO
+from tiltlm.recipes.preferences_data import BaseStage, DataStage
 from tiltlm.recipes.preferences_policies import POLICIES
 from tiltlm.recipes.preferences_report import MEASURED, Evaluate
 from tiltlm.recipes.preferences_settings import Align, Base, Data, Draws, Goal, Judge, Test, Train
-from tiltlm.recipes.preferences_stages import SFT, BaseStage, DataStage, Generate, Label, RewardStage
+from tiltlm.recipes.preferences_stages import SFT, Generate, Label, RewardStage
 from tiltlm.recipes.twisted_settings import found
 from tiltlm.run import Recipe
 

@@ -15,6 +15,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.policies.exo_rw import group_log_ratios, group_metrics
 from tiltlm.progress import note
+from tiltlm.recipes.preferences_data import answer_of
 from tiltlm.recipes.preferences_lab import EncodedReward, Lab
 from tiltlm.recipes.preferences_policies import (
     POLICIES,
@@ -32,7 +33,6 @@ from tiltlm.recipes.preferences_policies import (
     SimPOPolicy,
 )
 from tiltlm.recipes.preferences_settings import Test
-from tiltlm.recipes.preferences_stages import answer_of
 from tiltlm.rewards.bradley_terry import ahead
 from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.frontier import frontier_plot

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltlm.models.reward_model import RewardModel
-from tiltlm.objective import Outcome, one_per_row
+from tiltlm.objective import Outcome, PerRow
 from tiltlm.samples import Pairs
 
 
@@ -42,7 +42,7 @@ class Comparisons:
 
 
 @dataclass(frozen=True)
-class BradleyTerry:
+class BradleyTerry(PerRow):
     """Maximum likelihood of the preferences; `center` weighs (r_c + r_r)²."""
 
     center: float = 0.0
@@ -51,12 +51,6 @@ class BradleyTerry:
     def __post_init__(self) -> None:
         if self.center < 0:
             raise ValueError(f"center must not be negative; got {self.center}")
-
-    def prepare(self, batch: Comparisons) -> Comparisons:
-        return batch
-
-    def weight(self, batch: Comparisons) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: RewardModel, batch: Comparisons) -> Outcome:
         chosen, rejected = model.score(batch.pairs.both()).split(len(batch))

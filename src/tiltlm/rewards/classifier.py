@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from tiltlm.models.classifier import TextClassifier, log_classes
-from tiltlm.objective import Outcome, one_per_row
+from tiltlm.objective import Outcome, PerRow
 from tiltlm.samples import Samples, conditions_of
 from tiltlm.target import Reward
 
@@ -114,16 +114,10 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class ClassifierLearning:
+class ClassifierLearning(PerRow):
     """Cross-entropy: L = −log P(label | text), one per text."""
 
     optimum: ClassVar[str] = "the law of the label given the text"
-
-    def prepare(self, batch: Labelled) -> Labelled:
-        return batch
-
-    def weight(self, batch: Labelled) -> Tensor:
-        return one_per_row(batch)
 
     def loss(self, model: TextClassifier, batch: Labelled) -> Outcome:
         log_p = log_classes(model.logits(batch.ids, batch.mask))
