@@ -52,8 +52,10 @@ HEADINGS = {
     "win_rate": "wins",
     "length": "tokens",
     "finished": "finished",
+    "updates": "updates",
 }
-"""Columns of the table. gap: KL within held-out groups, 0 at pi*; wins: against the responses of the data."""
+"""Columns of the table. updates: of the checkpoint that was best by J on validation prompts (0: training only made it
+worse). gap: KL within held-out groups, 0 at pi*; wins: against the responses of the data."""
 
 
 SHOWN = ("prompt", "chosen", "rejected", "completion")
@@ -129,16 +131,16 @@ class Measured(Aligned):
     def method(self) -> str:
         return self.stage
 
-    def policies(self, run: Run[Any]) -> Iterator[tuple[int | None, CausalLM]]:
-        """The checkpoints to measure, (updates, policy), one in memory at a time, the best one last and under None."""
+    def policies(self, run: Run[Any]) -> Iterator[tuple[int, bool, CausalLM]]:
+        """The checkpoints to measure: (updates, whether it is the best, policy), one in memory at a time, the best last."""
         kept = run.inputs[self.method]
         own, best = kept.recipe, best_checkpoint(kept.folder)
         others = [path for path in checkpoints(kept.folder) if step_of(path) > 0]
         count = min(self.test.checkpoints, len(others)) if self.test.checkpoints > 1 else 0
         on_the_way = [others[round(k * (len(others) - 1) / max(1, count - 1))] for k in range(count)]
         for path in on_the_way:
-            yield step_of(path), own.policy_at(kept, path)
-        yield None, own.policy_at(kept, best)
+            yield step_of(path), False, own.policy_at(kept, path)
+        yield step_of(best), True, own.policy_at(kept, best)
 
     def label(self) -> str:
         """The method's name in tables."""
@@ -148,16 +150,16 @@ class Measured(Aligned):
         lab = self.lab(run)
         reference, bench = lab.load(self.start(run)), Bench(self, run, lab)
         ruler, curve = bench.ruler(reference), []
-        for updates, policy in self.policies(run):
-            found, samples = ruler.measure(policy) if updates is None else replace(ruler, n=1).measure(policy)
-            if updates is None:
-                rows = found.rows(self.name, self.label(), self.seed)
+        for updates, best, policy in self.policies(run):
+            found, samples = (ruler if best else replace(ruler, n=1)).measure(policy)
+            rows = found.rows(self.name, self.label(), self.seed)
+            if best:
+                rows.append(self.row(self.label(), "updates", updates, unit="updates"))
                 gap = bench.gap(policy, reference)
-                if len(gap):
-                    rows.append(self.estimate(self.label(), "gap", mean(gap), "nats"))
+                rows += [self.estimate(self.label(), "gap", mean(gap), "nats")] if len(gap) else []
             else:
                 note(f"{self.name}: checkpoint of update {updates}: {found.estimates()['objective']} (J)")
-                curve += [row | {"updates": updates} for row in found.rows(self.name, self.label(), self.seed)]
+                curve += [row | {"updates": updates} for row in rows]
         found.save(run.folder / "measurement.safetensors")
         samples.save(run.folder / "samples.safetensors")
         run.write_json("curve.json", curve)
@@ -178,7 +180,7 @@ class Measured(Aligned):
 
     def show(self, run: Run[Any]) -> None:
         rows = json.loads((run.folder / "report.json").read_text())
-        Console(width=130, highlight=False).print(table(rows, self.name, HEADINGS))
+        Console(width=160, highlight=False).print(table(rows, self.name, HEADINGS))
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,8 @@ class ReferenceMeasured(Measured):
     def inputs(self) -> dict[str, Recipe]:
         return Aligned.inputs(self)
 
-    def policies(self, run: Run[Any]) -> Iterator[tuple[int | None, CausalLM]]:
-        yield None, self.lab(run).load(self.start(run))
+    def policies(self, run: Run[Any]) -> Iterator[tuple[int, bool, CausalLM]]:
+        yield 0, True, self.lab(run).load(self.start(run))
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         return self.lab(run).load(self.start(run))
@@ -288,7 +290,7 @@ class Evaluate(
     def show(self, run: Run[Any]) -> None:
         rows = json.loads((run.folder / "report.json").read_text())
         title = f"{self.family}, seed {self.seed}: beta = {self.goal.beta_r:g}·{self.goal.beta_pi:g} = {self.goal.beta:g}"
-        Console(width=150, highlight=False).print(table(rows, title, HEADINGS))
+        Console(width=180, highlight=False).print(table(rows, title, HEADINGS))
         print(
             f"± is one standard error over prompts; KL and gap in nats; the picture: {run.folder / 'frontier.png'}"
         )

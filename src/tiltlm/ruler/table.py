@@ -25,12 +25,18 @@ HEADINGS = {
 """Metrics of the standard table, in its order, and what stands over them."""
 
 
+COUNTS = {"rows", "updates"}
+"""Units of whole numbers."""
+
+
 def cell(row: Mapping[str, Any] | None) -> str:
     """value ± stderr, or a dash where nothing was measured."""
     if row is None:
         return "–"
     if "gap" in row:  # log Z is known less well than the distance: only the interval means something
         return f"[{row['low']:.3f}, {row['high']:.3f}]"
+    if row.get("unit") in COUNTS:
+        return f"{row['value']:.0f}"
     value = f"{row['value']:.3f}"
     return value if not (row["stderr"] or 0) > 0 else f"{value} ± {row['stderr']:.3f}"
 
