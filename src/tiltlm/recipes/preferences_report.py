@@ -258,11 +258,9 @@ class Evaluate(
         rows += self.distances(run)
         run.write_json("report.json", rows)
         run.write_json("curve.json", curve)
-        beta = f"beta {self.goal.beta:g}"
-        points = [row | {"method": f"{row['method']} ({beta}, update {row['updates']})"} for row in curve]
         main = [row for row in rows if not row["method"].endswith("responses")]
-        title = f"{self.family}, seed {self.seed}, {beta}: hollow, checkpoints on the way"
-        frontier_plot([*main, *points], None, run.folder / "frontier.png", title)
+        title = f"{self.family}, seed {self.seed}, beta {self.goal.beta:g} (lines: checkpoints)"
+        frontier_plot(main, None, run.folder / "frontier.png", title, ways=curve)
 
     def gathered(self, run: Run[Any], name: str) -> list[dict[str, Any]]:
         """The rows of all inputs' files called `name`."""

@@ -52,11 +52,13 @@ def frontier_plot(
     path: str | Path,
     title: str = "",
     label: str = "optimum, every beta (exact)",
+    ways: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Draw every method of the report `rows` (their reward and kl_to_reference, with error bars); writes a PNG.
 
-    A method measured at several temperatures, "name" and "name (beta …)", keeps one colour; the further ones
-    are hollow. The KL axis is a square root, because near the reference reward grows like the root of the KL.
+    A method measured at several temperatures, "name" and "name (beta …)", keeps one colour; the further ones are hollow.
+    The KL axis is a square root, because near the reference reward grows like the root of the KL. ways: the same two
+    metrics at checkpoints (`updates`), drawn as a thin line for each method.
     """
     from matplotlib.figure import Figure
 
@@ -69,7 +71,9 @@ def frontier_plot(
     for name in methods:
         point = _point(rows, name)
         if point is not None:
-            _mark(axes, name, families.index(name.split(" (beta")[0]), *point)
+            family = families.index(name.split(" (beta")[0])
+            _way(axes, [row for row in ways if row["method"] == name], f"C{family % 10}")
+            _mark(axes, name, family, *point)
     axes.set_xscale("function", functions=(lambda x: np.sqrt(np.clip(x, 0, None)), np.square))
     axes.set_xlim(left=0)
     axes.set_xticks([0, 0.02, 0.1, 0.25, 0.5, 1, 2, 4, 8], ["0", "0.02", "0.1", "0.25", "0.5", "1", "2", "4", "8"])
@@ -89,9 +93,23 @@ def _mark(axes: Any, name: str, k: int, kl: Mapping[str, Any], reward: Mapping[s
     color = f"C{k % 10}"
     axes.errorbar(
         kl["value"], reward["value"], xerr=_bar(kl), yerr=_bar(reward), fmt=MARKERS[k % len(MARKERS)], capsize=2,
-        color=color, markerfacecolor="white" if "(beta" in name else color, markersize=12 - k, label=name,
+        color=color, markerfacecolor="white" if "(beta" in name else color, markersize=max(12 - k, 6), label=name,
         elinewidth=1, zorder=3 + k, clip_on=False,
     )  # fmt: skip
+
+
+def _way(axes: Any, rows: Sequence[Mapping[str, Any]], color: str) -> None:
+    """A method's checkpoints, in the order of updates, as small dots on a thin line."""
+    found = [_point([row for row in rows if row["updates"] == at], rows[0]["method"]) for at in _updates(rows)]
+    places = [(kl["value"], reward["value"]) for kl, reward in (point for point in found if point is not None)]
+    if places:
+        axes.plot(
+            *zip(*places, strict=True), color=color, linewidth=0.8, marker=".", markersize=4, alpha=0.6, zorder=2
+        )
+
+
+def _updates(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    return sorted({row["updates"] for row in rows})
 
 
 def _reach(rows: Sequence[Mapping[str, Any]], name: str) -> float:
