@@ -10,7 +10,9 @@ from families import FAMILIES, VOCAB, build
 from tiltlm.models import causal
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
+from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import stream
 
 PROMPTS = [[3, 5, 7, 11], [2], [9, 9, 1], [4, 6, 8, 10, 12, 14, 16, 18]]
 COMPLETIONS = [[1, 2, 3, 4], [5, 6], [7], [8, 9, 10]]
@@ -221,3 +223,20 @@ def test_a_frozen_body_stays_in_evaluation_mode_while_its_head_trains():
     head = ValueHead(body, frozen=True).train()
     assert head.training and head.head.training and not body.training
     assert ValueHead(copy_of(build("gpt2"))).train().body.training
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_temperature_divides_the_logits_in_drawing_and_in_scoring(family):
+    """log_prob and the log_q of draws at T = 0.5 are log-softmax(logits/T); a head with a bias is refused."""
+    model = build(family, eos_id=3)
+    cold = copy_of(model).at(0.5)
+    samples = draw(cold, Tokens.of([[5, 7], [2]]), n=3, max_new_tokens=5, stream=stream(0, "temperature"))
+    with torch.no_grad():
+        torch.testing.assert_close(cold.log_prob(samples), samples.log_q, atol=1e-5, rtol=0)
+        plain = model.start(Tokens.of([[5, 7]]), 1).log_next()
+        torch.testing.assert_close(cold.start(Tokens.of([[5, 7]]), 1).log_next(), (plain / 0.5).log_softmax(-1))
+        assert (cold.log_prob(samples) - model.log_prob(samples)).abs().max() > 0.05
+    model.head.bias = torch.nn.Parameter(torch.zeros(model.vocab_size))
+    for wrong, message in ((0.5, "bias in its output head"), (0.0, "temperature must be positive")):
+        with pytest.raises(ValueError, match=message):
+            model.at(wrong)

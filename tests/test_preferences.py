@@ -199,6 +199,8 @@ def test_a_policy_s_config_states_beta_and_its_evaluations_what_matters(compared
     evals = lines(run / "evals.jsonl")
     assert [row["step"] for row in evals] == [0, 2, 4]
     assert {"objective", "reward", "kl_to_reference", "valid_gap", "valid_ranking"} <= set(evals[0])
+    for row in evals:
+        assert abs(row["objective"] - (row["reward"] - 0.5 * row["kl_to_reference"])) < 1e-9
     assert abs(evals[0]["kl_to_reference"]) < 1e-6 < evals[2]["kl_to_reference"]
     metrics = lines(run / "metrics.jsonl")
     assert {"loss", "gap", "h", "entropy", "peaked", "ranking"} <= set(metrics[0])
@@ -307,6 +309,19 @@ def test_a_user_s_own_pairs_without_generation(own, work):
     rows = rows_of(work / done.stdout.splitlines()[-1])
     assert ("dpo-pref", "reward") in rows and ("exo-rw", "win_rate") in rows and ("exo-rw", "gap") not in rows
     assert not (work / "runs" / "pairs" / "generate").exists()
+
+
+def test_wins_are_counted_against_the_chosen_responses(own, work):
+    """One completion a prompt, rewards by hand: a win is a larger count than the chosen response's, a tie half of one."""
+    args = [*own, "--align.source", "data", "--goal.reward", "own.py:count", "--test.n", "1"]
+    done = tiltlm("run", "pairs/reference", *args, cwd=work)
+    folder = work / done.stdout.splitlines()[-1]
+    gaps = [row["generated"].count("e") - row["chosen"].count("e") for row in lines(folder / "samples.jsonl")]
+    wins = sum(1.0 if gap > 0 else 0.5 if gap == 0 else 0.0 for gap in gaps) / len(gaps)
+    assert abs(rows_of(folder)["reference", "win_rate"]["value"] - wins) < 1e-9
+    assert [row["reward"] for row in lines(folder / "samples.jsonl")] == [
+        float(row["generated"].count("e")) for row in lines(folder / "samples.jsonl")
+    ]
 
 
 def test_a_user_s_own_labelled_groups(own, work):

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from tiltlm.experience import Offline
 from tiltlm.models.causal import CausalLM
-from tiltlm.models.reward_model import RewardModel
+from tiltlm.models.reward_model import RewardModel, _cut_left
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, bradley_terry_loss, comparisons
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
@@ -132,6 +132,12 @@ def test_too_long_a_pair_loses_the_front_of_its_prompt_and_keeps_its_start_token
     (ids,) = encoded.sequences().lists()
     assert len(ids) == 12 and ids[0] == 0
     assert short.classifier.tokenizer.decode(ids).endswith("nine ten.")
+
+
+def test_a_prompt_is_cut_on_the_left_with_and_without_a_start_token():
+    assert _cut_left([1, 2, 3, 4], 3, None) == [2, 3, 4] and _cut_left([1, 2, 3, 4], 3, 9) == [2, 3, 4]
+    assert _cut_left([9, 2, 3, 4], 3, 9) == [9, 3, 4] and _cut_left([9, 2], 3, 9) == [9, 2]
+    assert _cut_left([9, 2, 3], 0, 9) == [] == _cut_left([1, 2, 3], 0, None)
 
 
 def test_a_score_does_not_depend_on_longer_mates(body):

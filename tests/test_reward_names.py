@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from transformers import BertConfig, BertForSequenceClassification
 
 from command import tiltlm
 from tiltlm.rewards.by_name import text_function
 from tiltlm.rewards.endpoint import Endpoint
+from tiltlm.seeds import stream
+from tiltlm.tasks.stories import stories, train_tokenizer
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -101,6 +105,23 @@ def test_a_redirect_is_not_followed_and_a_token_not_sent_in_the_clear(server, mo
 def test_nobody_there_is_said_so():
     with pytest.raises(ValueError, match="did not answer 2 times"):
         Endpoint("http://127.0.0.1:9/score", pause=0.01, tries=2, timeout=1.0)(["x"], ["a"])
+
+
+def test_log_odds_are_those_of_the_class(tmp_path):
+    """log P − log(1 − P) of the probability that `classifier:` takes the log of; the command, end to end."""
+    tokenizer = train_tokenizer(stories(50, stream(0, "log-odds")), 300)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, num_labels=2, pad_token_id=0,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(tmp_path / "bert")
+    asked, said = ["A dog", "A cat"], [" ran.", " slept."]
+    log_p = text_function(f"classifier:{tmp_path / 'bert'}:1")(asked, said)
+    odds = text_function(f"log-odds:{tmp_path / 'bert'}:1")(asked, said)
+    for value, got in zip(log_p, odds, strict=True):
+        assert abs(got - (value - math.log(1 - math.exp(value)))) < 1e-5 and abs(got - value) > 1e-3
 
 
 def test_an_unknown_name_is_answered_with_what_there_is():
