@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -183,6 +184,22 @@ def test_the_reward_model_is_reported_beside_the_length_rule(compared, work):
     assert model["low"] < model["value"] < model["high"] and model["n"] == 12
 
 
+def test_a_frontier_over_temperatures_keeps_the_labels(compared, work, tmp_path):
+    """Two betas of one target: the labels are those of the comparison, J and the bound are each temperature's own."""
+    shutil.copytree(work / "runs", tmp_path / "runs")
+    folder = run_of(tmp_path, "evaluate", *ALL, "--methods", "reference", "exo-rw", "--betas", "0.5", "0.1")
+    rows = rows_of(folder)
+    for beta in (0.5, 0.1):
+        for name in (f"reference (beta {beta:g})", f"exo-rw K=2 (beta {beta:g})"):
+            j = rows[name, "reward"]["value"] - beta * rows[name, "kl_to_reference"]["value"]
+            assert abs(rows[name, "objective"]["value"] - j) < 1e-6 and (name, "kl_to_target_at_least") in rows
+    gaps = [rows[f"reference (beta {beta:g})", "gap"]["value"] for beta in (0.5, 0.1)]
+    assert gaps[1] > 2 * gaps[0]
+    assert len(list((tmp_path / "runs" / "dialogues-small" / "label").iterdir())) == 1
+    win = rows["reference (beta 0.1)", "win_rate"]
+    assert win["low"] < win["value"] < win["high"]
+
+
 def test_a_policy_s_run_can_be_drawn_from(compared, work):
     (run,) = (work / "runs" / "dialogues-small" / "exo-rw-policy").iterdir()
     (work / "p.jsonl").write_text('{"prompt": "\\n\\nHuman: Hello\\n\\nAssistant:"}\n')
@@ -198,7 +215,11 @@ def test_a_policy_s_config_states_beta_and_its_evaluations_what_matters(compared
     assert goal["beta_r"] * goal["beta_pi"] == 0.5
     evals = lines(run / "evals.jsonl")
     assert [row["step"] for row in evals] == [0, 2, 4]
-    assert {"objective", "reward", "kl_to_reference", "valid_gap", "valid_ranking"} <= set(evals[0])
+    assert {"objective", "reward", "kl_to_reference", "valid_gap", "valid_ranking", "valid_loss"} <= set(evals[0])
+    assert abs(evals[0]["valid_loss"] - evals[0]["valid_gap"]) > 0  # pairs of each group, and the group of three
+    (pairs,) = (work / "runs" / "dialogues-small" / "dpo-pref-policy").iterdir()
+    start = lines(pairs / "evals.jsonl")[0]
+    assert abs(start["valid_loss"] - math.log(2)) < 1e-6 and start["valid_reward_accuracy"] == 0.5
     for row in evals:
         assert abs(row["objective"] - (row["reward"] - 0.5 * row["kl_to_reference"])) < 1e-9
     assert abs(evals[0]["kl_to_reference"]) < 1e-6 < evals[2]["kl_to_reference"]

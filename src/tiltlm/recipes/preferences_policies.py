@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from tiltlm.experience import Experience, Offline, Subsets
 from tiltlm.groups import Groups, all_pairs, as_groups, best_and_worst
 from tiltlm.jsonl import read_rows
@@ -69,7 +71,11 @@ class Aligned(Label):
     def build(self, run: Run[Any]) -> None:
         lab = self.lab(run)
         policy, reference = lab.policy_and_reference(self.start(run))
-        data = self.training_data(run, lab, reference)
+        data = self.learnt_from(run, lab, reference, "train")
+        if not len(data):
+            raise ValueError(
+                "nothing to learn from: every group is tied, the reward does not tell completions apart"
+            )
         how, own = self.align.train.fit(len(data)), lab.stream.child(self.stage)
         note(f"{self.name}: {len(data)} rows, {how.pace.steps} steps of {how.batch_size}; beta = beta_r·beta_pi = "
              f"{self.goal.beta_r:g}·{self.goal.beta_pi:g} = {self.goal.beta:g}")  # fmt: skip
@@ -80,9 +86,9 @@ class Aligned(Label):
             watch=how.watch(measure, best="objective", higher=True),
         )  # fmt: skip
 
-    def training_data(self, run: Run[Any], lab: Lab, reference: LanguageModel) -> Any:
+    def learnt_from(self, run: Run[Any], lab: Lab, reference: LanguageModel, split: str) -> Any:
         """What the objective is fed with, referenced."""
-        return self.groups(run, lab, reference, "train")
+        return self.groups(run, lab, reference, split)
 
     def experience(self, rows: Offline, lab: Lab, policy: CausalLM, reference: LanguageModel) -> Experience:
         raise NotImplementedError
@@ -125,8 +131,8 @@ class OnGroups(Aligned):
 class OnPairs(Aligned):
     """A method that sees a better and a worse completion."""
 
-    def training_data(self, run: Run[Any], lab: Lab, reference: LanguageModel) -> Any:
-        return self.pairs(run, lab, reference, "train")
+    def learnt_from(self, run: Run[Any], lab: Lab, reference: LanguageModel, split: str) -> Any:
+        return self.pairs(run, lab, reference, split)
 
     def pairs(self, run: Run[Any], lab: Lab, reference: LanguageModel, split: str) -> Pairs:
         """Pairs of a split, with the reference's log-probabilities; ties are left out, and counted."""
@@ -137,10 +143,6 @@ class OnPairs(Aligned):
         pairs, ties = (all_pairs if self.align.pairing == "all" else best_and_worst)(groups)
         if ties:
             note(f"{self.name}: {ties} ties left out of the {split} split")
-        if not len(pairs):
-            raise ValueError(
-                f"every group of the {split} split is tied: the reward does not tell completions apart"
-            )
         return pairs.to(lab.device)
 
     def experience(self, rows: Offline, lab: Lab, policy: CausalLM, reference: LanguageModel) -> Experience:
@@ -151,9 +153,10 @@ class OnPairs(Aligned):
 class Watched:
     """What is measured on held-out data while a policy trains.
 
-    gap: KL(q‖p) over the validation groups, 0 at pi*; ranking: how often the policy's favourite of a group is the reward's;
-    reward, kl_to_reference, objective: E[r], KL(policy‖reference) and J = E[r] − beta·KL over answers to the validation
-    prompts, always drawn with the same random numbers.
+    valid_loss, and what the method reports while it trains (margins, how often the chosen answer is ahead): on validation
+    data of its own kind. valid_gap: KL(q‖p) over the validation groups, 0 at pi*; valid_ranking: how often the policy's
+    favourite of a group is the reward's. reward, kl_to_reference, objective: E[r], KL(policy‖reference) and
+    J = E[r] − beta·KL over answers to the validation prompts, always drawn with the same random numbers.
     """
 
     recipe: Aligned
@@ -163,7 +166,7 @@ class Watched:
     reference: LanguageModel
 
     def __call__(self) -> dict[str, float]:
-        return self.on_groups() | self.on_draws()
+        return self.on_objective() | self.on_groups() | self.on_draws()
 
     @cached_property
     def parts(self) -> list[Groups]:
@@ -179,6 +182,25 @@ class Watched:
     @cached_property
     def reward(self) -> EncodedReward:
         return self.recipe.judge_of(self.run, self.lab)
+
+    @cached_property
+    def held_out(self) -> Experience | None:
+        """The method's own batches of validation data, always the same; None where there is nothing to tell apart."""
+        data = self.recipe.learnt_from(self.run, self.lab, self.reference, "valid")
+        rows = Offline(data, len(data), self.lab.stream.child("held out"))
+        return self.recipe.experience(rows, self.lab, self.policy, self.reference) if len(data) else None
+
+    def on_objective(self) -> dict[str, float]:
+        """The method's loss and metrics on validation data."""
+        if self.held_out is None:
+            return {}
+        objective = self.recipe.objective()
+        batch = objective.prepare(self.held_out.batch(0))
+        parts = [batch.select(slice(k, k + 32)) for k in range(0, len(batch), 32)]
+        found = [objective.loss(self.policy, part) for part in parts]
+        loss = sum(float(each.loss.sum()) for each in found) / float(objective.weight(batch).sum())
+        means = {name: torch.cat([each.metrics[name] for each in found]).nanmean() for name in found[0].metrics}
+        return {"valid_loss": loss} | {f"valid_{name}": float(x) for name, x in means.items() if not x.isnan()}
 
     def on_groups(self) -> dict[str, float]:
         betas = self.recipe.goal.beta_r, self.recipe.goal.beta_pi
@@ -339,8 +361,8 @@ class KTOPolicy(OnPairs):
     def objective(self) -> Objective:
         return self.kto
 
-    def training_data(self, run: Run[Any], lab: Lab, reference: LanguageModel) -> Any:
-        return judged(self.pairs(run, lab, reference, "train"))
+    def learnt_from(self, run: Run[Any], lab: Lab, reference: LanguageModel, split: str) -> Any:
+        return judged(self.pairs(run, lab, reference, split))
 
     def experience(self, rows: Offline, lab: Lab, policy: CausalLM, reference: LanguageModel) -> Experience:
         return JudgedAnswers(rows, policy, reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ from tiltlm.recipes.preferences_policies import (
 )
 from tiltlm.recipes.preferences_settings import Test
 from tiltlm.rewards.bradley_terry import ahead
-from tiltlm.ruler.estimate import mean
+from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.frontier import frontier_plot
 from tiltlm.ruler.measure import Measurement, Ruler
 from tiltlm.ruler.table import table
@@ -154,6 +155,7 @@ class Measured(Aligned):
             found, samples = (ruler if best else replace(ruler, n=1)).measure(policy)
             rows = found.rows(self.name, self.label(), self.seed)
             if best:
+                rows = [row | self.interval(row) for row in rows]
                 rows.append(self.row(self.label(), "updates", updates, unit="updates"))
                 gap = bench.gap(policy, reference)
                 rows += [self.estimate(self.label(), "gap", mean(gap), "nats")] if len(gap) else []
@@ -165,6 +167,13 @@ class Measured(Aligned):
         run.write_json("curve.json", curve)
         run.write_json("report.json", rows)
         run.write_jsonl("samples.jsonl", self.side_by_side(lab, bench.rows, samples))
+
+    def interval(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The 95% interval of a win rate."""
+        if row["metric"] != "win_rate" or row["stderr"] is None:
+            return {}
+        low, high = Estimate(row["value"], row["stderr"], row["n"]).interval()
+        return {"low": low, "high": high}
 
     def side_by_side(self, lab: Lab, rows: list[dict[str, Any]], samples: Samples) -> list[dict[str, Any]]:
         """A line per prompt: what the data holds, and what the policy said first."""
@@ -235,6 +244,9 @@ class Evaluate(
     sizes: tuple[int, ...] = ()
     """Sizes of groups that every method is trained with, one after the other (empty: `align.size` alone)."""
 
+    betas: tuple[float, ...] = ()
+    """Temperatures of the target, reached by another beta_r (empty: the goal's alone): a frontier over beta."""
+
     stage: ClassVar[str] = "evaluate"
     gathers: ClassVar[bool] = True
 
@@ -249,9 +261,15 @@ class Evaluate(
         found: dict[str, Recipe] = {}
         for name in self.methods:
             for size in (self.sizes if name != "reference" else ()) or (self.align.size,):
-                at = replace(self, align=replace(self.align, size=size))
-                found[f"{name} K={size}"] = at.up(MEASURED[name])
+                for beta in self.betas or (self.goal.beta,):
+                    goal = replace(self.goal, beta_r=beta / self.goal.beta_pi) if self.betas else self.goal
+                    at = replace(self, align=replace(self.align, size=size), goal=goal)
+                    found[f"{name} K={size} beta={beta:g}"] = at.up(MEASURED[name])
         return found
+
+    def called(self, recipe: Measured) -> str:
+        """A policy's name in the tables of this comparison."""
+        return recipe.label() + (f" (beta {recipe.goal.beta:g})" if len(self.betas) > 1 else "")
 
     def build(self, run: Run[Any]) -> None:
         rows, curve = self.gathered(run, "report.json"), self.gathered(run, "curve.json")
@@ -259,12 +277,17 @@ class Evaluate(
         run.write_json("report.json", rows)
         run.write_json("curve.json", curve)
         main = [row for row in rows if not row["method"].endswith("responses")]
-        title = f"{self.family}, seed {self.seed}, beta {self.goal.beta:g} (lines: checkpoints)"
+        betas = ", ".join(f"{beta:g}" for beta in self.betas or (self.goal.beta,))
+        title = f"{self.family}, seed {self.seed}, beta {betas} (lines: checkpoints)"
         frontier_plot(main, None, run.folder / "frontier.png", title, ways=curve)
 
     def gathered(self, run: Run[Any], name: str) -> list[dict[str, Any]]:
         """The rows of all inputs' files called `name`."""
-        return [row for each in run.inputs.values() for row in json.loads((each.folder / name).read_text())]
+        return [
+            row | {"method": row["method"].replace(each.recipe.label(), self.called(each.recipe))}
+            for each in run.inputs.values()
+            for row in json.loads((each.folder / name).read_text())
+        ]
 
     def distances(self, run: Run[Any]) -> list[dict[str, Any]]:
         """KL(q‖pi*) at least: a lower bound of log Z from all methods' draws together, less the method's own F.
@@ -272,22 +295,26 @@ class Evaluate(
         The mean of all their weights is an unbiased Z of every prompt, whoever drew; its log is low in expectation. (The
         best method's bound alone would be picked for its luck.)
         """
-        folders = {each.recipe.label(): each.folder for each in run.inputs.values()}
-        drawn = [Samples.load(folder / "samples.safetensors").log_w for folder in folders.values()]
-        weights = torch.cat([log_w.reshape(-1, self.test.n) for log_w in drawn if log_w is not None], 1)
-        lower = weights.logsumexp(1) - torch.tensor(float(weights.shape[1])).log()
-        kept = {name: Measurement.load(folder / "measurement.safetensors") for name, folder in folders.items()}
-        return [
-            self.estimate(name, "kl_to_target_at_least", mean(lower.double() - found.values["log_w"]), "nats")
-            for name, found in kept.items()
-        ]
+        kept = {self.called(each.recipe): each for each in run.inputs.values()}
+        rows = []
+        for beta in {each.recipe.goal.beta for each in kept.values()}:
+            folders = {name: each.folder for name, each in kept.items() if each.recipe.goal.beta == beta}
+            drawn = [Samples.load(folder / "samples.safetensors").log_w for folder in folders.values()]
+            weights = torch.cat([log_w.reshape(-1, self.test.n) for log_w in drawn if log_w is not None], 1)
+            lower = weights.logsumexp(1).double() - math.log(weights.shape[1])
+            for name, folder in folders.items():
+                own = Measurement.load(folder / "measurement.safetensors").values["log_w"]
+                rows.append(self.estimate(name, "kl_to_target_at_least", mean(lower - own), "nats"))
+        return rows
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         raise ValueError(f"{run.folder} compares methods and draws nothing itself: name the run of one of them")
 
     def show(self, run: Run[Any]) -> None:
         rows = json.loads((run.folder / "report.json").read_text())
-        title = f"{self.family}, seed {self.seed}: beta = {self.goal.beta_r:g}·{self.goal.beta_pi:g} = {self.goal.beta:g}"
+        betas = ", ".join(f"{beta / self.goal.beta_pi:g}·{self.goal.beta_pi:g} = {beta:g}" for beta in self.betas)
+        one = f"{self.goal.beta_r:g}·{self.goal.beta_pi:g} = {self.goal.beta:g}"
+        title = f"{self.family}, seed {self.seed}: beta = beta_r·beta_pi = {betas or one}"
         Console(width=180, highlight=False).print(table(rows, title, HEADINGS))
         print(
             f"± is one standard error over prompts; KL and gap in nats; the picture: {run.folder / 'frontier.png'}"

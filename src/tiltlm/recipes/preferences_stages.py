@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -255,6 +255,11 @@ class Label(Generate, RewardStage):
 
     def inputs(self) -> dict[str, Recipe]:
         return {"generate": self.up(Generate)} | self.judge_needed()
+
+    def key_given(self, known: Mapping[str, str]) -> str:
+        """Labels do not depend on the temperatures: every beta finds the same ones."""
+        plain = replace(self, goal=Goal(self.goal.reward))
+        return super(Label, plain if self.stage == Label.stage else self).key_given(known)
 
     def judge_needed(self) -> dict[str, Recipe]:
         """The stage `reward-model`, where no reward is named."""
