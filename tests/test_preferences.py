@@ -525,6 +525,7 @@ def test_cached_log_probabilities_follow_content_not_names(tmp_path):
     [
         (["evaluate", "--methods", "exo"], "there is no method 'exo'"),
         (["exo-rw", "--align.size", "1"], "a group has two completions or more"),
+        (["evaluate", "--sizes", "2", "8"], "want as many completions of a prompt; 4 are drawn: --draws.n 8"),
         (["exo-rw", "--goal.beta-r", "0"], "beta_r must be positive"),
         (["data", "--data.train", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["data", "--data.train", __file__, "--data.test", __file__], "named as training and as test data"),

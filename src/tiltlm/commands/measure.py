@@ -44,7 +44,7 @@ def measure(args: list[str]) -> int:
     runs = [load_run(folder) for folder in settings.runs]
     rows = [row for run in runs for row in report_of(run)]
     out = Console(width=130, highlight=False)
-    out.print(table(rows, "finished runs"))
+    out.print(table(rows, "finished runs", SHOWN))
     if settings.out is not None:
         settings.out.write_text(json.dumps(rows, indent=1) + "\n")
         print(settings.out)
@@ -55,9 +55,9 @@ def measure(args: list[str]) -> int:
             note(f"{first.folder} and {second.folder}: measured on different prompts, so not compared in pairs")
         else:
             out.print(differences(first, second, found))
-            other = _incomparable(first, second) & set(HEADINGS)
+            other = _incomparable(first, second) & set(SHOWN)
             if other:
-                names = ", ".join(HEADINGS[name] for name in HEADINGS if name in other)
+                names = ", ".join(SHOWN[name] for name in SHOWN if name in other)
                 note(f"their targets or references differ, so not compared: {names}")
     return 0
 
@@ -79,7 +79,7 @@ def comparable(first: Run[Any], second: Run[Any]) -> list[Difference] | None:
         return None
     a, b = (Measurement.load(run.folder / "measurement.safetensors") for run in (first, second))
     other = _incomparable(first, second)
-    return [row for row in paired(a, b) if row.metric in HEADINGS and row.metric not in other]
+    return [row for row in paired(a, b) if row.metric in SHOWN and row.metric not in other]
 
 
 def differences(first: Run[Any], second: Run[Any], found: Sequence[Difference]) -> Table:
@@ -90,9 +90,12 @@ def differences(first: Run[Any], second: Run[Any], found: Sequence[Difference]) 
         out.add_column(heading)
     for row in found:
         value = f"{row.estimate.value:+.4f} ± {row.estimate.stderr:.4f}"
-        out.add_row(escape(HEADINGS[row.metric]), value, row.verdict)
+        out.add_row(escape(SHOWN[row.metric]), value, row.verdict)
     return out
 
+
+SHOWN = HEADINGS | {"objective": "J", "win_rate": "wins"}
+"""Metrics that are compared, and what stands over them."""
 
 ABSOLUTE = {"kl_to_target", "kl_to_target_at_least", "kl_from_target", "objective_gap"}
 

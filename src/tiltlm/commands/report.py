@@ -20,13 +20,13 @@ from typing import Annotated, Any
 import tyro
 
 from tiltlm import __version__
-from tiltlm.commands.measure import comparable
+from tiltlm.commands.measure import SHOWN, comparable
 from tiltlm.commands.models import load_run
 from tiltlm.commands.process import prepare
 from tiltlm.jsonl import read_rows
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.ruler.table import HEADINGS, cell, over_seeds
+from tiltlm.ruler.table import cell, over_seeds
 from tiltlm.run import Recipe, Run
 
 Row = dict[str, Any]
@@ -163,7 +163,7 @@ def wide(
 ) -> Row:
     """Report rows (one a metric) as a table with a column per metric: the standard ones first, in their order."""
     present = dict.fromkeys(row["metric"] for row in rows)
-    metrics = [name for name in HEADINGS if name in present] + [name for name in present if name not in HEADINGS]
+    metrics = [name for name in SHOWN if name in present] + [name for name in present if name not in SHOWN]
     lines: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         line = lines.setdefault(tuple(row[name] for name in by), {name: row[name] for name in by})
@@ -172,7 +172,7 @@ def wide(
             text += f"  [{row['low']:.3f}, {row['high']:.3f}]"
         line[row["metric"]] = {"v": number(row["value"]), "t": text}
     columns: list[Row] = [{"key": name, "label": name} for name in by]
-    columns += [{"key": name, "label": HEADINGS.get(name, name), "numeric": True} for name in metrics]
+    columns += [{"key": name, "label": SHOWN.get(name, name), "numeric": True} for name in metrics]
     return {"title": title, "about": about, "columns": columns, "rows": list(lines.values())}
 
 
@@ -187,7 +187,7 @@ def differences_table(runs: Sequence[Run[Any]]) -> Row:
                 {
                     "first": f"{first.recipe.name} [{first.key}]",
                     "second": f"{second.recipe.name} [{second.key}]",
-                    "metric": HEADINGS[found.metric],
+                    "metric": SHOWN[found.metric],
                     "difference": {"v": number(e.value), "t": f"{e.value:+.4f} ± {e.stderr:.4f}"},
                     "verdict": found.verdict,
                 }

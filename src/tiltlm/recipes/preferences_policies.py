@@ -57,6 +57,14 @@ class Aligned(Label):
         shared = self.needed() | self.sft_needed() | self.judge_needed()
         return shared | ({"label": self.up(Label)} if self.align.source == "labelled" else {})
 
+    def check(self) -> None:
+        super().check()
+        if self.align.source == "labelled" and self.align.size > self.draws.n:
+            raise ValueError(
+                f"groups of {self.align.size} (align.size) want as many completions of a prompt; {self.draws.n} are drawn: "
+                f"--draws.n {self.align.size}"
+            )
+
     def objective(self) -> Objective:
         """The method, with its settings."""
         raise NotImplementedError
