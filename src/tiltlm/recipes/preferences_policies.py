@@ -109,8 +109,12 @@ class Aligned(Label):
             )
         else:
             found = self.own_groups(lab, self.rows_of(run, split))
-        samples = with_log_ref(found.samples, reference, *self.cache(run), self.align.train.precision)
+        samples = with_log_ref(found.samples, reference, *self.cache(run), self.precision(split))
         return Groups(samples, found.size).to(lab.device)
+
+    def precision(self, split: str) -> str:
+        """What a split is scored in: the precision of training for what is trained on; measuring is in float32."""
+        return self.align.train.precision if split == "train" else "float32"
 
     def own_groups(self, lab: Lab, rows: list[dict[str, Any]]) -> Groups:
         """The data's own groups, or its pairs as groups with rewards 1 and 0."""
@@ -145,8 +149,8 @@ class OnPairs(Aligned):
     def pairs(self, run: Run[Any], lab: Lab, reference: LanguageModel, split: str) -> Pairs:
         """Pairs of a split, with the reference's log-probabilities; ties are left out, and counted."""
         if self.align.source == "data" and "chosen" in (rows := self.rows_of(run, split))[0]:
-            pairs, precision = lab.encoder.pairs(rows), self.align.train.precision
-            return pairs_with_log_ref(pairs, reference, *self.cache(run), precision).to(lab.device)
+            pairs = lab.encoder.pairs(rows)
+            return pairs_with_log_ref(pairs, reference, *self.cache(run), self.precision(split)).to(lab.device)
         groups = first_of(self.groups(run, lab, reference, split).to("cpu"), self.align.size)
         pairs, ties = (all_pairs if self.align.pairing == "all" else best_and_worst)(groups)
         if ties:
