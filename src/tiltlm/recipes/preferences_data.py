@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tiltlm.jsonl import read_rows
+from tiltlm.progress import note
 from tiltlm.recipes.own_model import train_own_model
 from tiltlm.recipes.preferences_lab import Lab
 from tiltlm.recipes.preferences_settings import Base, Data
@@ -64,6 +65,7 @@ class DataStage(Recipe):
         counts |= {f"dropped: {why}": n for each in loaded.values() for why, n in each.dropped.items()}
         counts |= {why: n for each in loaded.values() for why, n in each.notes.items()}
         run.write_json("report.json", [self.row("data", name, n) for name, n in counts.items()])
+        note(f"{self.name}: {', '.join(f'{n} {name}' for name, n in counts.items())}")
 
     def row(self, method: str, metric: str, value: float, stderr: float | None = None, n: int = 1, unit: str = "rows",
             **more: Any) -> dict[str, Any]:  # fmt: skip

@@ -85,7 +85,7 @@ class Aligned(Label):
                 "nothing to learn from: every group is tied, the reward does not tell completions apart"
             )
         how, own = self.align.train.fit(len(data)), lab.stream.child(self.stage)
-        note(f"{self.name}: {len(data)} rows, {how.pace.steps} steps of {how.batch_size}; beta = beta_r·beta_pi = "
+        note(f"{self.name}: {len(data)} rows, {how.pace.steps} steps of {how.batch_size}; the target's beta_r·beta_pi = "
              f"{self.goal.beta_r:g}·{self.goal.beta_pi:g} = {self.goal.beta:g}")  # fmt: skip
         experience = self.experience(Offline(data, how.batch_size, own.child("data")), lab, policy, reference)
         measure = Watched(self, run, lab, policy, reference)

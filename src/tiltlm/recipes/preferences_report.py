@@ -154,6 +154,9 @@ class Measured(Aligned):
         for updates, best, policy in self.policies(run):
             found, samples = (ruler if best else replace(ruler, n=1)).measure(policy)
             rows = found.rows(self.name, self.label(), self.seed)
+            if best and updates == 0 and self.stage != ReferenceMeasured.stage:
+                note(f"[yellow]{self.name}: no update improved J on validation prompts, so the policy measured here is the "
+                     "reference itself[/]: lower --align.train.lr, or look at evals.jsonl of the training")  # fmt: skip
             if best:
                 rows = [row | self.interval(row) for row in rows]
                 rows.append(self.row(self.label(), "updates", updates, unit="updates"))

@@ -37,6 +37,9 @@ class Data:
     own: int = 2000
     """Dialogues made where no data is named."""
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "valid_rows", "own")
+
 
 @dataclass(frozen=True)
 class Base:

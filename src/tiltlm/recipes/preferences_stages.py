@@ -16,7 +16,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.policies.sft import SFT as SFTLoss
-from tiltlm.progress import steps
+from tiltlm.progress import note, steps
 from tiltlm.recipes.fitting import device_of, fit
 from tiltlm.recipes.preferences_data import SPLITS, BaseStage, Rows, answer_of
 from tiltlm.recipes.preferences_lab import EncodedReward, Lab, columns_of
@@ -290,6 +290,9 @@ class Label(Generate, RewardStage):
             with steps(f"{self.name} {split}") as on_step:
                 append(run.folder / f"{split}.jsonl", labels(reward, rows), rows, 256, on_step)
             found = torch.tensor([row["rewards"] for row in read_rows(run.folder / f"{split}.jsonl")]).double()
+            tied = int((found == found[:, :1]).all(1).sum())
+            if tied:
+                note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
             report += [self.estimate(split, "reward", mean(found.mean(1)), "reward"),
                        self.estimate(split, "spread within a group", mean(found.std(1)), "reward")]  # fmt: skip
         run.write_json("report.json", report)

@@ -39,9 +39,14 @@ def call(name: str, function: Callable[..., Any], *arguments: Any) -> list[float
         ]
         where = f" at line {own[-1].lineno}" if own else ""
         raise ValueError(
-            f"{name} failed{where}: {type(error).__name__}: {error} (it was called with {len(arguments)} "
-            f"argument{'s' if len(arguments) > 1 else ''})"
+            f"{name} failed{where}: {type(error).__name__}: {error} (it was called with {_said(arguments)}, and must "
+            "return a list of numbers)"
         ) from error
+
+
+def _said(arguments: tuple[Any, ...]) -> str:
+    """What a reward is called with: `tiltlm score` hands it the lines, everything else prompts and completions."""
+    return "1 argument, the lines as dicts" if len(arguments) == 1 else "2 arguments, prompts and completions"
 
 
 def _file_of(name: str) -> Path:
