@@ -4,7 +4,8 @@
     dL/dz_i = q_i − p_i
 
 Expected gradient zero at pi* of beta = beta_r·beta_pi, from draws of any distribution of full support; the loss there
-is H(p), not 0. Where the policy cannot reach pi*, this one (forward KL) covers all of its mass.
+is H(p), not 0. Where the policy cannot reach pi*, this one (forward KL) covers all of its mass; see `exo_rw` for how
+much that depends on the groups' size.
 With K = 2 and p = (1, 0) it is DPO; with p = (1 − eps, eps) it is cDPO.
 """
 

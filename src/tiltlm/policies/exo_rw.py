@@ -5,7 +5,8 @@
 
 Expected gradient zero at pi* of beta = beta_r·beta_pi, from draws of *any* distribution of full support: q = p holds in
 every group at once, and the loss is 0 there. It shares this minimum with `dpo_rw`; where the policy cannot reach pi* the
-two part ways: this one (reverse KL) would rather miss a mode of pi* than put mass where pi* has none.
+two part ways: this one (reverse KL) would rather miss a mode of pi* than put mass where pi* has none, if groups
+are large; with 2 or 4 rows a group the difference is gone (`modes/solve`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,11 +155,6 @@ def judged(samples: Pairs) -> Samples:
     """Pairs as answers judged one by one: chosen ones with reward 1, then rejected ones with 0."""
     both, n = samples.both(), len(samples)
     return both.with_(reward=torch.cat([torch.ones(n), torch.zeros(n)]).to(both.device))
-
-
-def columns_of(rows: Sequence[dict[str, Any]], *names: str) -> list[list[Any]]:
-    """The columns called `names`, as lists."""
-    return [[row[name] for row in rows] for name in names]
 
 
 @dataclass(frozen=True)

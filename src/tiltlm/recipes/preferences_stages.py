@@ -19,7 +19,7 @@ from tiltlm.policies.sft import SFT as SFTLoss
 from tiltlm.progress import note, steps
 from tiltlm.recipes.fitting import device_of, fit
 from tiltlm.recipes.preferences_data import SPLITS, BaseStage, Rows, answer_of
-from tiltlm.recipes.preferences_lab import EncodedReward, Lab, columns_of
+from tiltlm.recipes.preferences_lab import EncodedReward, Lab
 from tiltlm.recipes.preferences_settings import Draws, Goal, Judge, Train
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
 from tiltlm.rewards.by_name import TextReward
@@ -127,7 +127,7 @@ class RewardStage(BaseStage):
                 f"a reward model learns from pairs (chosen, rejected); the data has {', '.join(rows[0])}"
             )
         margin = [self.judge.margin * float(row.get("margin", 0.0)) for row in rows]
-        prompts, chosen, rejected = columns_of(rows, "prompt", "chosen", "rejected")
+        prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
         return comparisons(model, prompts, chosen, rejected, margin)
 
     def accuracies(self, run: Run[Any], model: RewardModel, test: Comparisons) -> Rows:
