@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from command import tiltlm
-from tiltlm.commands.report import render, what_differs, wide
+from tiltlm.commands.compared import what_differs
+from tiltlm.commands.report import render, wide
 from tiltlm.ruler.estimate import Estimate, t_975
 from tiltlm.ruler.table import over_seeds
 
@@ -57,7 +58,8 @@ def test_the_page_holds_tables_pictures_samples_and_where_they_come_from(page):
         r"-?\d\.\d{3} ± \d\.\d{3}  \[-?\d+\.\d{3}, -?\d+\.\d{3}\]", seeds["rows"][1]["kl_to_target"]["t"]
     )
     assert {row["verdict"] for row in pairs["rows"]} <= {"higher", "lower", "no difference shown"}
-    assert {row["first"][:22] for row in pairs["rows"]} == {"animals-small/untraine"}  # within a seed only
+    assert {(row["first"], row["second"]) for row in pairs["rows"]} == {("untrained", "ctl")}  # over both seeds
+    assert "Over 2 seeds" in pairs["about"]
     assert len(it["samples"]["rows"]) == 2 * (2 * 60 + 20)  # both methods', and the exact draws
     assert {picture["title"] for picture in it["pictures"]} == {"animals-small/evaluate: kl"}
     assert any("log Z" in run["facts"] for run in it["runs"])

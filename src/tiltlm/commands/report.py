@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +20,14 @@ from typing import Annotated, Any
 import tyro
 
 from tiltlm import __version__
-from tiltlm.commands.measure import SHOWN, comparable
+from tiltlm.commands.compared import SHOWN, comparisons, contestants, footnote, measured, what_differs
 from tiltlm.commands.models import load_run
 from tiltlm.commands.process import prepare
 from tiltlm.jsonl import read_rows
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.table import cell, over_seeds
-from tiltlm.run import Recipe, Run
+from tiltlm.run import Run
 
 Row = dict[str, Any]
 
@@ -134,26 +134,6 @@ def result_tables(runs: Sequence[Run[Any]]) -> list[Row]:
     return tables
 
 
-def what_differs(recipes: Sequence[Recipe]) -> list[str]:
-    """Of runs of one family: the settings, beside the seed, in which those of one stage differ."""
-    flat = [(recipe.stage, dict(leaves(asdict(recipe)))) for recipe in recipes]
-    labels = []
-    for stage, own in flat:
-        alike = [other for name, other in flat if name == stage]
-        names = [name for name in own if name != "seed" and len({repr(other.get(name)) for other in alike}) > 1]
-        labels.append(", ".join(f"{name}={own[name]!r}" for name in names))
-    return labels
-
-
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested settings as pairs (goal.beta, 0.1)."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
 def wide(
     rows: Sequence[Mapping[str, Any]],
     title: str,
@@ -177,25 +157,32 @@ def wide(
 
 
 def differences_table(runs: Sequence[Run[Any]]) -> Row:
-    """Every pair of methods on the same prompts, metric by metric, with a verdict at 95%."""
-    rows = []
-    measured = [run for run in runs if (run.folder / "measurement.safetensors").is_file()]
-    for first, second in itertools.combinations(measured, 2):
-        for found in comparable(first, second) or []:
-            e = found.estimate
-            rows.append(
-                {
-                    "first": f"{first.recipe.name} [{first.key}]",
-                    "second": f"{second.recipe.name} [{second.key}]",
-                    "metric": SHOWN[found.metric],
-                    "difference": {"v": number(e.value), "t": f"{e.value:+.4f} ± {e.stderr:.4f}"},
-                    "verdict": found.verdict,
-                }
-            )
-    names = ("first", "second", "metric", "difference", "verdict")
-    columns = [{"key": name, "label": name, "numeric": name == "difference"} for name in names]
-    about = "first − second, paired prompt by prompt (of one prompt: draw by draw); the common log Z cancels"
-    return {"title": "Differences in pairs", "about": about, "columns": columns, "rows": rows, "folded": True}
+    """Every pair of methods on the same prompts, metric by metric, with verdicts adjusted for all of them together."""
+    found = comparisons(contestants(measured(runs)))
+    rows = [
+        {
+            "first": each.first,
+            "second": each.second,
+            "metric": SHOWN[each.difference.metric],
+            "difference": _shown(each.difference.estimate.value, each.difference.estimate.stderr),
+            "p": {"v": number(each.difference.p), "t": f"{each.difference.p:.3f}"},
+            "verdict": each.difference.verdict,
+            "would show": {"v": number(each.difference.least), "t": f"{each.difference.least:.4f}"},
+        }
+        for each in found
+    ]
+    names = ("first", "second", "metric", "difference", "p", "verdict", "would show")
+    columns = [
+        {"key": name, "label": name, "numeric": name in ("difference", "p", "would show")} for name in names
+    ]
+    about = "first − second, paired prompt by prompt (of one prompt: draw by draw); the common log Z cancels. "
+    return {
+        "title": "Differences in pairs", "about": about + footnote(found), "columns": columns, "rows": rows, "folded": True,
+    }  # fmt: skip
+
+
+def _shown(value: float, stderr: float) -> Row:
+    return {"v": number(value), "t": f"{value:+.4f} ± {stderr:.4f}"}
 
 
 def number(value: float) -> float | None:

@@ -1,34 +1,92 @@
-"""Two methods on the same prompts: compare differences, not intervals.
+"""Methods on the same prompts: compare differences, not intervals, and count how many were looked at.
+
+    d_i = first_i − second_i         one a prompt i (of one prompt: one a draw)
+    t = mean(d) / (sd(d)/√n)         under "no difference" Student's t with n − 1 degrees of freedom
 
 The difference of two KLs to pi* needs no log Z (it cancels prompt by prompt), and pairing by prompt takes the
-prompts' own spread out of the error. When the interval of a difference covers 0, the methods are not called
-different.
+prompts' own spread out of the error. Of m comparisons shown together some look different by chance (of 91 pairs of
+equal methods almost surely one), so their p-values are adjusted together by Holm's step-down rule: with the i-th
+smallest p, max_{j≤i} (m − j + 1)·p_(j). The chance of *any* false verdict among them is then at most 5%, however they
+depend on each other (Holm 1979, Scand. J. Statist. 6).
+
+Each verdict also says what the comparison could have seen: the difference that would be shown four times in five. "No
+difference shown" with a large one says little.
+
+The prompts' spread is the error of a difference between two *trained models*. Whether the *methods* differ takes
+several seeds of training: `over_seeds` makes one difference of several, whose error is their spread.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from scipy.special import stdtr, stdtrit
 
 from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.measure import Measurement
 
+LEVEL = 0.05
+"""The chance of any false verdict among comparisons that are shown together."""
+
+POWER = 0.8
+"""How often `Difference.least` would be shown."""
+
 
 @dataclass(frozen=True)
 class Difference:
-    """first − second of one metric, paired by prompt."""
+    """first − second of one metric, paired; n of the estimate: prompts (or draws of one prompt), or seeds of training.
+
+    p: two-sided, adjusted for being one of `together` comparisons; seeds: how many trainings of each method it rests
+    on.
+    """
 
     metric: str
     estimate: Estimate
+    p: float
+    together: int = 1
+    seeds: int = 1
 
     @property
     def verdict(self) -> str:
-        """'higher', 'lower', or 'no difference shown' at 95% (1.96 standard errors)."""
-        e = self.estimate
-        if e.stderr == 0:
-            return "no difference shown" if e.value == 0 else ("higher" if e.value > 0 else "lower")
-        if not abs(e.value) > 1.96 * e.stderr:
+        """'higher', 'lower' or 'no difference shown'; any of the `together` is false with chance 5% at most."""
+        if not self.p <= LEVEL:
             return "no difference shown"
-        return "higher" if e.value > 0 else "lower"
+        return "higher" if self.estimate.value > 0 else "lower"
+
+    @property
+    def least(self) -> float:
+        """The true difference that would be shown four times in five, were it the first of its comparisons to be shown.
+
+        Approximate: the non-central t is taken as a shifted t. 0 where the differences have no spread.
+        """
+        freedom = self.estimate.n - 1
+        return float(
+            (stdtrit(freedom, 1 - LEVEL / (2 * self.together)) + stdtrit(freedom, POWER)) * self.estimate.stderr
+        )
+
+
+def p_value(e: Estimate) -> float:
+    """Two-sided p of "the mean is 0" by Student's t; NaN of a single observation.
+
+    Without any spread t would call every difference certain. Then only signs count: n alike have chance 2^(1−n).
+    """
+    if e.n < 2:
+        return float("nan")
+    if e.stderr == 0:
+        return 1.0 if e.value == 0 else 2.0 ** (1 - e.n)
+    return float(2 * stdtr(e.n - 1, -abs(e.value) / e.stderr))
+
+
+def holm(found: Sequence[Difference]) -> list[Difference]:
+    """The same differences, each p adjusted for all of them being shown together (see the module)."""
+    m, worst = len(found), 0.0
+    adjusted = [1.0] * m
+    for rank, k in enumerate(sorted(range(m), key=lambda k: found[k].p)):
+        worst = max(worst, min(1.0, (m - rank) * found[k].p))
+        adjusted[k] = worst
+    return [replace(each, p=p, together=m) for each, p in zip(found, adjusted, strict=True)]
 
 
 WITHOUT_LOG_Z = {
@@ -40,7 +98,7 @@ WITHOUT_LOG_Z = {
 
 
 def paired(first: Measurement, second: Measurement) -> list[Difference]:
-    """Differences of every metric both measurements have, paired by prompt (of a single prompt, draw by draw).
+    """Differences of every metric both have, paired by prompt (of one prompt, draw by draw), each by itself.
 
     Distances are compared without any log Z. Raises ValueError unless they measured equally many prompts.
     """
@@ -56,5 +114,16 @@ def paired(first: Measurement, second: Measurement) -> list[Difference]:
         if len(one) != len(other):
             raise ValueError(f"paired comparison needs the same prompts; got {len(one)} and {len(other)} of them")
         if len(one) > 1:
-            found.append(Difference(name, mean(sign * (one - other))))
+            estimate = mean(sign * (one - other))
+            found.append(Difference(name, estimate, p_value(estimate)))
     return found
+
+
+def over_seeds(found: Sequence[Difference]) -> Difference:
+    """One difference of several, of the same metric after trainings from different seeds: n is the seeds."""
+    if len(found) < 2 or len({each.metric for each in found}) != 1:
+        raise ValueError(
+            f"the same metric from at least two seeds is needed; got {[each.metric for each in found]}"
+        )
+    estimate = mean(torch.tensor([each.estimate.value for each in found], dtype=torch.float64))
+    return Difference(found[0].metric, estimate, p_value(estimate), seeds=len(found))

@@ -1,0 +1,188 @@
+"""Finished runs as contestants: who can be compared with whom, in which metrics, and all their differences together.
+
+Runs of one recipe that differ in nothing but the seed are one contestant, trained several times. Two contestants are
+compared on the seeds they share: prompt by prompt where that is one seed, seed by seed where it is several.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tiltlm.ruler.compare import Difference, holm, over_seeds, paired
+from tiltlm.ruler.measure import Measurement
+from tiltlm.ruler.table import HEADINGS
+from tiltlm.run import Recipe, Run
+
+SHOWN = HEADINGS | {"objective": "J", "win_rate": "wins"}
+"""Metrics that are compared, and what stands over them."""
+
+ABSOLUTE = {"kl_to_target", "kl_to_target_at_least", "kl_from_target", "objective_gap"}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method with its settings: its finished runs by seed, and what to call it."""
+
+    name: str
+    runs: dict[int, Run[Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """first − second of one metric."""
+
+    first: str
+    second: str
+    difference: Difference
+
+
+def measured(runs: Iterable[Run[Any]]) -> list[Run[Any]]:
+    """Those of the runs, and of the methods that a comparison among them gathers, that hold a measurement; each once."""
+    found: dict[Any, Run[Any]] = {}
+    for run in runs:
+        own = run.inputs.values() if run.recipe.gathers else [run]
+        found |= {each.folder: each for each in own if (each.folder / "measurement.safetensors").is_file()}
+    return list(found.values())
+
+
+def contestants(runs: Sequence[Run[Any]]) -> list[Contestant]:
+    """Measured runs by method and settings, in the order of their first appearance."""
+    groups: dict[str, dict[int, Run[Any]]] = {}
+    for run in runs:
+        settings = {name: value for name, value in asdict(run.recipe).items() if name != "seed"}
+        groups.setdefault(run.recipe.name + json.dumps(settings, default=str), {})[run.recipe.seed] = run
+    firsts = [next(iter(members.values())) for members in groups.values()]
+    several = len({run.recipe.family for run in firsts}) > 1
+    plain = [f"{run.recipe.family}/{name_of(run)}" if several else name_of(run) for run in firsts]
+    named = [
+        f"{name} {label}".strip()
+        for name, label in zip(plain, what_differs([r.recipe for r in firsts]), strict=True)
+    ]
+    names = [
+        f"{name} [{run.key}]" if named.count(name) > 1 else name for name, run in zip(named, firsts, strict=True)
+    ]
+    return [Contestant(name, members) for name, members in zip(names, groups.values(), strict=True)]
+
+
+def name_of(run: Run[Any]) -> str:
+    """What a run's report calls what it measured first, with the seed left to the caller."""
+    report = run.folder / "report.json"
+    rows = json.loads(report.read_text()) if report.is_file() else []
+    return str(rows[0]["method"]) if rows else run.recipe.stage
+
+
+def what_differs(recipes: Sequence[Recipe]) -> list[str]:
+    """Of runs of one family: the settings, beside the seed, in which those of one stage differ."""
+    flat = [(recipe.stage, dict(leaves(asdict(recipe)))) for recipe in recipes]
+    labels = []
+    for stage, own in flat:
+        alike = [other for name, other in flat if name == stage]
+        names = [name for name in own if name != "seed" and len({repr(other.get(name)) for other in alike}) > 1]
+        labels.append(", ".join(f"{name}={own[name]!r}" for name in names))
+    return labels
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Nested settings as pairs (goal.beta, 0.1)."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def comparisons(
+    found: Sequence[Contestant], metrics: Collection[str] = tuple(SHOWN), control: str | None = None
+) -> list[Comparison]:
+    """Every pair's differences in `metrics` (or those from `control` alone), p adjusted for all of them together.
+
+    Raises ValueError where no contestant has that name.
+    """
+    if control is not None and control not in [each.name for each in found]:
+        raise ValueError(f"no run here is called {control!r}; there are {', '.join(each.name for each in found)}")
+    pairs = [(a, b) for a, b in itertools.combinations(found, 2) if control in (None, a.name, b.name)]
+    if control is not None:  # the control is what is subtracted
+        pairs = [(b, a) if a.name == control else (a, b) for a, b in pairs]
+    raw = [Comparison(a.name, b.name, each) for a, b in pairs for each in between(a, b) if each.metric in metrics]
+    adjusted = holm([each.difference for each in raw])
+    return [Comparison(each.first, each.second, d) for each, d in zip(raw, adjusted, strict=True)]
+
+
+def between(first: Contestant, second: Contestant) -> list[Difference]:
+    """first − second in every metric that means the same in both; empty where they share no seed, or no prompts."""
+    by_seed = [comparable(first.runs[seed], second.runs[seed]) for seed in first.runs if seed in second.runs]
+    kept = [each for each in by_seed if each is not None]
+    if len(kept) < 2:
+        return kept[0] if kept else []
+    named: dict[str, list[Difference]] = {}
+    for each in itertools.chain.from_iterable(kept):
+        named.setdefault(each.metric, []).append(each)
+    return [over_seeds(each) for each in named.values() if len(each) == len(kept)]
+
+
+def comparable(first: Run[Any], second: Run[Any]) -> list[Difference] | None:
+    """first − second for the standard metrics that mean the same in both; None if their prompts differ."""
+    if not same_prompts(first, second):
+        return None
+    a, b = (Measurement.load(run.folder / "measurement.safetensors") for run in (first, second))
+    other = incomparable(first, second)
+    return [row for row in paired(a, b) if row.metric in SHOWN and row.metric not in other]
+
+
+def incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
+    """Metrics that mean different things in the two runs: their targets or references differ."""
+
+    def same(*names: str) -> bool:
+        one, other = vars(first.recipe), vars(second.recipe)
+        return all(one.get(name) == other.get(name) for name in names)
+
+    rewards = [_without_beta(vars(run.recipe).get("goal")) for run in (first, second)]
+    found = set() if same("target", "goal", "classify", "judge") else set(ABSOLUTE)
+    if rewards[0] != rewards[1] or not same("classify", "judge") or _judge(first) != _judge(second):
+        # another reward model, another zero and another scale
+        found |= {"reward", "objective", "win_rate", *ABSOLUTE}
+    if not same("network", "base", "sft", "pretrained", "language"):
+        found |= {"kl_to_reference", *ABSOLUTE}
+    return found
+
+
+def _judge(run: Run[Any]) -> str:
+    """The key of the reward model that was trained for a run; empty where it was not."""
+    return run.inputs["reward-model"].key if "reward-model" in run.inputs else ""
+
+
+def _without_beta(goal: Any) -> dict[str, Any]:
+    """What a goal says of the reward alone."""
+    return {name: value for name, value in vars(goal).items() if not name.startswith("beta")} if goal else {}
+
+
+def same_prompts(first: Run[Any], second: Run[Any]) -> bool:
+    """Whether two runs drew their test prompts alike: the same world, language or data, seed, exact and test
+    settings."""
+
+    def prompts(run: Run[Any]) -> tuple[Any, ...]:
+        settings = vars(run.recipe)
+        return tuple(settings.get(name) for name in ("world", "language", "data", "seed", "exact", "test"))
+
+    return prompts(first) == prompts(second)
+
+
+def footnote(found: Sequence[Comparison]) -> str:
+    """What the verdicts rest on, in words."""
+    if not found:
+        return ""
+    seeds = {each.difference.seeds for each in found}
+    text = (
+        f"Student's t; p adjusted by Holm for the {len(found)} differences shown: any false verdict among them has "
+        "chance 5% at most. 'would show': the true difference that would be shown four times in five."
+    )
+    if 1 in seeds:
+        text += (
+            " Trained once: the seeds of training are not in these errors, which are those of the prompts (or draws); they "
+            "compare the models at hand, not the methods."
+        )
+    return text + (f" Over {max(seeds)} seeds of training, paired seed by seed." if max(seeds) > 1 else "")
