@@ -3,7 +3,9 @@
     L = − Σ_rows Σ_t log p(y_t | x, y_<t) / number of tokens
 
 Expected gradient zero at: the distribution the completions were drawn from (pi* if they are exact samples of
-pi*). It knows neither reward nor reference.
+pi*), in every batch where completions are equally long. The number of tokens is the batch's own, so with unequal lengths
+one batch of B rows pulls by order 1/B towards what makes completions short, and the optimum holds as B grows
+(tests/laws/test_finite_batches.py). It knows neither reward nor reference.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class SFT:
     """Maximum likelihood. `watch_positions` reports the loss of every target position apart."""
 
     watch_positions: bool = False
-    optimum: ClassVar[str] = "the distribution the completions were drawn from"
+    optimum: ClassVar[str] = "the distribution the completions were drawn from (of unequal length: as B grows)"
 
     def prepare(self, batch: Samples) -> Samples:
         return batch

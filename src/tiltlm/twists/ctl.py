@@ -6,6 +6,9 @@ A: weights towards pi* (self-normalised importance weights of draws from q, or 1
 towards the twist's own intermediate target pi_t ∝ pi_ref·psi_t. The gradient is that of Σ_t KL(pi*_t ‖ pi_t),
 estimated by one batch of draws (Zhao et al. 2024, arXiv:2404.17546, §4.1, eq. 20).
 
+A and B are normalised within the batch. At psi* they are exact for draws of the twist-induced proposal, all of whose
+weights are then the same; for draws of anything else the expected gradient there is of order 1/K.
+
 Expected gradient zero at psi_t = c_t·psi*_t, any constant c_t per step (where no row ends early; if rows may end,
 c_t = 1 alone, for a finished row's weight is known). `contrast="next"` holds each step against the next one
 instead of against pi*, B_{T+1} = A: nested variational inference (Zimmermann et al. 2021).
@@ -41,7 +44,7 @@ class CTL(TwistObjective):
     contrast: Literal["final", "next"] = "final"
     """Hold every step against pi* ("final"), or against the step after it ("next": the proposal alone counts)."""
 
-    optimum: ClassVar[str] = "psi* up to a constant per step"
+    optimum: ClassVar[str] = "psi* up to a constant per step (drawn by another than its own proposal: as K grows)"
     needs: ClassVar[tuple[Need, ...]] = ("proposal",)
 
     def prepare(self, batch: Draws) -> Rows:

@@ -5,7 +5,8 @@
 The gradient of KL(pi*‖q); with x drawn from q and A the self-normalised weights it is distributional policy
 gradient (Parshakova et al. 2019; Khalifa et al. 2021, arXiv:2012.11635). Expected gradient zero at
 psi_t = c(y_<t)·psi*_t: any factor of the *prefix* is free. So q is right, but psi's size is not: never resample
-with such a twist (importance weights are fine, for there psi cancels).
+with such a twist (importance weights are fine, for there psi cancels). A is normalised within the batch: exact for q's own
+draws at the optimum and for exact draws, of order 1/K off for others'.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class DPG(TwistObjective):
     """`reference` is what the twist tilts."""
 
     reference: LanguageModel
-    optimum: ClassVar[str] = "psi* up to a factor of the prefix (q = pi*)"
+    optimum: ClassVar[str] = "psi* up to a factor of the prefix, q = pi* (weighted draws of another: as K grows)"
     needs: ClassVar[tuple[Need, ...]] = ("proposal",)
 
     @property

@@ -4,7 +4,7 @@
 
 Expected gradient zero at the density ratio pi*_t / pi_ref,t = psi*_t / Z (Lawson et al. 2022, arXiv:2206.05952;
 Zhao et al. 2024, arXiv:2404.17546, §4.2): psi* up to one constant, which changes neither guided decoding nor where
-SMC resamples.
+SMC resamples. Positives by weights that the batch normalises (draws of another than pi*): as K grows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, cat_rows,
 class SIXO(TwistObjective):
     """Positives by their weights; as many fresh draws of the reference for the same prompts."""
 
-    optimum: ClassVar[str] = "psi* / Z"
+    optimum: ClassVar[str] = "psi* / Z (positives by weight: as K grows)"
     needs: ClassVar[tuple[Need, ...]] = ("proposal", "reference")
 
     @property

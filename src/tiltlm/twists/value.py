@@ -7,7 +7,8 @@ Draw completions from pi_ref, score each once, and fit at every prefix the distr
 Expected gradient zero at: the true law P_ref(r | prefix), whatever beta will be used; one value model serves
 every beta and all three ways of turning a law into a twist (Zhou et al. 2025, arXiv:2502.20548, §3). With
 `lm_weight` > 0 the body's own language-modelling loss on the same completions is added (same optimum: it asks
-the body's own head for pi_ref), which keeps the features that pre-training found.
+the body's own head for pi_ref), which keeps the features that pre-training found. The number of tokens is the batch's
+own: where completions are of unequal length, the gradient of one batch of B rows vanishes there up to order 1/B.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class ValueLearning:
     atoms: tuple[float, ...] = BINARY
     lm_weight: float = 0.0
     watch_positions: bool = False
-    optimum: ClassVar[str] = "the reference's law of the reward given the prefix (psi* through Q#)"
+    optimum: ClassVar[str] = (
+        "the reference's law of the reward given the prefix, psi* through Q# (of unequal length: as B grows)"
+    )
 
     def __post_init__(self) -> None:
         if len(self.atoms) < 2 or list(self.atoms) != sorted(set(self.atoms)):
