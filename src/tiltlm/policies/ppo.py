@@ -8,8 +8,9 @@ q is the policy when it drew. On policy and with λ = 1 the first term's expecte
 whatever the critic says: zero at pi* of the same beta. Clipping and λ < 1 bias. So does whitening (the default) in
 small batches: it divides by a spread that the batch itself drew, so that the mean gradient at pi* is of order 1/B
 instead of zero (a seventh of one batch's spread at B = 4, a twentieth at 32, in the world of
-tests/laws/test_finite_batches.py); so does dividing by the batch's tokens where completions are of unequal length. The policy is any module with a differentiable `log_prob`: a language model, or a reference tilted
-by a twist's head (`twists.learned.TiltedPolicy`).
+tests/laws/test_finite_batches.py); so does dividing by the batch's tokens where completions are of unequal length.
+The policy is any module with a differentiable `log_prob`: a language model, or a reference tilted by a twist's head
+(`twists.learned.TiltedPolicy`).
 """
 
 from __future__ import annotations
