@@ -12,7 +12,8 @@ import torch
 
 from command import tiltlm
 from tiltlm.commands.compared import what_differs
-from tiltlm.commands.report import render, wide
+from tiltlm.commands.page_tables import wide
+from tiltlm.commands.report import render
 from tiltlm.ruler.estimate import Estimate, t_975
 from tiltlm.ruler.table import over_seeds
 
@@ -128,13 +129,35 @@ def column(tab, name: str) -> list[str]:
 def test_the_browser_shows_it_all_and_runs_nothing_a_model_wrote(tab):
     assert tab.title() == "A & B <i>"
     headings = tab.locator("h2").all_inner_texts()
-    assert headings[:2] == ["animals-small: over seeds", "animals-small: every run"]
-    assert headings[2:] == ["Differences in pairs", "Pictures", "Samples", "Runs"]
+    assert headings[:3] == ["Verdict", "animals-small: over seeds", "animals-small: every run"]
+    assert headings[3:] == ["Differences in pairs", "Pictures", "Training", "Samples", "Runs"]
     width = tab.locator("figure img").first.evaluate("image => image.decode().then(() => image.naturalWidth)")
     assert width > 300
     tab.locator("#samples input[type=search]").fill("onerror")
     assert column(tab, "completion") == [EVIL] and tab.title() == "A & B <i>"
     assert tab.locator("#samples mark").inner_text() == "onerror"
+
+
+def test_the_verdict_comes_first_and_says_how_far_it_goes(tab, page):
+    (verdict,) = content(page)["verdicts"]
+    assert {row["method"] for row in verdict["rows"]} == {"ctl", "untrained"} and "Over 2 seeds" in verdict[
+        "about"
+    ]
+    first = tab.locator("section").first
+    assert first.locator("strong").inner_text() == verdict["title"]
+    assert first.locator("tbody tr").first.inner_text().endswith("the highest")
+
+
+def test_training_curves_are_drawn_for_the_metric_chosen(tab, page):
+    curves = content(page)["curves"]
+    assert [each["name"] for each in curves if "loss" in each["metrics"]]
+    charts = tab.locator("#training figure")
+    assert charts.count() == sum("loss" in each["metrics"] for each in curves)
+    shape = charts.first.locator("path").get_attribute("d")
+    assert shape.startswith("M") and "NaN" not in shape
+    tab.locator("#training select").select_option("lr")
+    assert charts.count() == sum("lr" in each["metrics"] for each in curves)
+    assert charts.first.locator("svg").get_attribute("aria-label").endswith(": lr")
 
 
 def test_samples_sort_by_a_click(tab):
@@ -163,7 +186,7 @@ def test_samples_filter_by_run_text_and_number_and_turn_pages(tab):
 
 
 def test_results_sort_too_missing_values_last(tab):
-    table = tab.locator("section").nth(1).locator("table")
+    table = tab.locator("section").nth(2).locator("table")
     table.locator("th button", has_text="KL(q‖pi*)").click()
     methods = table.locator("tbody td:first-child").all_inner_texts()
     assert sorted(methods) == ["ctl", "ctl", "untrained", "untrained"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +19,14 @@ from typing import Annotated, Any
 import tyro
 
 from tiltlm import __version__
-from tiltlm.commands.compared import SHOWN, comparisons, contestants, footnote, measured, what_differs
 from tiltlm.commands.models import load_run
+from tiltlm.commands.page_curves import curves
+from tiltlm.commands.page_tables import Row, differences_table, number, result_tables, verdicts, warnings
 from tiltlm.commands.process import prepare
 from tiltlm.jsonl import read_rows
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.ruler.table import cell, over_seeds
 from tiltlm.run import Run
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,11 @@ def report(args: list[str]) -> int:
         "title": settings.title,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "version": __version__,
+        "warnings": warnings(runs),
+        "verdicts": verdicts(runs),
         "tables": [table for table in (*result_tables(runs), differences_table(runs)) if table["rows"]],
         "pictures": [picture for run in runs for picture in pictures(run)],
+        "curves": training(runs),
         "samples": samples,
         "runs": [{**about(run), "name": name} for run, name in zip(runs, names_of(runs).values(), strict=True)],
     }
@@ -104,92 +104,6 @@ def with_inputs(runs: Iterable[Run[Any]]) -> list[Run[Any]]:
     return list(found.values())
 
 
-# ---- tables -------------------------------------------------------------------------------------------------
-
-
-def result_tables(runs: Sequence[Run[Any]]) -> list[Row]:
-    """A table per family: over seeds, if there are several, then every run's rows."""
-    covered: set[Path] = {kept.folder for run in runs if run.recipe.gathers for kept in run.inputs.values()}
-    reports: dict[str, list[Run[Any]]] = {}
-    for run in runs:
-        if (run.folder / "report.json").is_file() and run.folder not in covered:
-            reports.setdefault(run.recipe.family, []).append(run)
-    tables = []
-    for family, members in reports.items():
-        labels = what_differs([run.recipe for run in members])
-        rows = [
-            {**row, "run": run.key, "settings": label}
-            for run, label in zip(members, labels, strict=True)
-            for row in json.loads((run.folder / "report.json").read_text())
-        ]
-        seeds = {row["seed"] for row in rows}
-        if len(seeds) > 1:
-            named = [{**row, "method": f"{row['method']}  {row['settings']}".strip()} for row in rows]
-            once = list({(row["method"], row["metric"], row["seed"]): row for row in named}.values())
-            about = f"{len(seeds)} seeds: mean ± standard error over seeds; in brackets Student's 95% interval"
-            tables.append(wide(over_seeds(once), f"{family}: over seeds", about, interval=True))
-        about = "value ± one standard error; an interval where log Z is known less well than the distance"
-        by = ("method", "seed", "run", *(("settings",) if any(labels) else ()))
-        tables.append(wide(rows, f"{family}: every run", about, by=by))
-    return tables
-
-
-def wide(
-    rows: Sequence[Mapping[str, Any]],
-    title: str,
-    about: str,
-    by: tuple[str, ...] = ("method",),
-    interval: bool = False,
-) -> Row:
-    """Report rows (one a metric) as a table with a column per metric: the standard ones first, in their order."""
-    present = dict.fromkeys(row["metric"] for row in rows)
-    metrics = [name for name in SHOWN if name in present] + [name for name in present if name not in SHOWN]
-    lines: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        line = lines.setdefault(tuple(row[name] for name in by), {name: row[name] for name in by})
-        text = cell(row)
-        if interval and "gap" not in row and row["n"] > 1 and row["stderr"]:
-            text += f"  [{row['low']:.3f}, {row['high']:.3f}]"
-        line[row["metric"]] = {"v": number(row["value"]), "t": text}
-    columns: list[Row] = [{"key": name, "label": name} for name in by]
-    columns += [{"key": name, "label": SHOWN.get(name, name), "numeric": True} for name in metrics]
-    return {"title": title, "about": about, "columns": columns, "rows": list(lines.values())}
-
-
-def differences_table(runs: Sequence[Run[Any]]) -> Row:
-    """Every pair of methods on the same prompts, metric by metric, with verdicts adjusted for all of them together."""
-    found = comparisons(contestants(measured(runs)))
-    rows = [
-        {
-            "first": each.first,
-            "second": each.second,
-            "metric": SHOWN[each.difference.metric],
-            "difference": _shown(each.difference.estimate.value, each.difference.estimate.stderr),
-            "p": {"v": number(each.difference.p), "t": f"{each.difference.p:.3f}"},
-            "verdict": each.difference.verdict,
-            "would show": {"v": number(each.difference.least), "t": f"{each.difference.least:.4f}"},
-        }
-        for each in found
-    ]
-    names = ("first", "second", "metric", "difference", "p", "verdict", "would show")
-    columns = [
-        {"key": name, "label": name, "numeric": name in ("difference", "p", "would show")} for name in names
-    ]
-    about = "first − second, paired prompt by prompt (of one prompt: draw by draw); the common log Z cancels. "
-    return {
-        "title": "Differences in pairs", "about": about + footnote(found), "columns": columns, "rows": rows, "folded": True,
-    }  # fmt: skip
-
-
-def _shown(value: float, stderr: float) -> Row:
-    return {"v": number(value), "t": f"{value:+.4f} ± {stderr:.4f}"}
-
-
-def number(value: float) -> float | None:
-    """A number that JSON has; None for those it has not."""
-    return value if math.isfinite(value) else None
-
-
 # ---- pictures, samples, runs --------------------------------------------------------------------------------
 
 
@@ -200,6 +114,12 @@ def pictures(run: Run[Any]) -> list[Row]:
         data = base64.b64encode(path.read_bytes()).decode()
         found.append({"title": f"{run.recipe.name}: {path.stem}", "src": f"data:image/png;base64,{data}"})
     return found
+
+
+def training(runs: Sequence[Run[Any]]) -> list[Row]:
+    """The training curves of every run that has some."""
+    named = zip(runs, names_of(runs).values(), strict=True)
+    return [{"name": name, "metrics": found} for run, name in named if (found := curves(run.folder))]
 
 
 def samples_table(runs: Sequence[Run[Any]], most: int) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -37,6 +37,7 @@ from tiltlm.recipes.preferences_settings import Test
 from tiltlm.rewards.bradley_terry import ahead
 from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.frontier import frontier_plot
+from tiltlm.ruler.judge import doubt
 from tiltlm.ruler.measure import Measurement, Ruler
 from tiltlm.ruler.table import table
 from tiltlm.run import Recipe, Run
@@ -193,6 +194,7 @@ class Measured(Aligned):
     def show(self, run: Run[Any]) -> None:
         rows = json.loads((run.folder / "report.json").read_text())
         Console(width=160, highlight=False).print(table(rows, self.name, HEADINGS))
+        say_doubt([run])
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,15 @@ class ReferenceMeasured(Measured):
                 value = mean(torch.tensor(bench.of_data(reward, [row[side] for row in bench.rows])))
                 rows.append(self.estimate(f"{side} responses", "reward", value, "reward"))
         run.write_json("report.json", rows)
+
+
+def say_doubt(runs: Iterable[Run[Any]]) -> None:
+    """Say, once each, which reward models that these runs rest on know no more than a coin or the length rule."""
+    judges = {run.inputs["reward-model"].folder for run in runs if "reward-model" in run.inputs}
+    for folder in judges:
+        text = doubt(json.loads((folder / "report.json").read_text()))
+        if text is not None:
+            note(f"[yellow]{text}[/] ({folder})")
 
 
 def measured(kind: type[Aligned]) -> type[Measured]:
@@ -322,3 +333,4 @@ class Evaluate(
         print(
             f"± is one standard error over prompts; KL and gap in nats; the picture: {run.folder / 'frontier.png'}"
         )
+        say_doubt(run.inputs.values())

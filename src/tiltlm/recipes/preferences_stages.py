@@ -24,6 +24,7 @@ from tiltlm.recipes.preferences_settings import Draws, Goal, Judge, Train
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.ruler.estimate import mean
+from tiltlm.ruler.judge import AHEAD, MODEL, RULE, doubt
 from tiltlm.run import Recipe, Run, located
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
@@ -130,16 +131,26 @@ class RewardStage(BaseStage):
         prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))
         return comparisons(model, prompts, chosen, rejected, margin)
 
+    def show(self, run: Run[Any]) -> None:
+        super().show(run)
+        text = (
+            doubt(json.loads((run.folder / "report.json").read_text()))
+            if self.stage == RewardStage.stage
+            else None
+        )
+        if text is not None:
+            note(f"[yellow]{text}[/]")
+
     def accuracies(self, run: Run[Any], model: RewardModel, test: Comparisons) -> Rows:
         """Accuracy on the test split, the length rule's, and their difference, pair by pair; 95% intervals."""
         rows = self.rows_of(run, "test")
         right = ahead(gaps(model, test)).double().cpu()
         longer = ahead(torch.tensor([len(row["chosen"]) - len(row["rejected"]) for row in rows]).double())
         return [
-            self.estimate("reward model", "accuracy", mean(right)),
-            self.estimate("the longer response wins", "accuracy", mean(longer)),
-            self.estimate("reward model − longer wins", "accuracy", mean(right - longer)),
-            self.row("reward model", "loss", judged(model, test)["loss"], None, len(test), "nats"),
+            self.estimate(MODEL, "accuracy", mean(right)),
+            self.estimate(RULE, "accuracy", mean(longer)),
+            self.estimate(AHEAD, "accuracy", mean(right - longer)),
+            self.row(MODEL, "loss", judged(model, test)["loss"], None, len(test), "nats"),
         ]
 
 

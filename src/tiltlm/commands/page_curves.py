@@ -1,0 +1,46 @@
+"""Training curves for the report page: metrics.jsonl and evals.jsonl of a run, thinned to what a picture shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tiltlm.jsonl import read_rows
+
+POINTS = 120
+"""Points of a curve, at most: each is the mean of the steps it stands for."""
+
+Curve = list[list[float]]
+
+
+def curves(folder: Path) -> dict[str, Curve]:
+    """Metric -> [[step, value], …] of a training run, those of evals.jsonl as "on the way: …"; {} without any."""
+    found: dict[str, Curve] = {}
+    for name, before in (("metrics.jsonl", ""), ("evals.jsonl", "on the way: ")):
+        if (folder / name).is_file():
+            rows = list(read_rows(folder / name, ()))
+            found |= {before + metric: thinned(points) for metric, points in by_metric(rows).items()}
+    return found
+
+
+def by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Rows {step, metric: value, …} as a list of [step, value] for every metric; what is no finite number is left out."""
+    found: dict[str, Curve] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and _is_number(value) and _is_number(row.get("step")):
+                found.setdefault(name, []).append([row["step"], value])
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def thinned(points: Curve) -> Curve:
+    """At most POINTS points: means over equally many steps each."""
+    size = math.ceil(len(points) / POINTS)
+    parts = [points[k : k + size] for k in range(0, len(points), size)] if points else []
+    return [[part[-1][0], float(f"{sum(y for _, y in part) / len(part):.5g}")] for part in parts]

@@ -1,0 +1,32 @@
+"""Whether a reward model knows more than a coin, and more than the rule that the longer response wins, in words.
+
+What is measured with a reward model that knows neither rests on nothing: policies then learn length, or noise, and
+every number is exact about the wrong thing. So this is said wherever such results stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MODEL, RULE, AHEAD = "reward model", "the longer response wins", "reward model − longer wins"
+"""Methods under which a reward model's report states accuracies: its own, the rule's, their difference pair by pair."""
+
+
+def doubt(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """A sentence if the report `rows` of a reward model do not show it better than a coin and than length; else None."""
+    found = {row["method"]: row for row in rows if row["metric"] == "accuracy"}
+    if MODEL not in found:
+        return None
+    own, ahead = found[MODEL], found.get(AHEAD)
+    said = f"the reward model's accuracy is {_with_interval(own)} on {own['n']} pairs, not shown to be better"
+    if not own["low"] > 0.5:
+        return f"{said} than a coin: what rests on it says nothing about preferences"
+    if ahead is not None and not ahead["low"] > 0:
+        rule = f"{found[RULE]['value']:.3f}; difference {_with_interval(ahead)}"
+        return f"{said} than the rule that the longer response wins ({rule}): what rests on it may be about length"
+    return None
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    return f"{row['value']:.3f} (95%: {row['low']:.3f} to {row['high']:.3f})"

@@ -1,0 +1,136 @@
+"""What stands on the report page, worked out by hand: verdicts, warnings, stages apart from methods, thinned curves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from test_compare import Other, Toy, noise, run_of
+from tiltlm.commands.compared import contestants
+from tiltlm.commands.page_curves import POINTS, by_metric, curves, thinned
+from tiltlm.commands.page_tables import alike, result_tables, verdict, verdicts, warnings
+from tiltlm.ruler.judge import doubt
+from tiltlm.run import Recipe, Run
+
+
+@dataclass(frozen=True)
+class Third(Toy):
+    stage: ClassVar[str] = "third"
+
+
+@dataclass(frozen=True)
+class Judge(Recipe):
+    stage: ClassVar[str] = "reward-model"
+
+
+@dataclass(frozen=True)
+class Goal:
+    beta: float = 1.0
+    reward: str = "r"
+
+
+@dataclass(frozen=True)
+class Aimed(Toy):
+    goal: Goal = Goal()
+    stage: ClassVar[str] = "aimed"
+
+
+@pytest.fixture
+def three(tmp_path) -> list[Run]:
+    """toy a nat above other, prompt by prompt; third within noise of toy."""
+    shared = noise("page prompts", 30)
+    values = {
+        Other: shared,
+        Toy: shared + 1 + 0.1 * noise("toy", 30),
+        Third: shared + 1 + 0.1 * noise("third", 30),
+    }
+    return [run_of(tmp_path, kind(family="f"), {"objective": x, "reward": 2 * x}) for kind, x in values.items()]
+
+
+def test_the_verdict_says_who_is_ahead_of_whom(three):
+    found = verdict(contestants(three))
+    names = [row["method"] for row in found["rows"]]
+    assert set(names[:2]) == {"toy", "third"} and names[2] == "other"
+    said = [row["verdict"] for row in found["rows"]]
+    assert said[0] == "the highest" and said[1].startswith("not shown to be behind (would show 0.")
+    assert said[2] == "shown to be behind (p < 0.001)"
+    assert found["title"] == f"{names[0]} has the highest J, shown against other; not told apart from {names[1]}"
+    assert found["rows"][2]["behind by"]["v"] == pytest.approx(1, abs=0.1) and "Trained once" in found["about"]
+
+
+def test_two_that_are_apart_and_two_that_are_not(three):
+    other, toy, third = three
+    assert verdict(contestants([other, toy]))["title"] == "toy is ahead in J, shown against every other method"
+    assert verdict(contestants([toy, third]))["title"].startswith(
+        "No method is shown to be ahead in J; the highest is t"
+    )
+    assert verdict(contestants([toy])) is None
+
+
+def test_methods_of_another_target_are_judged_by_themselves(tmp_path):
+    runs = [
+        run_of(
+            tmp_path, kind(family="f", goal=Goal(reward=reward)), {"objective": noise(f"{reward} {kind.stage}", 9)}
+        )
+        for reward in ("r", "s")
+        for kind in (Aimed, type("AimedToo", (Aimed,), {"stage": "too"}))
+    ]
+    assert [len(group) for group in alike(contestants(runs))] == [2, 2] and len(verdicts(runs)) == 2
+
+
+def accuracies(own: tuple[float, float, float], ahead: tuple[float, float, float]) -> list[dict]:
+    rows = {"reward model": own, "the longer response wins": (0.6, 0.5, 0.7), "reward model − longer wins": ahead}
+    named = [{"method": name, "value": v, "low": low, "high": high} for name, (v, low, high) in rows.items()]
+    return [row | {"metric": "accuracy", "n": 128, "stderr": 0.04, "seed": 0, "recipe": "f/r"} for row in named]
+
+
+def test_a_reward_model_no_better_than_a_coin_or_length_is_said_in_words(tmp_path):
+    coin = doubt(accuracies((0.55, 0.46, 0.64), (-0.05, -0.1, 0.0)))
+    length = doubt(accuracies((0.66, 0.58, 0.75), (0.06, -0.03, 0.14)))
+    assert "0.550 (95%: 0.460 to 0.640) on 128 pairs, not shown to be better than a coin" in coin
+    assert "than the rule that the longer response wins (0.600; difference 0.060 (95%: -0.030 to 0.140))" in length
+    assert doubt(accuracies((0.75, 0.67, 0.83), (0.25, 0.14, 0.36))) is None and doubt([]) is None
+    run = run_of(tmp_path, Judge(family="f"), {"accuracy": noise("judge", 3)})
+    (run.folder / "report.json").write_text(json.dumps(accuracies((0.55, 0.46, 0.64), (-0.05, -0.1, 0.0))))
+    (said,) = warnings([run])
+    assert said.startswith("f/reward-model, seed 0: the reward model") and "coin" in said
+
+
+def test_stages_that_are_no_methods_stand_apart_a_line_a_number(three, tmp_path):
+    run = run_of(tmp_path, Judge(family="f"), {"accuracy": noise("judge", 3)})
+    (run.folder / "measurement.safetensors").unlink()
+    (run.folder / "report.json").write_text(json.dumps(accuracies((0.7, 0.6, 0.8), (0.1, 0.0, 0.2))))
+    methods, way = result_tables([*three, run])
+    assert {row["method"] for row in methods["rows"]} == {"toy", "other", "third"}
+    assert way["title"] == "f: on the way" and [row["what"] for row in way["rows"]][0] == "reward model"
+    assert all(row["stage"] == "reward-model" and row["metric"] == "accuracy" for row in way["rows"])
+
+
+def test_curves_are_thinned_to_means_and_skip_what_is_no_number(tmp_path):
+    points = [[float(k), float(k)] for k in range(10 * POINTS)]
+    found = thinned(points)
+    assert len(found) == POINTS and found[0] == [9.0, 4.5] and found[-1][0] == 10 * POINTS - 1
+    assert thinned([[0, 1.0]]) == [[0, 1.0]] and thinned([]) == []
+    rows = [{"step": 1, "loss": 2.0, "note": "x", "bad": float("nan"), "flag": True}, {"step": 2, "loss": 1.0}]
+    assert by_metric(rows) == {"loss": [[1, 2.0], [2, 1.0]]}
+    assert curves(tmp_path) == {}
+    (tmp_path / "evals.jsonl").write_text(json.dumps({"step": 3, "objective": 0.5}) + "\n")
+    assert curves(tmp_path) == {"on the way: objective": [[3, 0.5]]}
+
+
+def test_a_verdict_over_seeds_averages_them(tmp_path):
+    runs = []
+    for seed in (0, 1, 2):
+        shared = noise(f"seed {seed}", 8)
+        runs += [
+            run_of(tmp_path, kind(seed=seed, family="f"), {"objective": shared + up})
+            for kind, up in ((Toy, 1), (Other, 0))
+        ]
+    found = verdict(contestants(runs))
+    means = torch.stack([noise(f"seed {seed}", 8).mean() for seed in (0, 1, 2)])
+    assert found["rows"][0]["J"]["v"] == pytest.approx(float(means.mean()) + 1)
+    assert "Over 3 seeds" in found["about"]
