@@ -106,7 +106,7 @@ def test_stages_that_are_no_methods_stand_apart_a_line_a_number(three, tmp_path)
     (run.folder / "report.json").write_text(json.dumps(accuracies((0.7, 0.6, 0.8), (0.1, 0.0, 0.2))))
     methods, way = result_tables([*three, run])
     assert {row["method"] for row in methods["rows"]} == {"toy", "other", "third"}
-    assert way["title"] == "f: on the way" and [row["what"] for row in way["rows"]][0] == "reward model"
+    assert way["title"] == "f: on the way" and way["rows"][0]["what"] == "reward model"
     assert all(row["stage"] == "reward-model" and row["metric"] == "accuracy" for row in way["rows"])
 
 

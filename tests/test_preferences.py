@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from command import tiltlm
-from tiltlm.commands.measure import _incomparable
+from tiltlm.commands.compared import incomparable
 from tiltlm.commands.models import load_run
 from tiltlm.models.causal import CausalLM
 from tiltlm.policies.exo_rw import ExoRw
@@ -501,9 +501,9 @@ def test_runs_with_other_reward_models_are_not_compared_by_reward(compared, work
     one, other = (
         load_run(next((work / "runs" / "dialogues-small" / name).iterdir())) for name in ("exo-rw", "ipo")
     )
-    assert not {"reward", "objective"} & _incomparable(one, other)
+    assert not {"reward", "objective"} & incomparable(one, other)
     strange = Run(other.recipe, other.folder, {**other.inputs, "reward-model": Run(None, Path("x/y/z"), {})})
-    assert {"reward", "objective", "win_rate"} <= _incomparable(one, strange)
+    assert {"reward", "objective", "win_rate"} <= incomparable(one, strange)
 
 
 def test_cached_log_probabilities_follow_content_not_names(tmp_path):
