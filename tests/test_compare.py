@@ -56,6 +56,12 @@ def test_holm_by_hand():
     assert holm([difference(-1, 0.7)])[0].p == 0.7 and holm([]) == []
 
 
+def test_a_model_compared_with_itself_is_no_comparison():
+    same = Difference("reward", Estimate(0.0, 0.0, 9), 1.0)
+    found = holm([same, difference(1, 0.03), same])
+    assert [each.verdict for each in found] == ["identical", "higher", "identical"] and found[1].together == 1
+
+
 @pytest.mark.parametrize("n", [2, 4, 10])
 def test_equal_methods_are_called_different_one_time_in_twenty_whatever_n(n):
     """4000 comparisons of n pairs: 5% false ± 4 standard errors (1.4%). With 1.96 instead of t, n = 2 gives 30%."""

@@ -58,7 +58,7 @@ def test_the_page_holds_tables_pictures_samples_and_where_they_come_from(page):
     assert re.fullmatch(
         r"-?\d\.\d{3} ± \d\.\d{3}  \[-?\d+\.\d{3}, -?\d+\.\d{3}\]", seeds["rows"][1]["kl_to_target"]["t"]
     )
-    assert {row["verdict"] for row in pairs["rows"]} <= {"higher", "lower", "no difference shown"}
+    assert {row["verdict"] for row in pairs["rows"]} <= {"higher", "lower", "no difference shown", "identical"}
     assert {(row["first"], row["second"]) for row in pairs["rows"]} == {("untrained", "ctl")}  # over both seeds
     assert "Over 2 seeds" in pairs["about"]
     assert len(it["samples"]["rows"]) == 2 * (2 * 60 + 20)  # both methods', and the exact draws

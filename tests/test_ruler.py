@@ -167,7 +167,7 @@ def test_paired_differences_cancel_what_prompts_share():
     (row,) = paired(a, b)
     assert row.estimate.value == pytest.approx(0.5) and row.estimate.stderr < 1e-6 and row.verdict == "higher"
     (same,) = paired(b, b)
-    assert same.verdict == "no difference shown"
+    assert same.verdict == "identical"
     with pytest.raises(ValueError, match="same prompts"):
         paired(a, Measurement({"kl_to_target": shared[:10]}))
 

@@ -125,6 +125,8 @@ def said(found: Difference | None) -> str:
     """What a line of the verdict says."""
     if found is None:
         return "the highest"
+    if found.identical:
+        return "the same as the highest"
     if found.verdict == "no difference shown":
         return f"not shown to be behind (would show {found.least:.3f})"
     return f"shown to be behind (p {found.p:.3f})" if found.p >= 0.001 else "shown to be behind (p < 0.001)"

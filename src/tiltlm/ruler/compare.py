@@ -50,10 +50,17 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """'higher', 'lower' or 'no difference shown'; any of the `together` is false with chance 5% at most."""
+        """'higher', 'lower', 'no difference shown', 'identical'; any of the `together` is false with chance 5% at most."""
+        if self.identical:
+            return "identical"
         if not self.p <= LEVEL:
             return "no difference shown"
         return "higher" if self.estimate.value > 0 else "lower"
+
+    @property
+    def identical(self) -> bool:
+        """Whether every observation agrees to the last bit: the same model twice, and nothing to be tested."""
+        return self.estimate.value == 0 and self.estimate.stderr == 0
 
     @property
     def least(self) -> float:
@@ -80,10 +87,12 @@ def p_value(e: Estimate) -> float:
 
 
 def holm(found: Sequence[Difference]) -> list[Difference]:
-    """The same differences, each p adjusted for all of them being shown together (see the module)."""
-    m, worst = len(found), 0.0
-    adjusted = [1.0] * m
-    for rank, k in enumerate(sorted(range(m), key=lambda k: found[k].p)):
+    """The same differences, each p adjusted for all of them being shown together (see the module); identical ones are no
+    comparisons, and do not count."""
+    tested = [k for k, each in enumerate(found) if not each.identical]
+    m, worst = len(tested), 0.0
+    adjusted = [1.0] * len(found)
+    for rank, k in enumerate(sorted(tested, key=lambda k: found[k].p)):
         worst = max(worst, min(1.0, (m - rank) * found[k].p))
         adjusted[k] = worst
     return [replace(each, p=p, together=m) for each, p in zip(found, adjusted, strict=True)]
