@@ -225,6 +225,7 @@ def test_scoring_fills_in_what_is_missing_and_leaves_the_rest():
 # ---- a network ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 @pytest.mark.parametrize("eos_id", [None, 5])

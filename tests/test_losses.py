@@ -118,6 +118,7 @@ def test_dpo_s_gradient_by_hand():
     close(h.grad, -1 / 6)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_dpo_at_the_reference_is_ln_2_exactly():
     """Same network, ragged rows, any beta; a tie counts as half right."""
@@ -145,6 +146,7 @@ def test_dpo_does_not_overflow_where_the_margin_is_huge():
     close(dpo_loss(tensor(-1000, 1000), tensor(0, 0), 1.0), 1000, 0)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_rpo_is_dpo_minus_the_chosen_answer_s_log_probability():
     """Summed over tokens by default; divided by the answer's own length under `mean`; alpha times it."""
@@ -233,6 +235,7 @@ def test_the_policy_s_gradient_does_not_run_through_the_advantage():
     close(model.tables[0].grad[0, 0], -a * (1 - 0.8), a * 0.2)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_the_ratio_is_one_when_the_drawer_is_the_policy():
     """p/q of whole answers, drawn with the cache and scored without; another policy's is not 1."""
@@ -278,6 +281,7 @@ def test_value_learning_counts_real_tokens_only():
     assert ValueLearning().weight(batch).tolist() == [3, 1]
 
 
+@pytest.mark.kernels
 def test_the_language_modelling_term_by_hand():
     """A fresh value head costs ln 2 a token; lm_weight = 2 adds twice the body's own −log p."""
     from tiltlm.models.heads import ValueHead

@@ -15,6 +15,8 @@ from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 
+pytestmark = pytest.mark.kernels
+
 PROMPTS = [[3, 5, 7, 11], [2], [9, 9, 1], [4, 6, 8, 10, 12, 14, 16, 18]]
 COMPLETIONS = [[1, 2, 3, 4], [5, 6], [7], [8, 9, 10]]
 

@@ -16,6 +16,8 @@ from tiltlm.models.packing import first_fit, packs_exactly
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Samples, Tokens
 
+pytestmark = pytest.mark.kernels
+
 EXACT = [family for family in FAMILIES if family != "opt"]
 
 

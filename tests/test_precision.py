@@ -17,6 +17,8 @@ from tiltlm.objective import Outcome
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Samples, Tokens
 
+pytestmark = pytest.mark.kernels
+
 PRECISE = ["float32", "bfloat16"]
 
 

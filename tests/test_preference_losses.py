@@ -229,6 +229,7 @@ def token_by_token(model, groups: Groups) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_log_ratios_equal_a_loop_over_tokens_and_vanish_for_the_reference():
     groups = drawn_groups()
@@ -245,6 +246,7 @@ PAIR_METHODS = [
 ]  # fmt: skip
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("objective", [ExoRw(), DpoRw(), *PAIR_METHODS], ids=lambda x: repr(x))
 def test_a_row_s_loss_depends_on_its_group_alone(objective):
     """Batch mates, padding and micro-batches: row by row, in parts, and all at once give the same losses."""
@@ -269,6 +271,7 @@ def test_turning_a_pair_over_changes_its_loss(objective):
     assert (plain - turned).abs().min() > 1e-4
 
 
+@pytest.mark.kernels
 def test_micro_batches_of_a_group_method_give_the_same_update():
     """16 groups as 1 × 16, 4 × 4 and 16 × 1: the same loss and gradient."""
     from tiltlm.engine import Engine, Optim

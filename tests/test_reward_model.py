@@ -97,6 +97,7 @@ def test_the_law_the_reward_behind_the_preferences_up_to_a_constant():
     assert slope(TableRewards((truth + 5).tolist()), data, p, center=0.1).norm() > 1e-2
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_scores_depend_on_the_row_alone_and_padding_is_found_by_length(model):
     """All at once, one by one, and the raw network on unpadded ids: the same; ids equal to the padding id count."""
@@ -141,6 +142,7 @@ def test_a_prompt_is_cut_on_the_left_with_and_without_a_start_token():
     assert _cut_left([9, 2, 3], 0, 9) == [] == _cut_left([1, 2, 3], 0, None)
 
 
+@pytest.mark.kernels
 def test_a_score_does_not_depend_on_longer_mates(body):
     """Too long to fit: the prompt is cut for its own answer, whatever else is scored beside it; a pair shares its cut."""
     short = RewardModel.from_body(body, most_tokens=12)
@@ -153,6 +155,7 @@ def test_a_score_does_not_depend_on_longer_mates(body):
     assert max(len(ids) for ids in pair.both().sequences().lists()) <= 12
 
 
+@pytest.mark.kernels
 def test_a_folder_that_transformers_reads_gives_the_same_scores(model, tmp_path):
     model.save(tmp_path / "rm")
     again = RewardModel.load(tmp_path / "rm")

@@ -123,6 +123,7 @@ def bert(tokenizer: Any, labels: int, folder: Path) -> Path:
 TEXTS = (" a happy dog", " a very very sad old horse in the park", "", " x")
 
 
+@pytest.mark.kernels
 def test_a_five_class_model_gives_log_softmax(tokenizer, tmp_path):
     classifier = TextClassifier.load(bert(tokenizer, 5, tmp_path / "five"))
     samples = samples_of(tokenizer, "There was", *TEXTS)
@@ -135,6 +136,7 @@ def test_a_five_class_model_gives_log_softmax(tokenizer, tmp_path):
         sentiment(tokenizer, 6, folder=tmp_path / "five")
 
 
+@pytest.mark.kernels
 def test_a_single_logit_states_the_odds_of_nontoxic(tokenizer, tmp_path):
     folder = bert(tokenizer, 1, tmp_path / "one")
     samples = samples_of(tokenizer, "There was", *TEXTS)
@@ -150,6 +152,7 @@ def test_a_single_logit_states_the_odds_of_nontoxic(tokenizer, tmp_path):
     assert not_toxic.std() > 0.01
 
 
+@pytest.mark.kernels
 def test_a_causal_classifier_is_read_at_the_last_real_token_whatever_pads(tokenizer, tmp_path):
     torch.manual_seed(3)
     config = LlamaConfig(
@@ -163,6 +166,7 @@ def test_a_causal_classifier_is_read_at_the_last_real_token_whatever_pads(tokeni
     assert classifier.log_probs(TEXTS, batch_size=1).equal(alone)
 
 
+@pytest.mark.kernels
 def test_labels_by_name_number_and_condition(tokenizer, tmp_path):
     folder = bert(tokenizer, 3, tmp_path / "three")
     classifier = TextClassifier.load(folder)
@@ -207,6 +211,7 @@ def test_cross_entropy_by_hand():
     assert outcome.metrics["accuracy"].tolist() == [1.0, 0.0]
 
 
+@pytest.mark.kernels
 def test_a_classifier_folder_comes_back_as_it_was(tokenizer, tmp_path):
     classifier = TextClassifier.load(bert(tokenizer, 2, tmp_path / "a"))
     classifier.save(tmp_path / "b")

@@ -88,6 +88,7 @@ def test_rao_blackwell_kl_is_unbiased_and_spreads_less_than_the_log_ratio():
     assert rows.std() < 0.8 * plain.std()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_kl_from_one_pass_equals_walking(family, temperature, monkeypatch):

@@ -79,6 +79,7 @@ def test_evenly_spread_uniforms_give_every_token_its_share_to_within_one(vocab):
     assert (counts - n * row.double().softmax(0)).abs().max() < 1.01
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("vocab", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_log_prob_of_the_drawn_token_is_log_softmax(vocab, dtype):
@@ -122,6 +123,7 @@ def test_a_boundary_belongs_to_the_next_possible_token():
     assert draw_tokens(row, u)[0].tolist() == [0, 2, 3, 3]
 
 
+@pytest.mark.kernels
 def test_a_row_s_token_does_not_depend_on_its_batch_mates():
     rows, u = torch.stack([logits_of(5000, seed) for seed in range(19)]), stream(4).uniform(range(19), 1)[:, 0]
     together = draw_tokens(rows, u)
@@ -169,6 +171,7 @@ def test_log_q_of_a_table_is_its_log_prob(eos_id):
     torch.testing.assert_close(samples.log_q, w.reference.log_prob(samples), atol=1e-10, rtol=0)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("ends", [False, True])
@@ -238,6 +241,7 @@ def same(a: Samples, b: Samples) -> None:
     assert torch.equal(a.prompt_index, b.prompt_index) and a.prompts.lists() == b.prompts.lists()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
 def test_a_network_s_draws_do_not_depend_on_batch_size(ends, batch_size):
@@ -260,6 +264,7 @@ def test_a_table_s_draws_do_not_depend_on_batch_size(eos_id, batch_size):
     assert torch.equal(parts.log_q, whole.log_q)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_s_draws_do_not_depend_on_its_batch_mates(family):
     """Prompt 1 alone, with its rows' own numbers, draws what it drew in company; the numbers matter."""
@@ -273,6 +278,7 @@ def test_a_row_s_draws_do_not_depend_on_its_batch_mates(family):
     assert draw(model, alone, **options).completions.lists() != rows.completions.lists()
 
 
+@pytest.mark.kernels
 def test_same_stream_same_draws_another_seed_other_draws():
     model = build("gpt2")
     first, again, other = (draw(model, RAGGED, n=4, max_new_tokens=5, stream=stream(s)) for s in (1, 1, 2))
@@ -322,6 +328,7 @@ def test_top_k_comes_before_top_p():
     assert Warp(top_p=0.5)(logits).isfinite().tolist() == [[True, True, False, False]]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("top_p", [0.5, 0.9])
 def test_the_nucleus_really_reaches_top_p(dtype, top_p):
@@ -387,6 +394,7 @@ def test_a_warped_table_s_density_is_the_warped_next_token_s_product():
     assert density[1, w.rows[27:].index(row)].item() == pytest.approx(math.prod(steps), abs=1e-12)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_a_warped_network_s_log_q_is_its_warped_log_prob():
     model = ending(build("gpt_neo", torch.float64))
@@ -423,6 +431,7 @@ def guided_by_hand(
     return q.log_softmax(0)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 @pytest.mark.parametrize("per_token", [False, True], ids=["V-type", "Q-type"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -445,6 +454,7 @@ def test_guided_decoding_equals_scoring_every_candidate_by_itself(family, per_to
         prefixes = [[*prefix, token] for prefix, token in zip(prefixes, tokens.tolist(), strict=True)]
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 @pytest.mark.parametrize("per_token", [False, True], ids=["V-type", "Q-type"])
 def test_top_k_of_the_whole_vocabulary_is_no_cut_and_a_cut_is_a_cut(per_token):
@@ -458,6 +468,7 @@ def test_top_k_of_the_whole_vocabulary_is_no_cut_and_a_cut_is_a_cut(per_token):
     assert torch.isfinite(cut).nonzero()[:, 1].reshape(3, 6).tolist() == kept.tolist()
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 @pytest.mark.parametrize("per_token", [False, True], ids=["V-type", "Q-type"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -472,6 +483,7 @@ def test_a_guided_network_s_log_q_is_its_log_prob(family, per_token):
     assert (samples.log_q.sum(1) - model.log_prob(samples).sum(1)).abs().max() > 0.1
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_guided_draws_do_not_depend_on_batch_size():
     model = build("gpt2", torch.float64)
@@ -481,6 +493,7 @@ def test_guided_draws_do_not_depend_on_batch_size():
     same(draw_in_batches(guided, RAGGED, batch_size=3, **options), draw(guided, RAGGED, **options))
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_a_value_of_zero_everywhere_guides_nothing():
     model = build("gpt2", torch.float64)

@@ -11,6 +11,8 @@ from tiltlm.models import backbone
 from tiltlm.models.backbone import hidden, hidden_of
 from tiltlm.samples import Samples, Tokens
 
+pytestmark = pytest.mark.kernels
+
 RAGGED = [[3, 4, 5, 6, 7, 8, 9], [10, 11], [1], [12, 13, 14]]
 EQUAL = [[3, 4, 5], [10, 11, 2], [1, 1, 6], [12, 13, 14]]
 

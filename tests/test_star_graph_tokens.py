@@ -214,6 +214,7 @@ def test_forced_by_hand():
     assert correct.tolist() == [[True, False], [True, True], [False, False]]
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_forced_agrees_with_log_prob_whatever_the_batch():
     model = build("gpt2", torch.float64)

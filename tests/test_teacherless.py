@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from close import NETWORK, close
@@ -10,6 +11,8 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import copy_of
 from tiltlm.models.teacherless import Teacherless
 from tiltlm.samples import Samples, Tokens
+
+pytestmark = pytest.mark.kernels
 
 PROMPTS, COMPLETIONS = Tokens.of([[3, 5, 7], [2], [9, 9, 1, 4]]), Tokens.of([[1, 2, 3], [5, 6], [7]])
 SAMPLES = Samples(PROMPTS, torch.arange(3), COMPLETIONS.ids, COMPLETIONS.mask)

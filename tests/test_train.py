@@ -60,6 +60,7 @@ def cases() -> list[Any]:
     ]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("model", "objective", "batch"), cases())
 def test_micro_batches_add_up_to_the_whole_batch(model, objective, batch):
     """1×16, 4×4 and 16×1 rows give the same loss and the same gradient, though rows differ in length."""
@@ -127,6 +128,7 @@ def test_epochs_are_permutations_and_do_not_repeat():
         rows_of_step(12, 13, 0, ROOT)
 
 
+@pytest.mark.kernels
 def test_live_experience_scores_with_the_prompts_it_drew_for():
     model, prompts = build("gpt2"), Tokens.of([[k] for k in range(10)])
     live = Live(
@@ -139,6 +141,7 @@ def test_live_experience_scores_with_the_prompts_it_drew_for():
     assert torch.equal(batch.tokens, live.batch(5).tokens)
 
 
+@pytest.mark.kernels
 def test_live_reference_equals_precomputed():
     model = build("gpt2")
     pairs = ragged_pairs(model)
@@ -249,6 +252,7 @@ def test_evaluations_come_before_the_first_step_at_their_rhythm_and_at_the_end(t
     assert steps == [0, 4, 8, 12, 16, 20, 24, 28, 30]
 
 
+@pytest.mark.kernels
 def test_evaluations_do_not_move_training(tmp_path):
     """Though they draw from torch's global generator: weights and metrics are those of unwatched training."""
     plain, seen = build("gpt2"), build("gpt2")

@@ -217,6 +217,7 @@ def test_the_trace_tells_what_happened(place):
     assert not bool((moved & ~trace.resampled[:-1]).any())
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("family", FAMILIES)
 def test_on_networks_what_is_recorded_is_what_the_models_say(family):
     """After resampling, with prompts of unequal length: cached decoding equals scoring from scratch."""
@@ -236,6 +237,7 @@ def test_on_networks_what_is_recorded_is_what_the_models_say(family):
     close(rows.reward.float(), target.reward(rows))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("reads", ["tokens", "class"])
 @pytest.mark.parametrize("per_token", [True, False])
 def test_a_conditional_head_reads_its_own_prompt_s_condition(reads, per_token):
@@ -256,6 +258,7 @@ def test_a_conditional_head_reads_its_own_prompt_s_condition(reads, per_token):
         assert (value.values(same)[..., 0] - mixed.log_psi).abs().max() > 0.01
 
 
+@pytest.mark.kernels
 def test_the_tilted_log_probability_in_one_pass_has_the_walk_s_values_and_gradients():
     reference, body = (build("gpt2", torch.float64, seed=seed) for seed in (0, 1))
     heads = [ValueHead(copy_of(body), per_token=True, mlp_layers=1).double() for _ in range(2)]
