@@ -1,9 +1,9 @@
 """Another processor's rounding, on this one: `pytest --other-rounding`.
 
 Processors sum the terms of a matrix product in different orders (by the width of their vectors, by how many rows there
-are), and float32 sums depend on the order. Here the terms are shuffled, by an order that depends on the shapes alone: the
-same product twice is the same bit for bit, and a row has other bits in another batch. Attention becomes products too.
-What passes so does not hang on one machine's kernels.
+are), and sums of floating-point numbers depend on the order. Here the terms are shuffled, by an order that depends on
+the shapes alone: the same product twice is the same bit for bit, and a row has other bits in another batch. Attention
+becomes products too. What passes so does not hang on one machine's kernels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def order(rows: int, terms: int, columns: int) -> Tensor:
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
     """[M, K] · [K, N]."""
-    if a.dtype == torch.float32:
+    if a.is_floating_point():
         shuffled = order(a.shape[0], a.shape[1], b.shape[1])
         a, b = a.index_select(1, shuffled), b.index_select(0, shuffled)
     return aten.mm.out(a, b, out=a.new_empty(a.shape[0], b.shape[1]))
@@ -35,7 +35,7 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """[B, M, K] · [B, K, N]."""
-    if a.dtype == torch.float32:
+    if a.is_floating_point():
         shuffled = order(a.shape[0] * a.shape[1], a.shape[2], b.shape[2])
         a, b = a.index_select(2, shuffled), b.index_select(1, shuffled)
     return aten.bmm.out(a, b, out=a.new_empty(a.shape[0], a.shape[1], b.shape[2]))
