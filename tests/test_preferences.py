@@ -374,7 +374,7 @@ def test_lora_all_the_way(own, work):
     policies = [best_checkpoint(folder) for folder in (work / "runs" / "pairs" / "exo-rw-policy").iterdir()]
     (policy,) = [folder for folder in policies if (folder / "adapter_model.safetensors").is_file()]
     assert load_file(policy / "adapter_model.safetensors") and not (policy / "model.safetensors").exists()
-    assert rows["exo-rw K=2", "kl_to_reference"]["value"] > 100 * FLOAT32
+    assert rows["exo-rw K=2", "kl_to_reference"]["value"] > FLOAT32
     sft = [f for f in (work / "runs" / "pairs" / "sft").iterdir() if (f / "merged").is_dir()]
     assert len(sft) == 1 and (sft[0] / "merged" / "model.safetensors").is_file()
     assert located(f"reward-model:{sft[0]}") == f"reward-model:{sft[0] / 'merged'}"
