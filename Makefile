@@ -6,12 +6,15 @@ BIN    := $(VENV)/bin
 # One thread per process: on a busy machine two OpenMP threads can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+# Test files run side by side, so many at a time; 0 runs them one after the other in one process (for a debugger).
+WORKERS ?= 2
 
-.PHONY: browser demo test check format lint types bench clean help
+.PHONY: browser demo test test-portable check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
-	@echo "make test    every test"
+	@echo "make test    every test, $(WORKERS) files at a time (WORKERS=0: one after the other)"
+	@echo "make test-portable   the numbers of networks once more, rounded as on another processor"
 	@echo "make check   format, lint, types, tests"
 	@echo "make bench   speed and memory beside peers (BENCH_ARGS=--quick for a short run)"
 	@echo "make clean   remove .venv, runs and caches"
@@ -40,7 +43,11 @@ demo: $(VENV)/.base
 	$(BIN)/tiltlm demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# torch's plainest kernels, and matrix products summed in another order (tests/rounding.py).
+test-portable: $(VENV)/.dev
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m kernels --other-rounding $(PYTEST_ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests bench

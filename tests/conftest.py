@@ -1,4 +1,4 @@
-"""Shared pieces of the tests: one thread, small models of every family, small enumerable worlds."""
+"""Shared pieces of the tests: threads, other processors' rounding, real data read in place."""
 
 from __future__ import annotations
 
@@ -8,11 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--other-rounding", action="store_true", help="sum matrix products as another processor might"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--other-rounding"):
+        import rounding
+
+        rounding.install()
 
 
 @pytest.fixture(scope="session")

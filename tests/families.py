@@ -40,11 +40,13 @@ def _config(family: str) -> hf.PretrainedConfig:
 FAMILIES = ["gpt2", "gpt_neo", "opt", "gpt_neox", "llama"]
 
 
-def build(family: str, seed: int = 0, eos_id: int | None = None) -> CausalLM:
+def build(
+    family: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, eos_id: int | None = None
+) -> CausalLM:
     """A random model of `family`, in eval mode, weights spread widely enough to tell tokens apart."""
     model = CausalLM.from_config(_config(family), seed=seed, eos_id=eos_id).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
-    return model
+    return model.to(dtype)

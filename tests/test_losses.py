@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from close import NETWORK
+from close import close as near
 from families import build
 from tiltlm.models.causal import copy_of
 from tiltlm.models.table import TableLM, TableValues
@@ -116,14 +118,15 @@ def test_dpo_s_gradient_by_hand():
     close(h.grad, -1 / 6)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_dpo_at_the_reference_is_ln_2_exactly():
     """Same network, ragged rows, any beta; a tie counts as half right."""
-    model = build("gpt2")
+    model = build("gpt2", torch.float64)
     pairs = network_pairs(lambda samples: model.log_prob(samples))
     for beta in (0.1, 2.0):
         outcome = DPO(beta).loss(copy_of(model), pairs)
-        torch.testing.assert_close(outcome.loss, torch.full((3,), log(2)), atol=1e-5, rtol=0)
+        near(outcome.loss, tensor(log(2)).expand(3), NETWORK)
     still = [x.with_(log_ref=torch.zeros_like(x.log_ref)) for x in (pairs.chosen, pairs.rejected)]
     assert (DPO(0.1).loss(model, Pairs(*still)).loss - log(2)).abs().min() > 1e-3
     table = DPO(0.7).loss(policy(), Pairs(said(0), said(0)))
@@ -143,16 +146,17 @@ def test_dpo_does_not_overflow_where_the_margin_is_huge():
     close(dpo_loss(tensor(-1000, 1000), tensor(0, 0), 1.0), 1000, 0)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_rpo_is_dpo_minus_the_chosen_answer_s_log_probability():
     """Summed over tokens by default; divided by the answer's own length under `mean`; alpha times it."""
-    model, reference = build("gpt2"), build("gpt2", seed=1)
+    model, reference = build("gpt2", torch.float64), build("gpt2", torch.float64, seed=1)
     pairs = network_pairs(lambda samples: reference.log_prob(samples))
     dpo, log_p = DPO(0.1).loss(model, pairs).loss, model.log_prob(pairs.chosen)
     gap = RPO(0.1).loss(model, pairs).loss - dpo
-    torch.testing.assert_close(gap, -log_p.sum(1), atol=1e-5, rtol=0)
+    near(gap, -log_p.sum(1), NETWORK)
     mean = RPO(0.1, alpha=0.5, normalise="mean").loss(model, pairs).loss - dpo
-    torch.testing.assert_close(mean, -0.5 * log_p.sum(1) / torch.tensor([4, 2, 1]), atol=1e-5, rtol=0)
+    near(mean, -0.5 * log_p.sum(1) / torch.tensor([4, 2, 1]), NETWORK)
 
 
 def test_rpo_by_hand():
@@ -231,15 +235,16 @@ def test_the_policy_s_gradient_does_not_run_through_the_advantage():
     close(model.tables[0].grad[0, 0], -a * (1 - 0.8), a * 0.2)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_the_ratio_is_one_when_the_drawer_is_the_policy():
     """p/q of whole answers, drawn with the cache and scored without; another policy's is not 1."""
-    model = build("gpt2", eos_id=3)
+    model = build("gpt2", torch.float64, eos_id=3)
     samples = draw(model, Tokens.of([[3, 5, 7], [2]]), n=6, max_new_tokens=8, stream=stream(0))
     objective = Reinforce()
     batch = objective.prepare(samples.with_(reward=torch.rand(12, generator=torch.Generator().manual_seed(0))))
     ratio = objective.loss(model, batch).metrics["ratio"]
-    torch.testing.assert_close(ratio, torch.ones(12), atol=1e-5, rtol=0)
+    near(ratio, torch.ones(12, dtype=ratio.dtype), NETWORK)
     assert (objective.loss(build("gpt2", seed=1), batch).metrics["ratio"] - 1).abs().min() > 0.01
 
 
@@ -276,15 +281,15 @@ def test_value_learning_counts_real_tokens_only():
     assert ValueLearning().weight(batch).tolist() == [3, 1]
 
 
+@pytest.mark.kernels
 def test_the_language_modelling_term_by_hand():
     """A fresh value head costs ln 2 a token; lm_weight = 2 adds twice the body's own −log p."""
     from tiltlm.models.heads import ValueHead
 
-    body = build("gpt2")
+    body = build("gpt2", torch.float64)
     batch = network_pairs(body.log_prob).chosen.with_(reward=torch.tensor([1.0, 0.0, 1.0]))
-    loss = ValueLearning(lm_weight=2.0).loss(ValueHead(body), batch).loss
-    lengths = torch.tensor([4.0, 2.0, 1.0])
-    torch.testing.assert_close(loss, lengths * log(2) - 2 * body.log_prob(batch).sum(1), atol=1e-5, rtol=0)
+    loss = ValueLearning(lm_weight=2.0).loss(ValueHead(body).double(), batch).loss
+    near(loss, tensor(4, 2, 1) * log(2) - 2 * body.log_prob(batch).sum(1), NETWORK)
 
 
 def test_atoms_are_matched_to_the_nearest():

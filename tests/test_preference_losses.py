@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from close import NETWORK
+from close import close as near
 from families import build
 from tiltlm.experience import Offline
 from tiltlm.groups import Groups, all_pairs, as_groups, best_and_worst
@@ -212,7 +214,7 @@ def drawn_groups(seed: int = 0) -> Groups:
         Tokens.of([[3, 5, 7], [2]]), torch.tensor([0, 0, 0, 1, 1, 1]), done.ids, done.mask, reward=reward
     )
     with torch.no_grad():
-        return Groups(samples.with_(log_ref=build("gpt2", seed=1).log_prob(samples)), 3)
+        return Groups(samples.with_(log_ref=build("gpt2", torch.float64, seed=1).log_prob(samples)), 3)
 
 
 def token_by_token(model, groups: Groups) -> Tensor:
@@ -227,13 +229,15 @@ def token_by_token(model, groups: Groups) -> Tensor:
     return torch.tensor(found, dtype=torch.float64)
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_log_ratios_equal_a_loop_over_tokens_and_vanish_for_the_reference():
-    groups, policy, reference = drawn_groups(), build("gpt2"), build("gpt2", seed=1)
+    groups = drawn_groups()
+    policy, reference = (build("gpt2", torch.float64, seed=seed) for seed in (0, 1))
     h = ExoRw().loss(policy, groups).metrics["h"]
     loop = (token_by_token(policy, groups) - token_by_token(reference, groups)).reshape(2, 3).mean(1)
-    torch.testing.assert_close(h.double(), loop, atol=1e-5, rtol=0)
-    assert ExoRw().loss(reference, groups).metrics["h"].abs().max() < 1e-6
+    near(h.double(), loop, NETWORK)
+    assert ExoRw().loss(reference, groups).metrics["h"].abs().max() < NETWORK
     assert h.abs().min() > 1e-3
 
 
@@ -242,15 +246,16 @@ PAIR_METHODS = [
 ]  # fmt: skip
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("objective", [ExoRw(), DpoRw(), *PAIR_METHODS], ids=lambda x: repr(x))
 def test_a_row_s_loss_depends_on_its_group_alone(objective):
     """Batch mates, padding and micro-batches: row by row, in parts, and all at once give the same losses."""
-    groups, policy = drawn_groups(), build("gpt2")
+    groups, policy = drawn_groups(), build("gpt2", torch.float64)
     batch = groups if isinstance(objective, ExoRw | DpoRw) else all_pairs(groups)[0]
     with torch.no_grad():
         whole = objective.loss(policy, batch)
         ones = [objective.loss(policy, batch.select(torch.tensor([k]))).loss for k in range(len(batch))]
-    torch.testing.assert_close(torch.cat(ones), whole.loss, atol=1e-5, rtol=1e-5)
+    near(torch.cat(ones), whole.loss, NETWORK)
     assert whole.loss.std() > 1e-3
     assert all(x.shape == whole.loss.shape and not x.requires_grad for x in whole.metrics.values())
 
@@ -266,6 +271,7 @@ def test_turning_a_pair_over_changes_its_loss(objective):
     assert (plain - turned).abs().min() > 1e-4
 
 
+@pytest.mark.kernels
 def test_micro_batches_of_a_group_method_give_the_same_update():
     """16 groups as 1 × 16, 4 × 4 and 16 × 1: the same loss and gradient."""
     from tiltlm.engine import Engine, Optim
@@ -274,12 +280,12 @@ def test_micro_batches_of_a_group_method_give_the_same_update():
     sixteen = groups.select(torch.tensor([0, 1] * 8))
     found = []
     for size in (0, 4, 1):
-        model = build("gpt2")
+        model = build("gpt2", torch.float64)
         metrics = Engine(model, Optim(micro_batch=size)).update(ExoRw(), sixteen)
         found.append((metrics["loss"], torch.cat([p.grad.flatten() for p in model.parameters()])))
     for loss, slope in found[1:]:
-        assert abs(loss - found[0][0]) < 1e-6
-        torch.testing.assert_close(slope, found[0][1], atol=1e-6, rtol=0)
+        assert abs(loss - found[0][0]) < NETWORK
+        near(slope, found[0][1], NETWORK)
     assert found[0][1].norm() > 0.05
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, LlamaConfig
 
+from close import close
 from tiltlm.experience import Offline
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.reward_model import RewardModel, _cut_left
@@ -96,16 +97,17 @@ def test_the_law_the_reward_behind_the_preferences_up_to_a_constant():
     assert slope(TableRewards((truth + 5).tolist()), data, p, center=0.1).norm() > 1e-2
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_scores_depend_on_the_row_alone_and_padding_is_found_by_length(model):
     """All at once, one by one, and the raw network on unpadded ids: the same; ids equal to the padding id count."""
     together = model.scores(PROMPTS, TEXTS)
     single = torch.cat([model.scores([x], [y]) for x, y in zip(PROMPTS, TEXTS, strict=True)])
-    torch.testing.assert_close(together, single, atol=1e-5, rtol=0)
+    close(together, single)
     encoded = model.encode(PROMPTS, TEXTS)
     for k, ids in enumerate(encoded.sequences().lists()):
         raw = model.classifier.model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-        torch.testing.assert_close(model.head(raw)[0], together[k], atol=1e-5, rtol=0)
+        close(model.head(raw)[0], together[k])
     assert together.std() > 0.05
     pad = model.classifier.model.config.pad_token_id
     rows = Samples(Tokens.of([[0, 5]]), torch.tensor([0, 0]), *_tokens([[7, pad], [7]]))
@@ -140,28 +142,32 @@ def test_a_prompt_is_cut_on_the_left_with_and_without_a_start_token():
     assert _cut_left([9, 2, 3], 0, 9) == [] == _cut_left([1, 2, 3], 0, None)
 
 
+@pytest.mark.kernels
 def test_a_score_does_not_depend_on_longer_mates(body):
     """Too long to fit: the prompt is cut for its own answer, whatever else is scored beside it; a pair shares its cut."""
     short = RewardModel.from_body(body, most_tokens=12)
     nn.init.normal_(short.head.weight, 0.0, 1.0, generator=torch.Generator().manual_seed(0))
     prompt, answers = "one two three four five six seven", [" ten.", " a very big and happy dog"]
     alone = short.scores([prompt], answers[:1])
-    torch.testing.assert_close(short.scores([prompt] * 2, answers)[:1], alone, atol=1e-5, rtol=0)
+    close(short.scores([prompt] * 2, answers)[:1], alone)
     pair = comparisons(short, [prompt], answers[:1], answers[1:]).pairs
     assert pair.chosen.row_prompts.lists() == pair.rejected.row_prompts.lists()
     assert max(len(ids) for ids in pair.both().sequences().lists()) <= 12
 
 
+@pytest.mark.kernels
 def test_a_folder_that_transformers_reads_gives_the_same_scores(model, tmp_path):
     model.save(tmp_path / "rm")
     again = RewardModel.load(tmp_path / "rm")
     scores = model.scores(PROMPTS, TEXTS)
-    assert torch.equal(again.scores(PROMPTS, TEXTS), scores)
+    weights = again.state_dict()
+    assert all(torch.equal(x, weights[name]) for name, x in model.state_dict().items())
+    close(again.scores(PROMPTS, TEXTS), scores)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
     for k, ids in enumerate(model.encode(PROMPTS, TEXTS).sequences().lists()):
         with torch.no_grad():
             logit = theirs(input_ids=torch.tensor([ids])).logits[0, 0]
-        torch.testing.assert_close(logit, scores[k], atol=1e-5, rtol=0)
+        close(logit, scores[k])
 
 
 def test_a_reward_model_on_another_kind_of_body_reads_text_pairs(body, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
+from close import close
 from tiltlm.models.classifier import TextClassifier, log_classes
 from tiltlm.models.table import TableLM
 from tiltlm.rewards.by_name import TextReward, function_of
@@ -122,6 +123,7 @@ def bert(tokenizer: Any, labels: int, folder: Path) -> Path:
 TEXTS = (" a happy dog", " a very very sad old horse in the park", "", " x")
 
 
+@pytest.mark.kernels
 def test_a_five_class_model_gives_log_softmax(tokenizer, tmp_path):
     classifier = TextClassifier.load(bert(tokenizer, 5, tmp_path / "five"))
     samples = samples_of(tokenizer, "There was", *TEXTS)
@@ -129,11 +131,12 @@ def test_a_five_class_model_gives_log_softmax(tokenizer, tmp_path):
     for k, text in enumerate(TEXTS):
         enc = torch.tensor([tokenizer("There was" + text)["input_ids"]])
         logits = classifier.model(input_ids=enc, attention_mask=torch.ones_like(enc)).logits
-        torch.testing.assert_close(found[k], torch.log_softmax(logits, 1)[0, 3].detach(), atol=1e-5, rtol=0)
+        close(found[k], torch.log_softmax(logits, 1)[0, 3].detach())
     with pytest.raises(ValueError, match="1 to 5 stars; got 6"):
         sentiment(tokenizer, 6, folder=tmp_path / "five")
 
 
+@pytest.mark.kernels
 def test_a_single_logit_states_the_odds_of_nontoxic(tokenizer, tmp_path):
     folder = bert(tokenizer, 1, tmp_path / "one")
     samples = samples_of(tokenizer, "There was", *TEXTS)
@@ -144,11 +147,12 @@ def test_a_single_logit_states_the_odds_of_nontoxic(tokenizer, tmp_path):
     torch.testing.assert_close(toxic.exp() + not_toxic.exp(), torch.ones(4))
     classifier = TextClassifier.load(folder)
     z = classifier.logits(*classifier.encode(["There was" + TEXTS[0]]))[0, 0].detach()
-    torch.testing.assert_close(not_toxic[0], logsigmoid(z))
+    close(not_toxic[0], logsigmoid(z))
     torch.testing.assert_close(log_classes(z.reshape(1, 1))[0], torch.stack([logsigmoid(-z), logsigmoid(z)]))
     assert not_toxic.std() > 0.01
 
 
+@pytest.mark.kernels
 def test_a_causal_classifier_is_read_at_the_last_real_token_whatever_pads(tokenizer, tmp_path):
     torch.manual_seed(3)
     config = LlamaConfig(
@@ -158,10 +162,11 @@ def test_a_causal_classifier_is_read_at_the_last_real_token_whatever_pads(tokeni
     classifier = TextClassifier(LlamaForSequenceClassification(config).eval(), tokenizer)
     together = classifier.log_probs(TEXTS)
     alone = torch.cat([classifier.log_probs([text]) for text in TEXTS])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    close(together, alone)
     assert classifier.log_probs(TEXTS, batch_size=1).equal(alone)
 
 
+@pytest.mark.kernels
 def test_labels_by_name_number_and_condition(tokenizer, tmp_path):
     folder = bert(tokenizer, 3, tmp_path / "three")
     classifier = TextClassifier.load(folder)
@@ -175,7 +180,7 @@ def test_labels_by_name_number_and_condition(tokenizer, tmp_path):
     conditioned = Samples(each, torch.tensor([0, 1]), one.tokens, one.mask)
     found = ClassProbability(classifier, tokenizer, "condition")(conditioned)
     by_name = [ClassProbability(classifier, tokenizer, str(k))(one)[row] for row, k in enumerate((2, 0))]
-    torch.testing.assert_close(found, torch.stack(by_name))
+    close(found, torch.stack(by_name))
 
 
 def test_thresholds_pay_one_side():
@@ -190,7 +195,7 @@ def test_thresholds_pay_one_side():
     )
     assert pytest.approx(-36.841, abs=1e-3) == FLOOR
     odds = LogOdds(lambda samples: logsigmoid(score))(rows)
-    torch.testing.assert_close(odds, score.double(), atol=1e-5, rtol=1e-5)
+    close(odds, score.double())
 
 
 def test_cross_entropy_by_hand():
@@ -206,11 +211,15 @@ def test_cross_entropy_by_hand():
     assert outcome.metrics["accuracy"].tolist() == [1.0, 0.0]
 
 
+@pytest.mark.kernels
 def test_a_classifier_folder_comes_back_as_it_was(tokenizer, tmp_path):
     classifier = TextClassifier.load(bert(tokenizer, 2, tmp_path / "a"))
     classifier.save(tmp_path / "b")
     again = TextClassifier.load(tmp_path / "b")
-    assert again.log_probs(TEXTS).equal(classifier.log_probs(TEXTS)) and again.labels == classifier.labels
+    weights = again.model.state_dict()
+    assert all(torch.equal(x, weights[name]) for name, x in classifier.model.state_dict().items())
+    close(again.log_probs(TEXTS), classifier.log_probs(TEXTS))
+    assert again.labels == classifier.labels
 
 
 def test_a_model_without_a_trained_head_is_no_classifier(tokenizer, tmp_path):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from close import NETWORK, close
 from families import FAMILIES, VOCAB, build
 from tiltlm.models import backbone
 from tiltlm.models.backbone import hidden, hidden_of
 from tiltlm.samples import Samples, Tokens
+
+pytestmark = pytest.mark.kernels
 
 RAGGED = [[3, 4, 5, 6, 7, 8, 9], [10, 11], [1], [12, 13, 14]]
 EQUAL = [[3, 4, 5], [10, 11, 2], [1, 1, 6], [12, 13, 14]]
@@ -40,7 +43,7 @@ def shared(monkeypatch) -> list[bool]:
 @pytest.mark.parametrize("prompts", [EQUAL, RAGGED], ids=["equal", "ragged"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_prompts_change_neither_states_nor_gradients(family, prompts, shared):
-    model, samples = build(family), answers(prompts, [2, 0, 0, 3, 2, 0, 3, 2])
+    model, samples = build(family, torch.float64), answers(prompts, [2, 0, 0, 3, 2, 0, 3, 2])
     sequences = samples.sequences()
     weight = torch.randn(*sequences.ids.shape, 16, generator=torch.Generator().manual_seed(1))
     weight = weight * sequences.mask[:, :, None]
@@ -55,9 +58,9 @@ def test_shared_prompts_change_neither_states_nor_gradients(family, prompts, sha
     alone, alone_gradient = value_and_gradient(hidden(model.model, sequences))
     together, gradient = value_and_gradient(hidden_of(model.model, samples))
     assert shared == [True]
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    close(together, alone, NETWORK)
     for a, b in zip(gradient, alone_gradient, strict=True):
-        torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+        close(a, b, NETWORK)
 
 
 def test_rows_that_share_too_little_are_run_one_by_one(shared):
@@ -66,21 +69,21 @@ def test_rows_that_share_too_little_are_run_one_by_one(shared):
 
 
 def test_a_network_that_recomputes_activations_shares_nothing_while_it_trains(shared):
-    model, samples = build("gpt2"), answers(EQUAL, [0, 0, 1, 1])
+    model, samples = build("gpt2", torch.float64), answers(EQUAL, [0, 0, 1, 1])
     expected = hidden(model.model, samples.sequences()).detach()
     model.model.gradient_checkpointing_enable()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    torch.testing.assert_close(hidden_of(model.train().model, samples).detach(), expected)
+    close(hidden_of(model.train().model, samples).detach(), expected, NETWORK)
     assert shared == []
 
 
 def test_padding_never_runs_past_the_last_position(shared):
     """Longest prompt plus longest completion is 66 tokens, two more than the network has positions."""
     prompts = [list(range(20)) * 3, [1, 2]]
-    expected = hidden(build("gpt2").model, answers(prompts, [0, 1, 1, 1, 1, 1]).sequences())
-    torch.testing.assert_close(hidden_of(build("gpt2").model, answers(prompts, [0, 1, 1, 1, 1, 1])), expected)
+    model, rows = build("gpt2", torch.float64).model, answers(prompts, [0, 1, 1, 1, 1, 1])
+    close(hidden_of(model, rows), hidden(model, rows.sequences()), NETWORK)
     assert shared == []
 
 
@@ -90,26 +93,24 @@ def test_padding_never_runs_past_the_last_position(shared):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_prompts_of_the_same_tokens_are_one(family, prompts, shared):
     """As in infilling, where prompts differ by their conditions alone: scored together, and decoded together."""
-    model, samples = build(family), answers(prompts, [0, 1, 2, 3])
+    model, samples = build(family, torch.float64), answers(prompts, [0, 1, 2, 3])
     sequences = samples.sequences()
     together = hidden_of(model.model, samples)[:, : sequences.ids.shape[1]]
     assert shared == [True]
-    torch.testing.assert_close(
-        together[sequences.mask], hidden(model.model, sequences)[sequences.mask], atol=1e-5, rtol=1e-5
-    )
+    close(together[sequences.mask], hidden(model.model, sequences)[sequences.mask], NETWORK)
     state = model.start(samples.prompts, 2)
     state.append(torch.tensor([1, 2, 3, 4]))
     for row, prompt in enumerate(prompts):
         alone = model.start(Tokens.of([prompt]), 2)
         alone.append(torch.tensor([row + 1]))
-        torch.testing.assert_close(state.logits()[row : row + 1], alone.logits(), atol=1e-5, rtol=1e-5)
+        close(state.logits()[row : row + 1], alone.logits(), NETWORK)
 
 
 @pytest.mark.parametrize("rows", [[2, 0, 0, 3, 2, 0], [0, 1, 2, 3]], ids=["shared", "apart"])
 @pytest.mark.parametrize("prompts", [EQUAL, RAGGED], ids=["equal", "ragged"])
 def test_columns_that_every_row_of_a_batch_pads_are_not_run(prompts, rows, shared):
     """The data set's longest prompt and completion are in other batches: 20 and 30 columns wide, none of use here."""
-    model, tight = build("gpt2"), answers(prompts, rows)
+    model, tight = build("gpt2", torch.float64), answers(prompts, rows)
     padded = torch.nn.functional.pad
     wide = Samples(
         Tokens.of([*prompts, [1] * 20]),
@@ -126,5 +127,5 @@ def test_columns_that_every_row_of_a_batch_pads_are_not_run(prompts, rows, share
         log_p = model.log_prob(wide)
     longest = int(tight.sequences().lengths.max())
     assert seen == ([used.ids.shape[1], tight.tokens.shape[1]] if shared else [longest])
-    torch.testing.assert_close(log_p[:, :6], model.log_prob(tight))
+    close(log_p[:, :6], model.log_prob(tight), NETWORK)
     assert log_p.shape == (len(rows), 30) and (log_p[:, 6:] == 0).all()

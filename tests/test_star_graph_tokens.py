@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from close import NETWORK, close
 from families import build
 from tiltlm.models.table import TableLM
 from tiltlm.samples import Samples, Tokens
@@ -213,16 +214,17 @@ def test_forced_by_hand():
     assert correct.tolist() == [[True, False], [True, True], [False, False]]
 
 
+@pytest.mark.kernels
 @torch.no_grad()
 def test_forced_agrees_with_log_prob_whatever_the_batch():
-    model = build("gpt2")
+    model = build("gpt2", torch.float64)
     generator = torch.Generator().manual_seed(0)
     prompts = Tokens.full(torch.randint(23, (7, 5), generator=generator))
     samples = drawn(prompts, Tokens.full(torch.randint(23, (7, 3), generator=generator)))
     loss, correct = forced(model, samples)
-    torch.testing.assert_close(loss, -model.log_prob(samples), atol=1e-5, rtol=1e-5)
+    close(loss, -model.log_prob(samples), NETWORK)
     in_parts, _ = forced(model, samples, batch_size=2)
-    torch.testing.assert_close(in_parts, loss, atol=1e-5, rtol=1e-5)
+    close(in_parts, loss, NETWORK)
     best = [model.start(prompts, 3).log_next().argmax(1) == samples.tokens[:, 0]]
     assert torch.equal(correct[:, 0], best[0])
     nothing = forced(model, samples.select(slice(0, 0)))

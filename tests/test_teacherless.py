@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from close import NETWORK, close
 from families import build
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import copy_of
 from tiltlm.models.teacherless import Teacherless
 from tiltlm.samples import Samples, Tokens
+
+pytestmark = pytest.mark.kernels
 
 PROMPTS, COMPLETIONS = Tokens.of([[3, 5, 7], [2], [9, 9, 1, 4]]), Tokens.of([[1, 2, 3], [5, 6], [7]])
 SAMPLES = Samples(PROMPTS, torch.arange(3), COMPLETIONS.ids, COMPLETIONS.mask)
@@ -16,25 +20,23 @@ SAMPLES = Samples(PROMPTS, torch.arange(3), COMPLETIONS.ids, COMPLETIONS.mask)
 
 @torch.no_grad()
 def test_every_token_is_predicted_from_prompt_and_dummies_alone():
-    model = Teacherless(build("gpt2").model, dummy_id=22)
+    model = Teacherless(build("gpt2", torch.float64).model, dummy_id=22)
     log_p = model.log_prob(SAMPLES)
     logits = model.model(input_ids=torch.tensor([[3, 5, 7, 22, 22]]), use_cache=False).logits.log_softmax(-1)[0]
     expected = torch.stack([logits[2, 1], logits[3, 2], logits[4, 3]])
-    torch.testing.assert_close(log_p[0], expected, atol=2e-6, rtol=1e-5)
+    close(log_p[0], expected, NETWORK)
     other = model.log_prob(SAMPLES.with_(tokens=torch.tensor([[8, 2, 3], [5, 6, 0], [7, 0, 0]])))
-    torch.testing.assert_close(other[0, 1:], log_p[0, 1:])  # the first token changed; the rest does not see it
+    close(other[0, 1:], log_p[0, 1:], NETWORK)  # the first token changed; the rest does not see it
 
 
 @torch.no_grad()
 def test_walking_the_state_equals_scoring_and_copies_stay_teacherless():
-    model = copy_of(Teacherless(build("gpt2").model, dummy_id=22))
+    model = copy_of(Teacherless(build("gpt2", torch.float64).model, dummy_id=22))
     assert isinstance(model, Teacherless)
-    torch.testing.assert_close(
-        LanguageModel.log_prob(model, SAMPLES), model.log_prob(SAMPLES), atol=2e-6, rtol=1e-5
-    )
+    close(LanguageModel.log_prob(model, SAMPLES), model.log_prob(SAMPLES), NETWORK)
     state = model.start(PROMPTS, 3)
     state.select(torch.tensor([2, 0]))
     state.append(torch.tensor([1, 1]))
     whole = model.start(PROMPTS, 3)
     whole.append(torch.tensor([1, 1, 1]))
-    torch.testing.assert_close(state.log_next(), whole.log_next()[[2, 0]], atol=2e-6, rtol=1e-5)
+    close(state.log_next(), whole.log_next()[[2, 0]], NETWORK)

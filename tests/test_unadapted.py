@@ -14,6 +14,8 @@ from tiltlm.models.unadapted import Unadapted
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Samples, Tokens
 
+pytestmark = pytest.mark.kernels
+
 TARGETS = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "down_proj"]}
 PROMPTS = Tokens.of([[3, 5, 7], [2], [9, 1]])
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from close import NETWORK, close
 from families import FAMILIES, build
 from laws.world import HORIZON, PROMPTS, WORLDS, World, perturbed, world
 from tiltlm.exact import solve
@@ -216,11 +217,12 @@ def test_the_trace_tells_what_happened(place):
     assert not bool((moved & ~trace.resampled[:-1]).any())
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("family", FAMILIES)
 def test_on_networks_what_is_recorded_is_what_the_models_say(family):
     """After resampling, with prompts of unequal length: cached decoding equals scoring from scratch."""
-    reference = build(family)
-    value = ValueHead(copy_of(build(family, seed=1)), per_token=True, mlp_layers=1).eval()
+    reference = build(family, torch.float64)
+    value = ValueHead(build(family, torch.float64, seed=1), per_token=True, mlp_layers=1).double().eval()
     torch.manual_seed(0)
     torch.nn.init.normal_(value.out.weight, std=0.5)
     prompts = Tokens.of([[1, 2, 3, 4], [5, 6]])
@@ -229,18 +231,19 @@ def test_on_networks_what_is_recorded_is_what_the_models_say(family):
     rows = found.samples
     assert bool(found.trace.resampled.any())
     with torch.no_grad():
-        torch.testing.assert_close(rows.log_ref.float(), reference.log_prob(rows), atol=2e-5, rtol=0)
-        torch.testing.assert_close(rows.log_psi.float(), value.values(rows)[..., 0], atol=2e-5, rtol=0)
-        torch.testing.assert_close(rows.log_q.float(), value.tilted_log_prob(reference, rows), atol=2e-5, rtol=0)
-    torch.testing.assert_close(rows.reward.float(), target.reward(rows), atol=1e-6, rtol=0)
+        close(rows.log_ref, reference.log_prob(rows), NETWORK)
+        close(rows.log_psi, value.values(rows)[..., 0], NETWORK)
+        close(rows.log_q, value.tilted_log_prob(reference, rows), NETWORK)
+    close(rows.reward.float(), target.reward(rows))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("reads", ["tokens", "class"])
 @pytest.mark.parametrize("per_token", [True, False])
 def test_a_conditional_head_reads_its_own_prompt_s_condition(reads, per_token):
     """Decoding, scoring and shuffled rows agree, and another condition says something else."""
-    reference, body = build("llama"), build("llama", seed=1)
-    value = ValueHead(body, per_token=per_token, mlp_layers=1, reads=reads, classes=9).eval()
+    reference, body = (build("llama", torch.float64, seed=seed) for seed in (0, 1))
+    value = ValueHead(body, per_token=per_token, mlp_layers=1, reads=reads, classes=9).double().eval()
     torch.manual_seed(0)
     torch.nn.init.normal_(value.out.weight, std=0.5)
     conditions = Tokens.of([[3], [8], [5]]) if reads == "class" else Tokens.of([[3, 4], [8, 1], [5, 5]])
@@ -250,14 +253,15 @@ def test_a_conditional_head_reads_its_own_prompt_s_condition(reads, per_token):
     rows = smc(target, LearnedTwist(value), prompts, SMC(4, 1.0), max_new_tokens=3, stream=stream(0)).samples
     mixed = rows.select(torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        torch.testing.assert_close(mixed.log_psi.float(), value.values(mixed)[..., 0], atol=2e-5, rtol=0)
+        close(mixed.log_psi, value.values(mixed)[..., 0], NETWORK)
         same = replace(mixed, prompts=prompts.select(torch.tensor([1, 1, 1])))
         assert (value.values(same)[..., 0] - mixed.log_psi).abs().max() > 0.01
 
 
+@pytest.mark.kernels
 def test_the_tilted_log_probability_in_one_pass_has_the_walk_s_values_and_gradients():
-    reference = build("gpt2")
-    heads = [ValueHead(copy_of(build("gpt2", seed=1)), per_token=True, mlp_layers=1) for _ in range(2)]
+    reference, body = (build("gpt2", torch.float64, seed=seed) for seed in (0, 1))
+    heads = [ValueHead(copy_of(body), per_token=True, mlp_layers=1).double() for _ in range(2)]
     torch.manual_seed(0)
     torch.nn.init.normal_(heads[0].out.weight, std=0.3)
     heads[1].load_state_dict(heads[0].state_dict())
@@ -271,12 +275,12 @@ def test_the_tilted_log_probability_in_one_pass_has_the_walk_s_values_and_gradie
         logits = reference.model(before.ids).logits[:, -1].detach() + heads[1].head(hidden)
         out.append(torch.log_softmax(logits, -1).gather(1, rows.tokens[:, t : t + 1])[:, 0])
     plain = torch.where(rows.mask, torch.stack(out, 1), 0.0)
-    torch.testing.assert_close(fused, plain, atol=1e-5, rtol=0)
+    close(fused, plain, NETWORK)
     (fused * torch.tensor([[1.0, -2.0], [0.5, 9.0]])).sum().backward()
     (plain * torch.tensor([[1.0, -2.0], [0.5, 9.0]])).sum().backward()
     for (name, one), other in zip(heads[0].named_parameters(), heads[1].parameters(), strict=True):
         if "lm_head" not in name:
-            torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-3)
+            close(one.grad, other.grad, NETWORK)
 
 
 def test_resampled_rows_are_equally_weighted_draws():

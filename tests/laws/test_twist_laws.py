@@ -465,8 +465,8 @@ def test_dpg_by_hand():
     values.tables[0].data[0, :, 0] = torch.tensor([math.log(3.0), 0.0])
     ids = torch.tensor([[0], [1]])
     rows = Samples(Tokens.of([[0]]), torch.zeros(2, dtype=torch.int64), ids, torch.ones_like(ids, dtype=torch.bool),
-                   log_w=torch.tensor([math.log(3.0), 0.0]))  # fmt: skip
+                   log_w=torch.tensor([math.log(3.0), 0.0], dtype=torch.float64))  # fmt: skip
     objective = DPG(reference)
     prepared = objective.prepare(Draws(1, 1.0, rows))
     loss = objective.loss(values, prepared).loss.sum() / objective.weight(prepared).sum()
-    assert float(loss.detach()) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), abs=1e-7)
+    assert float(loss.detach()) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), abs=ZERO)
