@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config
 
 from families import FAMILIES, VOCAB, build
-from tiltlm.models import causal
+from tiltlm.models import output
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.samplers.ancestral import draw
@@ -64,7 +64,7 @@ def test_chunk_size_changes_neither_value_nor_gradient(model, monkeypatch):
         return total.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     whole, whole_gradient = value_and_gradient()
-    monkeypatch.setattr(causal, "CHUNK_ENTRIES", 3 * VOCAB)
+    monkeypatch.setattr(output, "CHUNK_ENTRIES", 3 * VOCAB)
     parts, parts_gradient = value_and_gradient()
     torch.testing.assert_close(whole, parts)
     for a, b in zip(whole_gradient, parts_gradient, strict=True):
