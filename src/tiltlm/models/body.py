@@ -47,7 +47,10 @@ def trust_of(model: PreTrainedModel) -> Trust:
 
 def body_of(model: PreTrainedModel) -> nn.Module:
     """The part of a causal LM below its output head."""
-    return getattr(model, model.base_model_prefix)
+    body = model.base_model  # by the prefix of its class; some classes name a part that they do not have
+    if body is not model:
+        return body
+    return next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
 
 
 @cache
@@ -95,4 +98,4 @@ def attention_window(config: Any) -> int | None:
 def most_positions(model: PreTrainedModel) -> int | None:
     """The longest row that the network has positions for, or None where it says nothing."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    return int(limit) if limit is not None and limit > 0 else None

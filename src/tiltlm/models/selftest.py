@@ -34,13 +34,13 @@ from transformers import PreTrainedModel
 import tiltlm
 from tiltlm.models import backbone, body, cache
 from tiltlm.models.backbone import BackboneState, hidden, hidden_of
-from tiltlm.models.body import Trust, attention_window, body_of, call, most_positions, trust_of
+from tiltlm.models.body import Trust, body_of, call, most_positions, trust_of
 from tiltlm.models.look import evaluating, one_line
 from tiltlm.progress import note
 from tiltlm.samples import Samples, Tokens
 
 WIDEST = 256
-"""The widest window or chunk of attention (tokens) beyond which the test's rows reach."""
+"""The widest window or chunk of attention (tokens) that the test's rows reach beyond."""
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Error allowed, relative to the effect of context; half precisions: 0.15."""
@@ -112,8 +112,7 @@ class _Test:
     def __post_init__(self) -> None:
         config: Any = self.model.config.get_text_config()
         self.device = next(self.model.parameters()).device
-        reach = max(1, min(attention_window(config) or 1, WIDEST), min(_chunk(config) or 1, WIDEST))
-        longest = min(max(12, 2 * reach + 4 if reach < 16 else reach + 8), most_positions(self.model) or 10**9)
+        longest = min(_reach(config.to_dict()) + 8, most_positions(self.model) or 10**9)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(1, int(config.vocab_size), (8, longest), generator=generator)
         self.rows: list[list[int]] = ids.tolist()
@@ -227,6 +226,13 @@ class _Test:
 def _rms(x: Tensor) -> float:
     """The largest root mean square of any state in `x`."""
     return float(x.double().square().mean(-1).sqrt().max()) if x.numel() else 0.0
+
+
+def _reach(config: dict[str, Any]) -> int:
+    """The widest window, chunk or block of attention that rows can be made to reach beyond, in tokens."""
+    names = [name for name in config if any(word in name for word in ("window", "chunk", "block_size"))]
+    sizes = [config[name] for name in names if isinstance(config[name], int)]
+    return max([4, *(size for size in sizes if size <= WIDEST)])
 
 
 def _chunk(config: Any) -> int | None:
