@@ -58,9 +58,9 @@ OWN: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"num_local_experts": 4, "n_group": 1, "topk_group": 1, "layer_group_size": 2},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
-        "rope_parameters": dict.fromkeys(
-            ("sliding_attention", "full_attention"), {"rope_type": "default", "rope_theta": 10000.0}
-        ),
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")
+        },
     },
     "dots1": {"n_shared_experts": 1},
     "falcon_h1": {"mamba_d_ssm": 64},
@@ -92,6 +92,53 @@ OWN: dict[str, dict[str, Any]] = {
 
 SECONDS = 180
 """Time for one family."""
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+
+SAID = {"cache": "with a cache", "passes": "by full passes", "refused": "refused", "not built": "not tried"}
+"""The verdicts as the page says them."""
+
+TEXT = """\
+# Models
+
+Any causal language model that transformers loads can be a reference, a policy, or the body of a twist. Before a network
+is used for the first time it is looked at, for families differ in ways that ruin results without an error:
+
+- **Between body and logits** some cap their logits softly (Gemma), some scale them (Cohere, Granite), some transform
+  their states first. What a network does is read off the network itself, by putting numbers of up to 20000 in the place of what
+  its head gives and looking at the logits that come out; scores, gradients and draws all go through it.
+- **Its cache** is tested: a few random rows of unequal length, prompts padded, tokens appended, rows selected with
+  repeats, against one plain forward pass of each row alone. Where they differ (Mamba, Qwen3-Next, MiniMax: states that are
+  not keys and values), every token is drawn by a full pass over the row: T tokens cost T passes, and what is drawn is what is
+  scored. That is said once.
+- **Padding and batch mates** are tested in the same way; a network that cannot stand padding is run in rows of one length.
+- **Refused**, by name and reason, is what cannot be used at all: networks whose tokens see what comes after them,
+  networks that need more than tokens.
+
+What was found is kept in `$XDG_CACHE_HOME/tiltlm/selftest` (`~/.cache` by default), by configuration, versions and code.
+
+```sh
+tiltlm doctor MODEL                             # all of this for one model, and the memory it will need
+tiltlm doctor MODEL --batch 256 --length 1024   # exit status 0: usable; 2: not, and why
+```
+
+What to do when
+
+- **a model is drawn from by full passes** and that is too slow: draw short completions, score what others drew
+  (scoring costs one pass either way), or take a family with a cache.
+- **a model is refused as not causal**: BERT and its kin are causal when their configuration says `is_decoder: true`
+  and they were trained so; otherwise there is no left-to-right distribution to speak of.
+- **candidates take "a row for each"** (`doctor`): V-type twists cost K rows a step; a Q-type head costs nothing.
+- **adapters need target modules named**: `doctor` lists the network's linear layers.
+
+## Every family
+
+All {n} families that `AutoModelForCausalLM` maps, each built tiny from its configuration with random weights and its head
+scaled until it gave numbers of size 30 ({tested}): {counts}. The largest difference between a score and a
+plain pass, or a draw's density and its score, was {worst:.0e} nats in float32. "Not tried" says nothing about a family: no
+small network of it could be made here. `python bench/every_family.py` writes this page.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -163,11 +210,11 @@ def error_of(model: CausalLM) -> float:
 
 def plain(model: CausalLM, samples: Samples) -> torch.Tensor:
     """The network's own logits, one row at a time, without cache, padding or positions."""
-    found = torch.zeros(samples.tokens.shape)
+    found = torch.zeros(samples.tokens.shape, dtype=torch.float64)
     for n, (prompt, completion) in enumerate(
         zip(samples.row_prompts.lists(), samples.completions.lists(), strict=True)
     ):
-        logits = model.model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].float()
+        logits = model.model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].double()
         for t, y in enumerate(completion):
             found[n, t] = logits[len(prompt) + t - 1].log_softmax(-1)[y]
     return found
@@ -214,12 +261,30 @@ def main(families: list[str]) -> None:
     for family in families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         signal.alarm(SECONDS)
         try:
-            rows.append(judge(family))
+            row = judge(family)
         except TimeoutError:
-            rows.append(Row(family, "", "not built", note=f"not done within {SECONDS} s"))
+            row = Row(family, "", "not built", note=f"not done within {SECONDS} s")
         signal.alarm(0)
-        row = rows[-1]
-        print(f"{family:24} {row.verdict:9} {row.error:8.1e} {row.seconds:5.1f} s  {row.head:20} {row.note}", flush=True)
+        rows.append(row)
+        print(
+            f"{family:24} {row.verdict:9} {row.error:.0e} {row.seconds:5.1f} s  {row.head} {row.note}", flush=True
+        )
+    if not families:
+        PAGE.write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: list[Row]) -> str:
+    """docs/models.md: its text, and a line per family."""
+    count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in SAID}
+    worst = max(row.error for row in rows if row.verdict in ("cache", "passes"))
+    tested = f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}"
+    counts = ", ".join(f"{n} {SAID[verdict]}" for verdict, n in count.items())
+    head = TEXT.format(n=len(rows), counts=counts, worst=worst, tested=tested)
+    lines = ["| family | network | drawn | between body and logits | why |", "|---|---|---|---|---|"]
+    for row in rows:
+        note = row.note.replace("|", "/").removeprefix(f"{row.network} ").removeprefix("cannot be used: ")
+        lines.append(f"| {row.family} | {row.network} | {SAID[row.verdict]} | {row.head} | {note} |")
+    return head + "\n".join(lines) + "\n"
 
 
 def _late(number: int, frame: FrameType | None) -> None:

@@ -33,12 +33,14 @@ from tiltlm.samples import Samples, Tokens
 class BodyState(Protocol):
     """N prefixes behind which a body stands.
 
-    last     [N, D], the hidden state of each row's last token
-    lengths  int64 [N], tokens so far
+    last [N, D] is the hidden state of each row's last token.
     """
 
     last: Tensor
-    lengths: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens so far, int64 [N]."""
 
     def append(self, tokens: Tensor) -> None:
         """Extend row n by `tokens[n]`."""
@@ -127,9 +129,16 @@ def _saves(prompts: Tokens, row: Tensor, completions: Tokens) -> bool:
 def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:
     """Networks that recompute activations take no cache, and padding must not run past the last position."""
     recomputes = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    limit = most_positions(model) or prompts.ids.shape[1] + new
-    fits = prompts.ids.shape[1] + new <= limit
-    return trust_of(model).sharing and new > 0 and fits and not recomputes and int(prompts.lengths.min()) > 0
+    trust, width = trust_of(model), prompts.ids.shape[1] + new
+    fits = width <= (most_positions(model) or width)
+    return (
+        trust.sharing
+        and trust.caches(width)
+        and new > 0
+        and fits
+        and not recomputes
+        and int(prompts.lengths.min()) > 0
+    )
 
 
 def _behind_shared_prompts(model: PreTrainedModel, prompts: Tokens, row: Tensor, completions: Tokens) -> Tensor:

@@ -26,6 +26,7 @@ class Trust:
     cache      keys and values kept from step to step are (else every step runs the whole prefix)
     peek       several candidates behind one prefix in one pass are (else each gets a row)
     sharing    prompts run once for several rows are
+    reach      tokens of a row, padding included, up to which the last three hold (None: any number)
     why        what went wrong where the cache is not trusted
     refused    why the network cannot be used at all; empty where it can
     """
@@ -35,8 +36,13 @@ class Trust:
     cache: bool = True
     peek: bool = True
     sharing: bool = True
+    reach: int | None = None
     why: str = ""
     refused: str = ""
+
+    def caches(self, width: int) -> bool:
+        """Whether rows of `width` tokens may be run with a cache."""
+        return self.cache and (self.reach is None or width <= self.reach)
 
 
 def trust_of(model: PreTrainedModel) -> Trust:

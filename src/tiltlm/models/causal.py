@@ -34,6 +34,7 @@ from tiltlm.samples import Samples, Tokens
 if TYPE_CHECKING:
     from peft import PeftModel
 
+
 class CausalLM(LanguageModel):
     """A Hugging Face causal LM with explicit positions, dtype and device.
 

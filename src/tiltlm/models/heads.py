@@ -155,9 +155,7 @@ class ValueHead(Values):
             theirs = own if self.body.model is reference.model else hidden_of(reference.model, samples)
         rows, columns, before = samples.places(before=True)
         read = self.before_out(own[rows, before], self._condition_of(rows, samples))
-        log_q = head_log_prob(
-            read, self.out, samples.tokens[rows, columns], reference.fixed(theirs[rows, before])
-        )
+        log_q = head_log_prob(read, self.out, samples.tokens[rows, columns], reference.fixed(theirs[rows, before]))
         return log_q.new_zeros(samples.mask.shape).index_put((rows, columns), log_q)
 
     def save(self, folder: str | Path) -> None:

@@ -123,7 +123,9 @@ def _entry(model: PreTrainedModel, head: nn.Linear, before: Tensor, after: Tenso
     for module in model.modules():
         if module not in inside and _leads(entry := Entry(1.0, module, head), before, after):
             return entry
-    raise ValueError(f"{_name(model)} transforms its hidden states before the output head in a way that is not known")
+    raise ValueError(
+        f"{_name(model)} transforms its hidden states before the output head in a way that is not known"
+    )
 
 
 def _leads(entry: Entry, before: Tensor, after: Tensor) -> bool:

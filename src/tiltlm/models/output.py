@@ -11,7 +11,8 @@ what the head gave, and reads the curve off the logits that come out. What is ne
 Scoring never holds [B, T, V]: the head is applied tile by tile of the vocabulary. In the backward pass a tile's logits
 are computed again instead of kept; with p = softmax(logits) and g the gradient reaching log p(y),
 
-    d = g · (onehot(y) − p) · curve′,      dh = d·W,      dW = dᵀ·h,      curve′ = scale/temperature · (1 − (logits·temperature/cap)²).
+    d = g · (onehot(y) − p) · curve′,    dh = d·W,    dW = dᵀ·h,
+    curve′ = scale/temperature · (1 − (logits·temperature/cap)²).
 
 A tile is computed as W·hᵀ, [tile, M]: each row of dW is then written once, and matrix kernels of the CPU take
 their arguments as they lie (1.7 times the speed of h·Wᵀ over the whole of a large vocabulary).
@@ -139,7 +140,14 @@ class _HeadLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, width: int, curve: Curve, under: Under
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        width: int,
+        curve: Curve,
+        under: Under,
     ) -> Tensor:
         picked = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
         norms: list[Tensor] = []

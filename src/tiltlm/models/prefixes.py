@@ -21,8 +21,8 @@ ROWS_AT_ONCE = 256
 
 def body_state(model: PreTrainedModel, prompts: Tokens, capacity: int) -> BodyState:
     """A state behind `prompts`, ready to grow by up to `capacity` tokens."""
-    kind = BackboneState if trust_of(model).cache else WholePasses
-    return kind(model, prompts, capacity)
+    cached = trust_of(model).caches(prompts.ids.shape[1] + capacity)
+    return BackboneState(model, prompts, capacity) if cached else WholePasses(model, prompts, capacity)
 
 
 class WholePasses:

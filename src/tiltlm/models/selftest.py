@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import tiltlm
@@ -44,6 +44,9 @@ WIDEST = 256
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """Error allowed, relative to the effect of context; half precisions: 0.15."""
+
+LARGE = 50_000_000
+"""Parameters beyond which a network is tested as it is, however little its context matters."""
 
 _FOUND: dict[str, Trust] = {}
 _SAID: set[str] = set()
@@ -75,27 +78,26 @@ def run(model: PreTrainedModel) -> Trust:
     """The self-test itself, whatever was found before; `model` is left as it was."""
     before = trust_of(model)
     device = next(model.parameters()).device
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
-        with torch.autocast(device.type, enabled=False):
-            try:
-                return _Test(_telling(model)).trust()
-            except Exception as error:  # foreign code: whatever it raises on plain rows, it cannot be used
-                return Trust(refused=f"it fails on plain rows of tokens ({one_line(error)})")
-            finally:
-                vars(model)["tiltlm_trust"] = before
+    plainly = torch.autocast(device.type, enabled=False)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model), plainly:
+        try:
+            return _telling(model).trust()
+        except Exception as error:  # foreign code: whatever it raises on plain rows, it cannot be used
+            return Trust(refused=f"it fails on plain rows of tokens ({one_line(error)})")
+        finally:
+            vars(model)["tiltlm_trust"] = before
 
 
-def _telling(model: PreTrainedModel) -> PreTrainedModel:
-    """`model`, or a copy with noise in its weights where they are so small or zero that context has no effect."""
-    effect = _Test(model).effect
-    if effect > 1e-3 or sum(p.numel() for p in model.parameters()) > 50_000_000:
-        return model
+def _telling(model: PreTrainedModel) -> _Test:
+    """A test of `model`, or of a copy with noise in its weights where those are so small that context has no effect."""
+    test = _Test(model)
+    if test.effect > 1e-3 or sum(p.numel() for p in model.parameters()) > LARGE:
+        return test
     other = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     for parameter in other.parameters():
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-        parameter.add_(noise * 0.2)
-    return other
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return _Test(other)
 
 
 class Mismatch(Exception):
@@ -137,7 +139,8 @@ class _Test:
         """Both [M, D]. Raises Mismatch."""
         error = _rms(ours - plain)
         if not error <= self.tolerance:
-            raise Mismatch(f"its states differ from a plain pass by {error / max(self.effect, 1e-12):.1e} of context's effect")
+            share = error / max(self.effect, 1e-12)
+            raise Mismatch(f"its states differ from a plain pass by {share:.1e} of context's effect")
 
     def last(self, state: Any, rows: list[list[int]]) -> None:
         """The state's last hidden states against those of `rows`. Raises Mismatch."""
@@ -149,18 +152,23 @@ class _Test:
         """All questions, one after the other."""
         if why := self.fails(Trust(), self.causal):
             return Trust(refused=f"it is not causal ({why})")
-        for trust in (Trust(), Trust(positions=False), Trust(padding=False), Trust(positions=False, padding=False)):
+        for trust in (
+            Trust(),
+            Trust(positions=False),
+            Trust(padding=False),
+            Trust(positions=False, padding=False),
+        ):
             if not (why := self.fails(trust, self.scoring)):
                 break
         else:
             return Trust(refused=f"rows of a batch change each other ({why})")
-        chunk = _chunk(self.model.config.get_text_config()) or 0
-        if chunk > WIDEST:
-            why = f"it attends in chunks of {chunk} tokens, too many to test a cache beyond"
-        else:
-            why = self.fails(trust, self.cached)
+        chunk = getattr(self.model.config.get_text_config(), "attention_chunk_size", None) or 0
+        trust = replace(trust, reach=chunk if chunk > WIDEST else None)
+        why = self.fails(trust, self.cached)
         if why:
-            return replace(trust, cache=False, peek=False, sharing=False, why=f"its cache is not to be trusted ({why})")
+            return replace(
+                trust, cache=False, peek=False, sharing=False, why=f"its cache is not to be trusted ({why})"
+            )
         peek, sharing = not self.fails(trust, self.peeked), not self.fails(trust, self.shared)
         return replace(trust, peek=peek, sharing=sharing)
 
@@ -233,11 +241,6 @@ def _reach(config: dict[str, Any]) -> int:
     names = [name for name in config if any(word in name for word in ("window", "chunk", "block_size"))]
     sizes = [config[name] for name in names if isinstance(config[name], int)]
     return max([4, *(size for size in sizes if size <= WIDEST)])
-
-
-def _chunk(config: Any) -> int | None:
-    """Tokens of a chunk of attention (Llama 4), or None."""
-    return getattr(config, "attention_chunk_size", None)
 
 
 # ---- what is remembered ------------------------------------------------------------------------------------
