@@ -105,12 +105,12 @@ Any causal language model that transformers loads can be a reference, a policy, 
 is used for the first time it is looked at, for families differ in ways that ruin results without an error:
 
 - **Between body and logits** some cap their logits softly (Gemma), some scale them (Cohere, Granite), some transform
-  their states first. What a network does is read off the network itself, by putting numbers of up to 20000 in the place of what
-  its head gives and looking at the logits that come out; scores, gradients and draws all go through it.
+  their states first. What a network does is read off the network itself, by putting numbers of up to 20000 in the place
+  of what its head gives and looking at the logits that come out; scores, gradients and draws all go through it.
 - **Its cache** is tested: a few random rows of unequal length, prompts padded, tokens appended, rows selected with
   repeats, against one plain forward pass of each row alone. Where they differ (Mamba, Qwen3-Next, MiniMax: states that are
-  not keys and values), every token is drawn by a full pass over the row: T tokens cost T passes, and what is drawn is what is
-  scored. That is said once.
+  not keys and values), every token is drawn by a full pass over the row: T tokens cost T passes, and what is drawn is
+  what is scored. That is said once.
 - **Padding and batch mates** are tested in the same way; a network that cannot stand padding is run in rows of one length.
 - **Refused**, by name and reason, is what cannot be used at all: networks whose tokens see what comes after them,
   networks that need more than tokens.
