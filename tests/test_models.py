@@ -8,7 +8,7 @@ from transformers import GPT2Config
 
 from close import FLOAT32, NETWORK, close
 from families import FAMILIES, VOCAB, build
-from tiltlm.models import causal
+from tiltlm.models import output
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.samplers.ancestral import draw
@@ -66,7 +66,7 @@ def test_chunk_size_changes_neither_value_nor_gradient(model, monkeypatch):
         return total.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     whole, whole_gradient = value_and_gradient()
-    monkeypatch.setattr(causal, "CHUNK_ENTRIES", 3 * VOCAB)
+    monkeypatch.setattr(output, "CHUNK_ENTRIES", 3 * VOCAB)
     parts, parts_gradient = value_and_gradient()
     close(parts, whole, NETWORK)
     for a, b in zip(parts_gradient, whole_gradient, strict=True):
@@ -195,17 +195,6 @@ def test_load_takes_the_dtype_it_is_told(tmp_path):
     assert CausalLM.load(tmp_path).model.dtype == torch.float32
 
 
-def test_a_head_that_is_not_the_last_step_is_refused():
-    import transformers as hf
-
-    config = hf.Gemma2Config(
-        vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=8, intermediate_size=32, final_logit_softcapping=0.01, initializer_range=1.0,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="after the output head"):
-        CausalLM.from_config(config)
-
-
 def test_empty_prompt_and_too_long_a_row_are_named():
     model = build("gpt2")
     with pytest.raises(ValueError, match="prompt is empty"):
@@ -248,7 +237,7 @@ def test_a_frozen_body_stays_in_evaluation_mode_while_its_head_trains():
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_temperature_divides_the_logits_in_drawing_and_in_scoring(family):
-    """log_prob and the log_q of draws at T = 0.5 are log-softmax(logits/T); a head with a bias is refused."""
+    """log_prob and the log_q of draws at T = 0.5 are log-softmax(logits/T)."""
     model = build(family, torch.float64, eos_id=3)
     cold = copy_of(model).at(0.5)
     samples = draw(cold, Tokens.of([[5, 7], [2]]), n=3, max_new_tokens=5, stream=stream(0, "temperature"))
@@ -257,7 +246,5 @@ def test_a_temperature_divides_the_logits_in_drawing_and_in_scoring(family):
         plain = model.start(Tokens.of([[5, 7]]), 1).log_next()
         close(cold.start(Tokens.of([[5, 7]]), 1).log_next(), (plain / 0.5).log_softmax(-1), NETWORK)
         assert (cold.log_prob(samples) - model.log_prob(samples)).abs().max() > 0.05
-    model.head.bias = torch.nn.Parameter(torch.zeros(model.vocab_size))
-    for wrong, message in ((0.5, "bias in its output head"), (0.0, "temperature must be positive")):
-        with pytest.raises(ValueError, match=message):
-            model.at(wrong)
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        model.at(0.0)

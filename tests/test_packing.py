@@ -10,7 +10,7 @@ from torch import Tensor
 from close import NETWORK, close
 from families import FAMILIES, VOCAB, build
 from tiltlm.engine import Engine, Optim
-from tiltlm.models.backbone import body_of
+from tiltlm.models.body import body_of
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.packing import first_fit, packs_exactly
 from tiltlm.policies.sft import SFT

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from close import FLOAT32, NETWORK, close, size_of
 from families import VOCAB, build
 from tiltlm.engine import Engine, Optim
-from tiltlm.models import causal
-from tiltlm.models.causal import CausalLM, copy_of, head_log_prob
+from tiltlm.models import output
+from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.models.output import Fixed, head_log_prob
 from tiltlm.objective import Outcome
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Samples, Tokens
@@ -68,12 +69,12 @@ def test_a_precision_nobody_knows_is_refused():
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_head_is_float32_in_both_directions_under_autocast(bias, fixed, monkeypatch):
     """Half-precision states, float32 weights: value and gradient are exactly those without autocast."""
-    monkeypatch.setattr(causal, "CHUNK_ENTRIES", 20)
+    monkeypatch.setattr(output, "CHUNK_ENTRIES", 20)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(7, 6, generator=generator).bfloat16()
     targets = torch.randint(VOCAB, (7,), generator=generator)
     head = nn.Linear(6, VOCAB, bias=bias)
-    under = (torch.randn(7, 5, generator=generator).bfloat16(), nn.Linear(5, VOCAB)) if fixed else None
+    under = Fixed(torch.randn(7, 5, generator=generator).bfloat16(), nn.Linear(5, VOCAB)) if fixed else None
 
     def value_and_gradient(enabled: bool) -> list[Tensor]:
         leaf, _ = states.float().requires_grad_(), head.zero_grad()

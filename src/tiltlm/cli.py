@@ -1,4 +1,4 @@
-"""The command line: list | run | sweep | prepare | sample | score | measure | report | demo.
+"""The command line: list | run | sweep | prepare | sample | doctor | score | measure | report | demo.
 
 A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
 standard output, progress to standard error. Mistakes by the user end in one line that says what to do, and
@@ -28,6 +28,7 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
                                                 preference data of many formats as plain rows, with a report
   tiltlm sample MODEL --prompts p.jsonl --n 4 --out y.jsonl
                                                 draw completions from a model folder, hub name or run
+  tiltlm doctor MODEL                           what a model is, how it may be run, what it needs
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
   tiltlm measure RUN…                           finished runs side by side, compared prompt by prompt
   tiltlm report RUN… --out page.html            their tables, pictures and samples on one page, offline
@@ -37,7 +38,7 @@ Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, fin
 """
 
 COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
-COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "demo": "demo"}
+COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "demo": "demo", "doctor": "doctor"}
 """Each command, and the module of `commands/` that has the function of its name."""
 
 

@@ -20,7 +20,7 @@ QUIET_SECONDS = 10.0
 
 def note(text: str) -> None:
     """One line for whoever watches."""
-    console.print(text)
+    console.print(text, soft_wrap=True)
 
 
 @contextmanager

@@ -10,13 +10,14 @@ Two paths, one padding rule each:
   is written in the same column and a sliding window sees no holes. The mask is left out when rows are equally
   long.
 
-`position_ids` are always passed: GPT-2 and GPT-Neo number positions without looking at the mask, OPT with it.
+`position_ids` are passed wherever the network takes them: GPT-2 and GPT-Neo number positions without looking at the
+mask, OPT with it. Networks for which one of these ways was found wrong (`Trust`) are run in a slower one that is right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,62 +25,31 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicLayer
 
+from tiltlm.models.body import attention_window, body_of, most_positions, run_body, trust_of
+from tiltlm.models.cache import BufferLayer
 from tiltlm.samples import Samples, Tokens
 
 
-class BufferLayer(DynamicLayer):
-    """One layer's keys and values in storage allocated once for `capacity` columns.
+class BodyState(Protocol):
+    """N prefixes behind which a body stands.
 
-    transformers' own dynamic layer copies the whole cache at every token; this one writes in place and hands
-    out views, which also makes taking tokens back (`length = …`) free.
+    last [N, D] is the hidden state of each row's last token.
     """
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-        self.key_store: Tensor | None = None
-        self.value_store: Tensor | None = None
+    last: Tensor
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.key_store is None or self.value_store is None:
-            self.key_store, self.value_store = self._empty(key_states), self._empty(value_states)
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        end = self.length + key_states.shape[-2]
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens a row; {end} were written: start with more")
-        self.key_store[:, :, self.length : end] = key_states
-        self.value_store[:, :, self.length : end] = value_states
-        self.length = end
-        self.keys, self.values = self.key_store[:, :, :end], self.value_store[:, :, :end]
-        return self.keys, self.values
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens so far, int64 [N]."""
 
-    def _empty(self, states: Tensor) -> Tensor:
-        n, heads, _, width = states.shape
-        return states.new_empty(n, heads, self.capacity, width)
+    def append(self, tokens: Tensor) -> None:
+        """Extend row n by `tokens[n]`."""
 
-    def get_seq_length(self) -> int:
-        return self.length
+    def select(self, index: Tensor) -> None:
+        """Keep the rows at `index`, in its order."""
 
-    def stores(self) -> tuple[Tensor, Tensor]:
-        if self.key_store is None or self.value_store is None:
-            raise RuntimeError("the cache is empty: prefill first")
-        return self.key_store, self.value_store
-
-    def take_rows(self, index: Tensor) -> None:
-        """Rows at `index`, in its order; only the columns in use are copied."""
-        stores = []
-        for store in self.stores():
-            fresh = store.new_empty(len(index), store.shape[1], self.capacity, store.shape[3])
-            fresh[:, :, : self.length] = store[:, :, : self.length].index_select(0, index)
-            stores.append(fresh)
-        self.key_store, self.value_store = stores
-
-    def keep_column(self, column: Tensor) -> None:
-        """Of the columns written beyond `length`, keep row n's column `length + column[n]` as the next one."""
-        for store in self.stores():
-            place = (self.length + column)[:, None, None, None].expand(-1, store.shape[1], 1, store.shape[3])
-            store[:, :, self.length] = store.gather(2, place)[:, :, 0]
-        self.length += 1
+    def peek(self, candidates: Tensor) -> Tensor:
+        """Hidden states of prefix n + candidates[n, k], [N, K, D]; the prefixes stay put."""
 
 
 def fuse_activations(model: nn.Module) -> None:
@@ -94,16 +64,32 @@ def fuse_activations(model: nn.Module) -> None:
                 setattr(parent, name, nn.GELU(approximate="tanh"))
 
 
-def body_of(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal LM below its output head."""
-    return getattr(model, model.base_model_prefix)
-
-
 def hidden(model: PreTrainedModel, sequences: Tokens) -> Tensor:
     """Last hidden states of right-padded rows, [N, L, D]; what stands at padding is meaningless."""
-    n, width = sequences.ids.shape
-    positions = torch.arange(width, device=sequences.device).expand(n, width)
-    return body_of(model)(input_ids=sequences.ids, position_ids=positions, use_cache=False).last_hidden_state
+    if trust_of(model).padding or bool((sequences.lengths == sequences.ids.shape[1]).all()):
+        return _right_padded(model, sequences.ids)
+    return _by_length(model, sequences)
+
+
+def _right_padded(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    return run_body(body_of(model), ids, positions if trust_of(model).positions else None)
+
+
+def _by_length(model: PreTrainedModel, sequences: Tokens) -> Tensor:
+    """`hidden` without any padding: rows of one length together, one forward pass per length."""
+    states: Tensor | None = None
+    for length in sequences.lengths.unique().tolist():
+        rows = (sequences.lengths == length).nonzero()
+        if length == 0:
+            continue
+        part = _right_padded(model, sequences.ids[rows[:, 0], :length])
+        if states is None:
+            states = part.new_zeros(*sequences.ids.shape, part.shape[2])
+        states = states.index_put((rows, torch.arange(length, device=rows.device)), part)
+    if states is None:
+        raise ValueError("there is nothing to run: every row is empty")
+    return states
 
 
 def hidden_of(model: PreTrainedModel, samples: Samples, apart: Callable[..., Tensor] = hidden) -> Tensor:
@@ -120,7 +106,7 @@ def hidden_of(model: PreTrainedModel, samples: Samples, apart: Callable[..., Ten
     completions = samples.completions.cropped()
     worth = 0 < 2 * len(prompts) <= len(samples) and _saves(prompts, row, completions)
     if worth and _can_share(model, prompts, completions.ids.shape[1]):
-        return _behind_shared_prompts(body_of(model), prompts, row, completions)
+        return _behind_shared_prompts(model, prompts, row, completions)
     return apart(model, samples.sequences())
 
 
@@ -143,22 +129,29 @@ def _saves(prompts: Tokens, row: Tensor, completions: Tokens) -> bool:
 def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:
     """Networks that recompute activations take no cache, and padding must not run past the last position."""
     recomputes = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    limit = getattr(model.config, "max_position_embeddings", None) or prompts.ids.shape[1] + new
-    fits = prompts.ids.shape[1] + new <= limit
-    return new > 0 and fits and not recomputes and int(prompts.lengths.min()) > 0
+    trust, width = trust_of(model), prompts.ids.shape[1] + new
+    fits = width <= (most_positions(model) or width)
+    return (
+        trust.sharing
+        and trust.caches(width)
+        and new > 0
+        and fits
+        and not recomputes
+        and int(prompts.lengths.min()) > 0
+    )
 
 
-def _behind_shared_prompts(body: nn.Module, prompts: Tokens, row: Tensor, completions: Tokens) -> Tensor:
+def _behind_shared_prompts(model: PreTrainedModel, prompts: Tokens, row: Tensor, completions: Tokens) -> Tensor:
     """States of prompts[row] followed by completions, right-padded as `followed_by` would have them."""
     cache = Cache(layer_class_to_replicate=DynamicLayer)
     ids, positions, mask = _at_right_edge(prompts)
-    first = _cached_forward(body, ids, positions, mask, cache)
+    first = _cached_forward(model, ids, positions, mask, cache)
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[row], layer.values[row]  # type: ignore[index, union-attr]
     positions = prompts.lengths[row, None] + torch.arange(completions.ids.shape[1], device=ids.device)
     if mask is not None:
         mask = torch.cat([mask[row], torch.ones_like(completions.mask)], 1)
-    then = _cached_forward(body, completions.ids, positions, mask, cache)
+    then = _cached_forward(model, completions.ids, positions, mask, cache)
     states = torch.cat([first[row], then], 1)
     if mask is None:
         return states
@@ -167,25 +160,27 @@ def _behind_shared_prompts(body: nn.Module, prompts: Tokens, row: Tensor, comple
     return states.gather(1, source.clamp_max(width - 1)[:, :, None].expand_as(states))
 
 
-def _cached_forward(body: nn.Module, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
-    output = body(
-        input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
-    )
-    return output.last_hidden_state
+def _cached_forward(
+    model: PreTrainedModel, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache
+) -> Tensor:
+    return run_body(body_of(model), ids, positions if trust_of(model).positions else None, mask, cache)
+
+
+def check_room(model: PreTrainedModel, prompts: Tokens, capacity: int) -> None:
+    """Raises ValueError for an empty prompt, and where prompt and new tokens exceed the network's positions."""
+    width, limit = prompts.ids.shape[1], most_positions(model)
+    if width == 0 or int(prompts.lengths.min()) == 0:
+        raise ValueError("a prompt is empty: a causal LM needs at least one token (a start token, say) to begin")
+    if limit is not None and width + capacity > limit:
+        raise ValueError(f"prompt ({width}) plus new tokens ({capacity}) exceed the model's {limit} positions")
 
 
 class BackboneState:
     """N prefixes behind which the body stands, with `last` [N, D], the hidden state of each row's last token."""
 
     def __init__(self, model: PreTrainedModel, prompts: Tokens, capacity: int) -> None:
-        self.body, width = body_of(model), prompts.ids.shape[1]
-        if width == 0 or int(prompts.lengths.min()) == 0:
-            raise ValueError(
-                "a prompt is empty: a causal LM needs at least one token (a start token, say) to begin"
-            )
-        limit = getattr(model.config, "max_position_embeddings", None)
-        if limit is not None and width + capacity > limit:
-            raise ValueError(f"prompt ({width}) plus new tokens ({capacity}) exceed the model's {limit} positions")
+        check_room(model, prompts, capacity)
+        self.model, width = model, prompts.ids.shape[1]
         prompts, which = _distinct(prompts)
         self.lengths = prompts.lengths
         self.window = attention_window(model.config)
@@ -202,7 +197,7 @@ class BackboneState:
         return self.cache.layers  # type: ignore[return-value]
 
     def _forward(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        return _cached_forward(self.body, ids, positions, mask, self.cache)
+        return _cached_forward(self.model, ids, positions, mask, self.cache)
 
     def append(self, tokens: Tensor) -> None:
         """Extend row n by `tokens[n]`; free if it was among the candidates just peeked at."""
@@ -232,7 +227,8 @@ class BackboneState:
         All candidates of a row carry the same position id and see the prefix and themselves, not each other.
         """
         n, k = candidates.shape
-        if self.window is not None and self.layers[0].length + k > self.window:
+        beyond = self.window is not None and self.layers[0].length + k > self.window
+        if beyond or not trust_of(self.model).peek:
             return self._peek_in_rows(candidates)
         self._make_room(k)
         length = self.layers[0].length
@@ -247,7 +243,7 @@ class BackboneState:
         return states
 
     def _peek_in_rows(self, candidates: Tensor) -> Tensor:
-        """`peek` for a window of attention counted in columns: every candidate gets a row of its own."""
+        """`peek` where one pass would not do, a window of attention counted in columns, say: a row for each candidate."""
         n, k = candidates.shape
         rows = torch.arange(n, device=candidates.device).repeat_interleave(k)
         kept = [(layer.length, *layer.stores()) for layer in self.layers]
@@ -279,15 +275,6 @@ class BackboneState:
         self.lengths, self.last = self.lengths[index], self.last[index]
         self.mask = None if self.mask is None else self.mask[index]
         self._peeked = None
-
-
-def attention_window(config: Any) -> int | None:
-    """The narrowest attention window of any layer, in tokens, or None where every layer sees everything."""
-    if "local" in getattr(config, "attention_layers", ()):  # GPT-Neo's name for it
-        return int(config.window_size)
-    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
-        return int(config.sliding_window)
-    return None
 
 
 def _at_right_edge(prompts: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:

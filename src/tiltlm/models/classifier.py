@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from tiltlm.models.backbone import fuse_activations
+from tiltlm.models.backbone import fuse_activations, hidden
 from tiltlm.models.hub import pretrained
+from tiltlm.models.selftest import examine
+from tiltlm.samples import Tokens
 
 
 class TextClassifier(nn.Module):
@@ -31,6 +33,14 @@ class TextClassifier(nn.Module):
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id or 0
         fuse_activations(model)
+        if self.head is not None:
+            examine(model)
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The linear head of a causal body, read at a row's last token; None for other bodies."""
+        head = getattr(self.model, "score", None)
+        return head if isinstance(head, nn.Linear) else None
 
     @staticmethod
     def load(
@@ -84,15 +94,10 @@ class TextClassifier(nn.Module):
 
     def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Class logits [N, C]. Causal models are read at the last real token, whatever the padding token is."""
-        head = getattr(self.model, "score", None)
-        if not isinstance(head, nn.Linear):
+        if self.head is None:
             return self.model(input_ids=ids, attention_mask=mask).logits
-        body = getattr(self.model, self.model.base_model_prefix)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        states = body(
-            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        return head(states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1])
+        states = hidden(self.model, Tokens(ids, mask.bool()))
+        return self.head(states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1])
 
     @torch.no_grad()
     def log_probs(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

@@ -26,9 +26,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tiltlm.models.backbone import BackboneState, hidden, hidden_of
+from tiltlm.models.backbone import BodyState, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, Values
-from tiltlm.models.causal import CausalLM, head_log_prob, head_logits
+from tiltlm.models.causal import CausalLM
+from tiltlm.models.output import head_log_prob, head_logits
+from tiltlm.models.prefixes import body_state
 from tiltlm.samples import Samples, Tokens, conditions_of
 
 Reads = Literal["nothing", "tokens", "class"]
@@ -87,7 +89,7 @@ class ValueHead(Values):
 
     def start(self, prompts: Tokens, capacity: int) -> ValueHeadState:
         condition = self.condition(prompts)
-        return ValueHeadState(self, BackboneState(self.body.model, prompts, capacity), condition)
+        return ValueHeadState(self, body_state(self.body.model, prompts, capacity), condition)
 
     def condition(self, prompts: Tokens) -> Tensor | None:
         """What the head reads of every prompt's condition, [P, D'], or None."""
@@ -153,8 +155,7 @@ class ValueHead(Values):
             theirs = own if self.body.model is reference.model else hidden_of(reference.model, samples)
         rows, columns, before = samples.places(before=True)
         read = self.before_out(own[rows, before], self._condition_of(rows, samples))
-        fixed = (reference.tempered(theirs[rows, before]), reference.head)
-        log_q = head_log_prob(read, self.out, samples.tokens[rows, columns], fixed)
+        log_q = head_log_prob(read, self.out, samples.tokens[rows, columns], reference.fixed(theirs[rows, before]))
         return log_q.new_zeros(samples.mask.shape).index_put((rows, columns), log_q)
 
     def save(self, folder: str | Path) -> None:
@@ -186,7 +187,7 @@ class ValueHead(Values):
 class ValueHeadState:
     """The decoding state of a `ValueHead`."""
 
-    def __init__(self, model: ValueHead, state: BackboneState, condition: Tensor | None) -> None:
+    def __init__(self, model: ValueHead, state: BodyState, condition: Tensor | None) -> None:
         self.model, self.state, self.condition = model, state, condition
 
     def peek(self, candidates: Tensor | None) -> Tensor:

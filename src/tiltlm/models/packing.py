@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tiltlm.models.backbone import attention_window, body_of, hidden
+from tiltlm.models.backbone import hidden
+from tiltlm.models.body import attention_window, body_of, most_positions, run_body
 from tiltlm.samples import Tokens
 
 WIDEST_WINDOW = 512
@@ -53,10 +54,7 @@ def hidden_packed(model: PreTrainedModel, sequences: Tokens) -> Tensor:
     place = (begin[:, None] + column)[mask]  # of every real token, the packed rows laid end to end
     ids, positions = sequences.ids.new_zeros(2, height * width)  # padding: sequences of one token, seen by nobody
     ids[place], positions[place] = sequences.ids[mask], column.expand(n, width)[mask]
-    output = body_of(model)(
-        input_ids=ids.view(height, width), position_ids=positions.view(height, width), use_cache=False
-    )
-    packed = output.last_hidden_state.flatten(0, 1)
+    packed = run_body(body_of(model), ids.view(height, width), positions.view(height, width)).flatten(0, 1)
     return packed.new_zeros(n, width, packed.shape[1]).masked_scatter(mask[:, :, None], packed[place])
 
 
@@ -86,10 +84,10 @@ def why_not(model: PreTrainedModel) -> str:
 
 def _trial(model: PreTrainedModel, longest: int) -> Tokens:
     """Random tokens that are packed into three rows of one, two and three sequences."""
-    longest = min(longest, getattr(model.config, "max_position_embeddings", None) or longest)
+    longest = min(longest, most_positions(model) or longest)
     half, quarter = longest // 2, longest // 4
     lengths = torch.tensor([quarter, half, longest, half, quarter, half])
     mask = torch.arange(longest) < lengths[:, None]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(int(model.config.vocab_size), mask.shape, generator=generator)
+    ids = torch.randint(int(model.config.get_text_config().vocab_size), mask.shape, generator=generator)
     return Tokens(ids * mask, mask).to(model.device)

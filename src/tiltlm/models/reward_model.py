@@ -51,8 +51,7 @@ class RewardModel(nn.Module):
     @property
     def head(self) -> nn.Linear | None:
         """The linear head of a causal body; None for other bodies."""
-        head = getattr(self.classifier.model, "score", None)
-        return head if isinstance(head, nn.Linear) else None
+        return self.classifier.head
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,7 @@ class TeacherlessState(State):
         self.model, self.states, self.depth = model, states, 0
 
     def logits(self) -> Tensor:
-        return self.model.head(self.states[:, self.depth])
+        return self.model.logits_of(self.states[:, self.depth])
 
     def append(self, tokens: Tensor) -> None:
         self.depth += 1
