@@ -40,9 +40,9 @@ def _config(family: str) -> hf.PretrainedConfig:
 FAMILIES = ["gpt2", "gpt_neo", "opt", "gpt_neox", "llama"]
 
 
-def build(family: str, seed: int = 0, eos_id: int | None = None) -> CausalLM:
+def build(family: str, seed: int = 0, eos_ids: tuple[int, ...] = ()) -> CausalLM:
     """A random model of `family`, in eval mode, weights spread widely enough to tell tokens apart."""
-    model = CausalLM.from_config(_config(family), seed=seed, eos_id=eos_id).eval()
+    model = CausalLM.from_config(_config(family), seed=seed, eos_ids=eos_ids).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
