@@ -14,7 +14,7 @@ STOP = 7
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return Encoder(train_tokenizer(stories(50, stream(0, "test-encoding")), 300), STOP, 20, 8)
+    return Encoder(train_tokenizer(stories(50, stream(0, "test-encoding")), 300), (STOP,), 20, 8)
 
 
 def ids(encoder: Encoder, text: str) -> list[int]:
