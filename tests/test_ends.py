@@ -90,7 +90,7 @@ def test_ends_are_read_from_all_places_and_said_once(tmp_path, capsys, config, g
 def test_ends_can_be_left_out_or_named(tmp_path, capsys):
     path = folder(tmp_path, config=2, generation=[2, 3], words=tokenizer(CHATML))
     assert CausalLM.load(path, eos_ids=()).eos_ids == () and CausalLM.load(path, eos_ids=[4]).eos_ids == (4,)
-    assert capsys.readouterr().err == ""
+    assert "end tokens" not in capsys.readouterr().err
     assert ends_of(path, ("yes", "4")) == (9, 4)
     assert "9 'yes', 4 '<|eom|>' (--stop)" in " ".join(capsys.readouterr().err.split())
 
