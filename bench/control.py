@@ -103,7 +103,7 @@ def ours(case: Case) -> Work:
     from tiltlm.seeds import stream
     from tiltlm.target import Target
 
-    reference = CausalLM.load(folder(case.size), eos_id=0).requires_grad_(False)
+    reference = CausalLM.load(folder(case.size), eos_ids=(0,)).requires_grad_(False)
     target = Target(reference, lambda s: TILT * ((s.tokens % 2 == 0) & s.mask).sum(1).double(), 1.0)
     prompt = Tokens.full(random_ids(1, 1, PROMPT, case.size.vocab))
     settings, number = SMC(PARTICLES, 0.5, "multinomial"), count()

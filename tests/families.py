@@ -41,10 +41,10 @@ FAMILIES = ["gpt2", "gpt_neo", "opt", "gpt_neox", "llama"]
 
 
 def build(
-    family: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, eos_id: int | None = None
+    family: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, eos_ids: tuple[int, ...] = ()
 ) -> CausalLM:
     """A random model of `family`, in eval mode, weights spread widely enough to tell tokens apart."""
-    model = CausalLM.from_config(_config(family), seed=seed, eos_id=eos_id).eval()
+    model = CausalLM.from_config(_config(family), seed=seed, eos_ids=eos_ids).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -14,7 +14,7 @@ STOP = 7
 
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
-    return Encoder(train_tokenizer(stories(50, stream(0, "test-encoding")), 300), STOP, 20, 8)
+    return Encoder(train_tokenizer(stories(50, stream(0, "test-encoding")), 300), (STOP,), 20, 8)
 
 
 def ids(encoder: Encoder, text: str) -> list[int]:
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_refused(encoder):
     with pytest.raises(ValueError, match="group 1 has 3 completions, those before it 2"):
         encoder.groups(rows)
     with pytest.raises(ValueError, match="do not fit"):
-        Encoder(encoder.tokenizer, STOP, 8, 8)
+        Encoder(encoder.tokenizer, (STOP,), 8, 8)
 
     class Silent:
         bos_token_id = None
@@ -104,11 +104,11 @@ def test_what_does_not_fit_is_refused(encoder):
             return {"input_ids": []}
 
     with pytest.raises(ValueError, match="has no tokens"):
-        Encoder(Silent(), STOP, 8, 4).prompt("")
+        Encoder(Silent(), (STOP,), 8, 4).prompt("")
 
 
 def test_a_mask_counts_the_end_even_if_it_is_the_padding_id(encoder):
-    padded = Encoder(encoder.tokenizer, encoder.tokenizer.pad_token_id, 20, 8)
+    padded = Encoder(encoder.tokenizer, (encoder.tokenizer.pad_token_id,), 20, 8)
     samples = padded.samples(padded.prompts(["A", "B"]), [0, 1], [" a cat", " a"])
     lengths = [len(ids(encoder, text)) + 1 for text in (" a cat", " a")]
     assert samples.mask.sum(1).tolist() == lengths

@@ -44,12 +44,18 @@ def test_completions_of_a_fixed_length_are_all_of_them():
 
 
 @pytest.mark.parametrize(("vocab", "horizon", "count"), [(3, 3, 15), (2, 4, 5), (4, 2, 13), (5, 1, 5)])
-@pytest.mark.parametrize("eos_id", [0, 1])
-def test_completions_that_may_end_early_are_counted_by_hand(vocab, horizon, count, eos_id):
+@pytest.mark.parametrize("eos_ids", [(0,), (1,)])
+def test_completions_that_may_end_early_are_counted_by_hand(vocab, horizon, count, eos_ids):
     """V = 3, T = 3: 1 of one token + 2 of two + 4·3 of three = 15 (eos; ?eos; ?? and any)."""
-    rows = all_completions(vocab, horizon, eos_id).lists()
+    rows = all_completions(vocab, horizon, eos_ids).lists()
     assert len(rows) == count and len({tuple(row) for row in rows}) == count
-    assert {tuple(row) for row in rows} == set(completions(vocab, horizon, eos_id))
+    assert {tuple(row) for row in rows} == set(completions(vocab, horizon, eos_ids))
+
+
+def test_completions_with_two_ends_are_counted_by_hand():
+    """V = 4, ends 0 and 3, T = 3: 2 of one token + 2·2 of two + 2·2·4 of three = 22, each ending in its own end."""
+    rows = all_completions(4, 3, (3, 0)).lists()
+    assert {tuple(row) for row in rows} == set(completions(4, 3, (0, 3))) and len(rows) == 22
 
 
 def test_every_pair_goes_prompt_by_prompt():
@@ -181,11 +187,11 @@ def test_enumeration_is_refused_beyond_the_limit(monkeypatch):
     assert len(solved(w).samples) == 54
 
 
-@pytest.mark.parametrize("eos_id", [None, 0])
-def test_a_hopeless_enumeration_is_refused_before_it_is_tried(eos_id):
+@pytest.mark.parametrize("eos_ids", [(), (0,)])
+def test_a_hopeless_enumeration_is_refused_before_it_is_tried(eos_ids):
     """1000^6 completions would take 10^18 rows of memory: say so instead of asking for it."""
     model = TableLM(1, 3, 1)
-    model.vocab_size, model.eos_id = 1000, eos_id
+    model.vocab_size, model.eos_ids = 1000, eos_ids
     with pytest.raises(ValueError, match="sample instead"):
         solve(Target(model, lambda s: s.tokens[:, 0].double(), 1.0), Tokens.of([[0]]), 6)
 
@@ -228,10 +234,10 @@ def test_scoring_fills_in_what_is_missing_and_leaves_the_rest():
 @pytest.mark.kernels
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
-@pytest.mark.parametrize("eos_id", [None, 5])
-def test_a_network_solved_by_enumeration_matches_brute_force(family, eos_id):
+@pytest.mark.parametrize("eos_ids", [(), (5, 9)])
+def test_a_network_solved_by_enumeration_matches_brute_force(family, eos_ids):
     """23 tokens, two steps, ragged prompts: log Z and psi* from the network's own logits, one prefix a time."""
-    model, beta = build(family, torch.float64, eos_id=eos_id), 0.4
+    model, beta = build(family, torch.float64, eos_ids=eos_ids), 0.4
     prompts = Tokens.of([[3, 5, 7], [2]])
 
     def reward_of(prompt: list[int], done: list[int]) -> float:
@@ -242,13 +248,13 @@ def test_a_network_solved_by_enumeration_matches_brute_force(family, eos_id):
         return torch.tensor([reward_of(x, y) for x, y in both])
 
     solution = solve(Target(model, reward, beta), prompts, 2)
-    assert len(solution.samples) == 2 * (VOCAB**2 if eos_id is None else 1 + (VOCAB - 1) * VOCAB)
+    assert len(solution.samples) == 2 * (len(eos_ids) + (VOCAB - len(eos_ids)) * VOCAB)
     psi, rows = solution.log_psi_star(), by_name_of(solution)
     for x, prompt in enumerate(prompts.lists()):
         tilted = dict.fromkeys(range(VOCAB), 0.0)
         first = next_probabilities(model, prompt)
         for a in range(VOCAB):
-            if a == eos_id:
+            if a in eos_ids:
                 tilted[a] = first[a] * math.exp(reward_of(prompt, [a]) / beta)
                 continue
             second = next_probabilities(model, [*prompt, a])

@@ -239,7 +239,7 @@ def test_the_policy_s_gradient_does_not_run_through_the_advantage():
 @torch.no_grad()
 def test_the_ratio_is_one_when_the_drawer_is_the_policy():
     """p/q of whole answers, drawn with the cache and scored without; another policy's is not 1."""
-    model = build("gpt2", torch.float64, eos_id=3)
+    model = build("gpt2", torch.float64, eos_ids=(3,))
     samples = draw(model, Tokens.of([[3, 5, 7], [2]]), n=6, max_new_tokens=8, stream=stream(0))
     objective = Reinforce()
     batch = objective.prepare(samples.with_(reward=torch.rand(12, generator=torch.Generator().manual_seed(0))))

@@ -238,7 +238,7 @@ def test_a_frozen_body_stays_in_evaluation_mode_while_its_head_trains():
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_temperature_divides_the_logits_in_drawing_and_in_scoring(family):
     """log_prob and the log_q of draws at T = 0.5 are log-softmax(logits/T)."""
-    model = build(family, torch.float64, eos_id=3)
+    model = build(family, torch.float64, eos_ids=(3,))
     cold = copy_of(model).at(0.5)
     samples = draw(cold, Tokens.of([[5, 7], [2]]), n=3, max_new_tokens=5, stream=stream(0, "temperature"))
     with torch.no_grad():

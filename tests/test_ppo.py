@@ -132,10 +132,10 @@ class TableCritic(nn.Module):
         return torch.where(samples.mask, torch.stack(columns, 1), 0.0)[..., None]
 
 
-@pytest.mark.parametrize("eos_id", [None, 2])
-def test_ppo_comes_close_to_pi_star_of_its_beta(eos_id):
-    w = world(eos_id=eos_id, beta=0.4)
-    policy = TableLM(2, 3, HORIZON, eos_id)
+@pytest.mark.parametrize("eos_ids", [(), (0, 2)])
+def test_ppo_comes_close_to_pi_star_of_its_beta(eos_ids):
+    w = world(eos_ids=eos_ids, beta=0.4)
+    policy = TableLM(2, 3, HORIZON, eos_ids)
     policy.load_state_dict(w.reference.state_dict())
     critic = TableCritic()
     both = ActorCritic(policy, critic)

@@ -308,7 +308,7 @@ def own(work, compared) -> list[str]:
         "--base.model",
         str(base),
     ]
-    return [*found, "--base.stop-id", "0", *BASE[:4], *DRAWS, *ALIGN, *TEST, "--align.size", "2"]
+    return [*found, "--base.stop", "0", *BASE[:4], *DRAWS, *ALIGN, *TEST, "--align.size", "2"]
 
 
 def test_a_user_s_own_pairs_without_generation(own, work):
@@ -398,7 +398,7 @@ def test_a_model_to_start_from_brings_its_tokenizer_and_needs_no_other(compared,
         str(sft),
     ]
     args += [
-        "--base.stop-id",
+        "--base.stop",
         "0",
         *BASE[:4],
         "--draws.n",

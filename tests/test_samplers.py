@@ -139,7 +139,7 @@ def test_a_row_s_token_does_not_depend_on_its_batch_mates():
 def ending(model: CausalLM, drawer: LanguageModel | None = None) -> CausalLM:
     """`model`, ending at the token that `drawer` (default: itself) draws most often after the first."""
     drawn = draw(drawer or model, RAGGED, n=20, max_new_tokens=3, stream=stream(0, "eos"))
-    model.eos_id = int(drawn.tokens[:, 1:].flatten().mode().values)
+    model.eos_ids = (int(drawn.tokens[:, 1:].flatten().mode().values),)
     return model
 
 
@@ -152,10 +152,10 @@ def frequencies(samples: Samples, w: World) -> Tensor:
     return torch.tensor([counts[row] for row in w.rows], dtype=torch.float64).reshape(w.reward.shape)
 
 
-@pytest.mark.parametrize("eos_id", [None, 2])
-def test_draw_draws_the_model_s_own_distribution(eos_id):
+@pytest.mark.parametrize("eos_ids", [(), (2,), (1, 2)])
+def test_draw_draws_the_model_s_own_distribution(eos_ids):
     """Every completion within 4 standard errors; a perturbed table's frequencies are not."""
-    w = world(eos_id=eos_id)
+    w = world(eos_ids=eos_ids)
     samples = draw(w.reference, PROMPTS, n=10_000, max_new_tokens=HORIZON, stream=stream(0, "frequencies"))
     counts, p, other = frequencies(samples, w), w.p_ref(), w.density(perturbed(w.reference, 0.2))
     for x in range(N_PROMPTS):
@@ -163,9 +163,9 @@ def test_draw_draws_the_model_s_own_distribution(eos_id):
         assert z_scores(counts[x], other[x]).abs().max() > 4
 
 
-@pytest.mark.parametrize("eos_id", [None, 2])
-def test_log_q_of_a_table_is_its_log_prob(eos_id):
-    w = world(eos_id=eos_id)
+@pytest.mark.parametrize("eos_ids", [(), (2,), (1, 2)])
+def test_log_q_of_a_table_is_its_log_prob(eos_ids):
+    w = world(eos_ids=eos_ids)
     samples = draw(w.reference, PROMPTS, n=50, max_new_tokens=HORIZON, stream=stream(3))
     assert samples.log_q.dtype == torch.float64
     torch.testing.assert_close(samples.log_q, w.reference.log_prob(samples), atol=1e-10, rtol=0)
@@ -186,7 +186,7 @@ def test_log_q_of_a_network_is_its_log_prob(family, ends):
 
 
 def test_a_completion_ends_with_the_first_end_of_text_which_counts_as_drawn():
-    w = world(eos_id=2)
+    w = world(eos_ids=(2,))
     samples = draw(w.reference, PROMPTS, n=200, max_new_tokens=HORIZON, stream=stream(6))
     ends = [row[-1] == 2 for row in samples.completions.lists()]
     assert samples.finished.tolist() == ends and 0 < sum(ends) < len(ends)
@@ -203,7 +203,7 @@ def test_without_an_end_of_text_token_every_row_has_the_caller_s_length_and_is_f
 
 def test_when_all_rows_end_early_no_empty_columns_are_left():
     """Prompt 0 always ends at once, so the batch is one column wide."""
-    table = TableLM(1, 3, 3, eos_id=2)
+    table = TableLM(1, 3, 3, eos_ids=(2,))
     table.tables[0].data[0, 0] = torch.tensor([-torch.inf, -torch.inf, 0.0])
     samples = draw(table, Tokens.of([[0]]), n=4, max_new_tokens=3, stream=stream(0))
     assert samples.tokens.tolist() == 4 * [[2]] and samples.finished.all() and (samples.log_q == 0).all()
@@ -252,10 +252,10 @@ def test_a_network_s_draws_do_not_depend_on_batch_size(ends, batch_size):
     same(draw_in_batches(model, RAGGED, batch_size=batch_size, **options), whole)
 
 
-@pytest.mark.parametrize("eos_id", [None, 2])
+@pytest.mark.parametrize("eos_ids", [(), (2,), (1, 2)])
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 1000])
-def test_a_table_s_draws_do_not_depend_on_batch_size(eos_id, batch_size):
-    w = world(eos_id=eos_id)
+def test_a_table_s_draws_do_not_depend_on_batch_size(eos_ids, batch_size):
+    w = world(eos_ids=eos_ids)
     prompts = Tokens.of([[0], [1], [1], [0], [1]])
     options = {"n": 3, "max_new_tokens": HORIZON, "stream": stream(8)}
     whole = draw(w.reference, prompts, **options)
@@ -373,9 +373,9 @@ def test_a_warp_that_makes_no_sense_is_refused(options, message):
 WARP = Warp(temperature=0.7, top_k=2, top_p=0.85)
 
 
-@pytest.mark.parametrize("eos_id", [None, 2])
-def test_a_warped_table_s_densities_sum_to_one_and_are_what_is_drawn(eos_id):
-    w = world(eos_id=eos_id)
+@pytest.mark.parametrize("eos_ids", [(), (2,), (1, 2)])
+def test_a_warped_table_s_densities_sum_to_one_and_are_what_is_drawn(eos_ids):
+    w = world(eos_ids=eos_ids)
     warped = Warped(w.reference, WARP)
     density = w.density(warped)
     torch.testing.assert_close(density.sum(1), torch.ones(N_PROMPTS, dtype=torch.float64), atol=1e-10, rtol=0)
@@ -563,7 +563,7 @@ def test_best_of_draws_the_best_of_n():
 
 
 def test_best_of_keeps_the_highest_reward_of_what_was_drawn():
-    w, n = world(eos_id=2), 5
+    w, n = world(eos_ids=(2,)), 5
     prompts = Tokens.of([[0], [1], [1], [0]])
     options = {"n": n, "max_new_tokens": HORIZON, "stream": stream(17)}
     drawn = draw(w.reference, prompts, **options)

@@ -11,13 +11,13 @@ completion s of prompt p, and results come as [P, S].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tiltlm.models.base import LanguageModel
+from tiltlm.models.base import LanguageModel, is_end
 from tiltlm.samples import Samples, Tokens
 from tiltlm.target import Target
 
@@ -25,8 +25,8 @@ LIMIT = 5_000_000
 """Completions (prompts × list) beyond which enumeration is refused."""
 
 
-def all_completions(vocab_size: int, horizon: int, eos_id: int | None = None) -> Tokens:
-    """Every completion of `horizon` tokens, or that ends sooner at `eos_id`; Tokens [S, horizon].
+def all_completions(vocab_size: int, horizon: int, eos_ids: Sequence[int] = ()) -> Tokens:
+    """Every completion of `horizon` tokens, or that ends sooner at one of `eos_ids`; Tokens [S, horizon].
 
     A completion is cut off at `horizon` if it has not ended, as a sampler with that limit would.
     """
@@ -35,10 +35,10 @@ def all_completions(vocab_size: int, horizon: int, eos_id: int | None = None) ->
             f"{vocab_size}^{horizon} completions are more than can be listed ({LIMIT}): sample instead"
         )
     ids = torch.cartesian_prod(*[torch.arange(vocab_size)] * horizon).reshape(-1, horizon)
-    if eos_id is None:
+    if not eos_ids:
         return Tokens.full(ids)
-    ended = (ids == eos_id).cumsum(1)
-    mask = (ended - (ids == eos_id).to(ended)) == 0  # up to and including the first end-of-text
+    ends = is_end(ids, eos_ids)
+    mask = ends.cumsum(1) - ends.long() == 0  # up to and including the first end
     unique = torch.unique(torch.where(mask, ids, vocab_size), dim=0)
     mask = unique < vocab_size
     return Tokens(torch.where(mask, unique, 0), mask)
@@ -126,7 +126,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 def solve(target: Target, prompts: Tokens, horizon: int) -> Solution:
     """Enumerate the target's world: completions of up to `horizon` tokens of every prompt."""
     reference = target.reference
-    samples = every_pair(prompts, all_completions(reference.vocab_size, horizon, reference.eos_id))
+    samples = every_pair(prompts, all_completions(reference.vocab_size, horizon, reference.eos_ids))
     log_ref = log_density(reference, samples).reshape(len(prompts), -1)
     reward = target.reward(samples).to(log_ref).reshape(log_ref.shape)
     tilted = log_ref + reward / target.beta

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import tyro
 from rich.console import Console
 
+from tiltlm.device import check_devices
 from tiltlm.models.base import LanguageModel
 from tiltlm.progress import note
 from tiltlm.ruler.table import table
@@ -176,8 +177,7 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     run = find(recipe, root)
     if run.done:
         return run
-    for each in unfinished(run):
-        each.recipe.check()
+    check_all(run)
     for needed in run.inputs.values():
         ensure(needed.recipe, root, command)
     note(f"{recipe.name}  ->  {run.folder}")
@@ -189,6 +189,13 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     )
     (run.folder / "DONE").write_text("")
     return run
+
+
+def check_all(run: Run[Any]) -> None:
+    """Look, before any work, at what the settings name of everything that is still to be built for `run`."""
+    for each in unfinished(run):
+        check_devices(each.recipe)
+        each.recipe.check()
 
 
 def begin(run: Run[Any], command: str) -> None:

@@ -28,11 +28,11 @@ def counts(w: World, samples: Samples) -> torch.Tensor:
     return torch.bincount(drawn, minlength=len(own)).double()
 
 
-@pytest.mark.parametrize("eos_id", [None, 2])
+@pytest.mark.parametrize("eos_ids", [(), (2,), (1, 2)])
 @pytest.mark.parametrize("beta", [0.3, 2.0])
-def test_kept_draws_follow_pi_star(eos_id, beta):
+def test_kept_draws_follow_pi_star(eos_ids, beta):
     """Every completion's frequency within 4 standard errors of its probability, and r_max need not be tight."""
-    w = world(eos_id=eos_id, beta=beta)
+    w = world(eos_ids=eos_ids, beta=beta)
     want = w.p_star()[0]
     for r_max in (1.0, 1.3):
         samples = reject(

@@ -27,7 +27,7 @@ from tiltlm.target import Target
 from tiltlm.twists.learned import LearnedTwist
 
 R = 4000
-PLACES = ("fixed length, graded", "with eos, graded")
+PLACES = ("fixed length, graded", "with eos, graded", "two ends, graded")
 
 
 def psi_star(w: World, shift: float = 0.0) -> TableValues:

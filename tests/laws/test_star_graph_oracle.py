@@ -67,7 +67,7 @@ class OracleState(Arms):
 class Walker(LanguageModel):
     """The reference: a uniformly random arm, exactly."""
 
-    vocab_size, eos_id = 64, None
+    vocab_size, eos_ids = 64, ()
 
     def __init__(self, table: dict[tuple[int, ...], Tensor]) -> None:
         super().__init__()

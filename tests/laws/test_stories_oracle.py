@@ -35,7 +35,7 @@ def sheet(shared_data) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference(shared_data) -> CausalLM:
-    return CausalLM.load(shared_data / "models" / "stories260K").requires_grad_(False)
+    return CausalLM.load(shared_data / "models" / "stories260K", eos_ids=()).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

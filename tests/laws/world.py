@@ -7,7 +7,7 @@ so that the two can be held against each other. [P, S] = prompts × completions,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -27,14 +27,14 @@ GRADED = (-0.5, 0.0, 0.3, 1.0)
 Prefix = tuple[int, ...]  # the prompt's number, then tokens
 
 
-def completions(vocab: int, horizon: int, eos_id: int | None) -> list[Prefix]:
+def completions(vocab: int, horizon: int, eos_ids: Collection[int]) -> list[Prefix]:
     """All completions, by hand: grow every one that has not ended."""
     done: list[Prefix] = []
     growing: list[Prefix] = [()]
     for _ in range(horizon):
         grown = [(*y, v) for y in growing for v in range(vocab)]
-        done += [y for y in grown if y[-1] == eos_id]
-        growing = [y for y in grown if y[-1] != eos_id]
+        done += [y for y in grown if y[-1] in eos_ids]
+        growing = [y for y in grown if y[-1] not in eos_ids]
     return done + growing
 
 
@@ -92,7 +92,7 @@ class World:
 
     def table_of(self, p: Tensor) -> TableLM:
         """The policy whose distribution is `p` [P, S]."""
-        policy = TableLM(N_PROMPTS, VOCAB, HORIZON, self.reference.eos_id)
+        policy = TableLM(N_PROMPTS, VOCAB, HORIZON, self.reference.eos_ids)
         for prefix, mass in self.mass(p).items():
             if len(prefix) > 1:
                 policy.tables[len(prefix) - 2].data[prefix[0], code(prefix[1:-1]), prefix[-1]] = safe_log(mass)
@@ -166,11 +166,11 @@ def safe_log(x: float) -> float:
     return math.log(x) if x > 0 else -math.inf
 
 
-def world(*, eos_id: int | None = None, binary: bool = False, seed: int = 0, beta: float = 0.6) -> World:
+def world(*, eos_ids: tuple[int, ...] = (), binary: bool = False, seed: int = 0, beta: float = 0.6) -> World:
     """A random world. Rewards are 0 or 1 (`binary`), or drawn from four atoms; every atom occurs per prompt."""
     generator = torch.Generator().manual_seed(seed)
-    reference = TableLM(N_PROMPTS, VOCAB, HORIZON, eos_id).randomise(generator)
-    rows = [(x, *y) for x in range(N_PROMPTS) for y in completions(VOCAB, HORIZON, eos_id)]
+    reference = TableLM(N_PROMPTS, VOCAB, HORIZON, eos_ids).randomise(generator)
+    rows = [(x, *y) for x in range(N_PROMPTS) for y in completions(VOCAB, HORIZON, eos_ids)]
     atoms = BINARY if binary else GRADED
     size = len(rows) // N_PROMPTS
     orders = [torch.randperm(size, generator=generator) % len(atoms) for _ in range(N_PROMPTS)]
@@ -179,17 +179,18 @@ def world(*, eos_id: int | None = None, binary: bool = False, seed: int = 0, bet
 
 
 WORLDS: dict[str, Callable[[], World]] = {
-    f"{ending}, {kind}": lambda e=eos_id, b=binary: world(eos_id=e, binary=b)
-    for (ending, eos_id), (kind, binary) in product(
-        [("fixed length", None), ("with eos", 2)], [("graded", False), ("binary", True)]
+    f"{ending}, {kind}": lambda e=eos_ids, b=binary: world(eos_ids=e, binary=b)
+    for (ending, eos_ids), (kind, binary) in product(
+        [("fixed length", ()), ("with eos", (2,))], [("graded", False), ("binary", True)]
     )
 }
+WORLDS["two ends, graded"] = lambda: world(eos_ids=(1, 2))
 
 
 def perturbed(model: nn.Module, scale: float = 0.5, seed: int = 1) -> nn.Module:
     """A copy of a table with noise on every finite logit."""
     shape = (model.n_prompts, model.vocab_size, model.horizon)
-    last = model.width if isinstance(model, TableValues) else model.eos_id
+    last = model.width if isinstance(model, TableValues) else model.eos_ids
     copy, generator = type(model)(*shape, last), torch.Generator().manual_seed(seed)
     for new, old in zip(copy.tables, model.tables, strict=True):
         noise = torch.empty_like(old).normal_(0.0, scale, generator=generator)
@@ -246,19 +247,19 @@ class Counted(World):
         return self.drawn(self.counts * self.hits).with_(log_q=None, log_w=None)
 
 
-def counted(*, eos_id: int | None = None, seed: int = 0, beta: float = 0.6) -> Counted:
+def counted(*, eos_ids: tuple[int, ...] = (), seed: int = 0, beta: float = 0.6) -> Counted:
     """A random world of counts."""
     generator = torch.Generator().manual_seed(seed)
-    rows = [(x, *y) for x in range(N_PROMPTS) for y in completions(VOCAB, HORIZON, eos_id)]
+    rows = [(x, *y) for x in range(N_PROMPTS) for y in completions(VOCAB, HORIZON, eos_ids)]
     shape = (N_PROMPTS, len(rows) // N_PROMPTS)
     counts, hits = (torch.randint(1, high, shape, generator=generator) for high in (6, 4))
     reward = beta * (hits.double() / 4).log()
-    unknown = World(TableLM(N_PROMPTS, VOCAB, HORIZON, eos_id), rows, reward, (), beta)
+    unknown = World(TableLM(N_PROMPTS, VOCAB, HORIZON, eos_ids), rows, reward, (), beta)
     reference = unknown.table_of(counts.double() / counts.sum(1, keepdim=True)).requires_grad_(False)
     return Counted(reference, rows, reward, (), beta, counts, hits)
 
 
 COUNTED: dict[str, Callable[[], Counted]] = {
     "fixed length": lambda: counted(),
-    "with eos": lambda: counted(eos_id=2),
+    "with eos": lambda: counted(eos_ids=(2,)),
 }

@@ -116,7 +116,7 @@ def _vocabulary(model: CausalLM, tokenizer: Any) -> str:
 
 
 def _ends(model: CausalLM, tokenizer: Any) -> str:
-    ids = [] if model.eos_id is None else [model.eos_id]
+    ids = model.eos_ids
     if not ids:
         return "none: every completion is as long as you say"
     names = [str(i) if tokenizer is None else f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in ids]

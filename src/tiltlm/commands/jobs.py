@@ -19,7 +19,7 @@ from typing import Any
 from tiltlm.commands.process import prepare
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
-from tiltlm.run import Run, begin, ensure, find, from_json, unfinished
+from tiltlm.run import Run, begin, check_all, ensure, find, from_json, unfinished
 
 POLL_SECONDS = 0.1
 
@@ -29,9 +29,10 @@ def build_all(runs: Iterable[Run[Any]], jobs: int, command: str) -> None:
 
     Raises ValueError naming the run that failed, once the others under way were stopped.
     """
-    waiting = {run.folder: run for top in runs for run in unfinished(top)}
-    for run in waiting.values():
-        run.recipe.check()
+    tops = list(runs)
+    for run in tops:
+        check_all(run)
+    waiting = {run.folder: run for top in tops for run in unfinished(top)}
     working: dict[Path, subprocess.Popen[str]] = {}
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tiltlm.models.base import LanguageModel
+from tiltlm.device import device_of
+from tiltlm.models.base import LanguageModel, without_end
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.recipes import recipe
 from tiltlm.run import Recipe, Run, find, from_json
 
@@ -42,35 +45,21 @@ class Decoder:
         """The text of a completion, without the token that ended it; None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        body = row[:-1] if row and row[-1] == self.model.eos_id else row
-        return str(self.tokenizer.decode(body))
+        return str(self.tokenizer.decode(without_end(row, self.model.eos_ids)))
 
 
-def load_decoder(name: str, device: str, dtype: str, eos_id: int | None) -> Decoder:
+def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -> Decoder:
     """The decoder called `name`. Raises ValueError that says what was looked for."""
     if (Path(name) / "provenance.json").is_file():
-        if (device, dtype, eos_id) != ("cpu", "float32", None):
-            raise ValueError(
-                f"{name} is a run: device, dtype and end of text are its own; leave those options out"
-            )
+        if (device, dtype, *stop) != ("cpu", "float32"):
+            raise ValueError(f"{name} is a run: device, dtype and stop are its own; leave those options out")
         return _of_run(load_run(Path(name)))
     try:
-        model = CausalLM.load(name, dtype=getattr(torch, dtype), device=device, eos_id=eos_id)
+        model = CausalLM.load(name, dtype=getattr(torch, dtype), device=device_of(device), eos_ids=())
     except ValueError as error:
         raise ValueError(f"{name!r} is no run of this library, and {error}") from None
-    tokenizer = _tokenizer(name)
-    if eos_id is None and tokenizer is not None:
-        model.eos_id = tokenizer.eos_token_id
-    return Decoder(model, tokenizer)
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError):
-        return None
+    model.eos_ids = ends_of(name, stop)
+    return Decoder(model, tokenizer_of(name))
 
 
 def _of_run(run: Run[Any]) -> Decoder:

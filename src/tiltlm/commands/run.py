@@ -16,7 +16,7 @@ from tiltlm.commands.process import prepare, runs_root
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.ruler.table import over_seeds, table
-from tiltlm.run import Recipe, ensure, find
+from tiltlm.run import Recipe, check_all, ensure, find
 
 
 def parse(args: list[str], command: str) -> Recipe:
@@ -79,6 +79,8 @@ def sweep(args: list[str]) -> int:
     rest, jobs = side_by_side(args)
     name, points = rest[0], grid(rest[1:])
     recipes = [parse([name, *point], "sweep") for point in points]  # all mistakes come before any work
+    for value in recipes:
+        check_all(find(value, runs_root()))
     if jobs > 1:
         build_all([find(value, runs_root()) for value in recipes], jobs, shlex.join(["tiltlm", "sweep", *args]))
     rows = []

@@ -19,6 +19,7 @@ import tyro
 
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
+from tiltlm.device import device_of
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.progress import note, steps
 from tiltlm.samplers.ancestral import Warp, Warped, draw
@@ -55,14 +56,17 @@ class Sample:
     top_p: float = 1.0
     """Keep the likeliest tokens that together reach this probability (1: all)."""
 
-    eos_id: int | None = None
-    """The token that ends a completion (default: the tokenizer's own)."""
+    stop: tuple[str, ...] = ()
+    """The tokens that end a completion, by id or text (default: all that the model's own files name: tokenizer,
+    generation_config, chat template)."""
 
     seed: int = 0
     batch_size: int = 64
     """Rows drawn at once; changes speed only."""
 
     device: str = "cpu"
+    """cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
+
     dtype: str = "float32"
 
 
@@ -72,13 +76,14 @@ def sample(args: list[str]) -> int:
     if settings.n < 1:
         raise ValueError(f"--n must be 1 or more; got {settings.n}")
     prepare()
+    device_of(settings.device)
     _same_settings(settings)
     done, per = whole_lines(settings.out), 1 if settings.grouped else settings.n
     rows = list(read_rows(settings.prompts, needs=("prompt",)))
     if done >= len(rows) * per:
         note(f"{settings.out} is complete: {done} lines")
         return 0
-    decoder = load_decoder(settings.model, settings.device, settings.dtype, settings.eos_id)
+    decoder = load_decoder(settings.model, settings.device, settings.dtype, settings.stop)
     ids = [decoder.encode(row["prompt"], f"{settings.prompts}: prompt {i + 1}") for i, row in enumerate(rows)]
     with settings.out.open("a", encoding="utf-8") as file, steps("sample") as on_step:
         at_once = max(1, settings.batch_size // settings.n)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from tiltlm.device import device_of
 from tiltlm.jsonl import read_rows
 from tiltlm.progress import note
 from tiltlm.rewards.by_name import NAMED, text_function
@@ -41,7 +42,7 @@ class Score:
     """The .jsonl file to write."""
 
     device: str = "cpu"
-    """Where a model runs."""
+    """Where a model runs: cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
 
 
 def exact_answer(rows: Sequence[dict[str, Any]]) -> list[float]:
@@ -110,7 +111,7 @@ PUBLISHED |= {f"sentiment:{stars}": f"classifier:{SENTIMENT}:{stars - 1}" for st
 def score(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Score, prog="tiltlm score", args=args)
-    reward, needs = find_reward(settings.reward, settings.device)
+    reward, needs = find_reward(settings.reward, str(device_of(settings.device)))
     if settings.out.resolve() == settings.rows.resolve():
         raise ValueError(f"--out must be another file than {settings.rows}: results never replace their input")
     rows = list(read_rows(settings.rows, needs))

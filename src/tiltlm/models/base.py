@@ -18,7 +18,7 @@ Values attach numbers to prefixes (a success logit, a histogram of returns). The
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import torch
@@ -52,15 +52,29 @@ class State(ABC):
         return log_p.masked_fill((logits == -torch.inf).all(-1, keepdim=True), -torch.inf)
 
 
+def is_end(tokens: Tensor, eos_ids: Collection[int]) -> Tensor:
+    """Which of `tokens` end a completion; bool, of their shape."""
+    ended = torch.zeros_like(tokens, dtype=torch.bool)
+    for eos_id in eos_ids:
+        ended |= tokens == eos_id
+    return ended
+
+
+def without_end(row: list[int], eos_ids: Collection[int]) -> list[int]:
+    """The ids of a completion without the end token that it may end in: those that are text."""
+    return row[:-1] if row and row[-1] in eos_ids else row
+
+
 class LanguageModel(nn.Module, ABC):
     """A distribution over completions of a prompt.
 
     vocab_size  V
-    eos_id      the token that ends a completion, or None if completions have a length the caller sets
+    eos_ids     the tokens any of which ends a completion, the one to write first; empty if completions have a length
+                the caller sets
     """
 
     vocab_size: int
-    eos_id: int | None
+    eos_ids: tuple[int, ...]
 
     @abstractmethod
     def start(self, prompts: Tokens, capacity: int) -> State:

@@ -11,7 +11,7 @@ compares, and h is taken in the head's own dtype, in both directions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tiltlm.models.backbone import BodyState, fuse_activations, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, State
+from tiltlm.models.ends import ends_of
 from tiltlm.models.hub import pretrained
 from tiltlm.models.look import look
 from tiltlm.models.output import Curve, Fixed, head_log_prob, head_logits
@@ -39,14 +40,13 @@ class CausalLM(LanguageModel):
     """A Hugging Face causal LM with explicit positions, dtype and device.
 
     Args: `model`, a `PreTrainedModel` with a linear output head; `adapters`, the PEFT model that put adapters
-    into it, if any; `eos_id`, the
-    token that ends a completion (None: completions end at the caller's length). `tokenizer`, if set, is
-    saved beside the weights, so that the folder is complete.
+    into it, if any; `eos_ids`, the tokens any of which ends a completion (none: completions end at the caller's
+    length). `tokenizer`, if set, is saved beside the weights, so that the folder is complete.
     Raises ValueError, by name and reason, for a network that cannot be used: one that is not causal, say.
     """
 
     def __init__(
-        self, model: PreTrainedModel, eos_id: int | None = None, adapters: PeftModel | None = None
+        self, model: PreTrainedModel, eos_ids: Sequence[int] = (), adapters: PeftModel | None = None
     ) -> None:
         super().__init__()
         self.model, self.adapters = model, adapters
@@ -57,7 +57,7 @@ class CausalLM(LanguageModel):
         self.tokenizer: Any = None
         self.temperature, self.packs = 1.0, False
         self.entry, self.plain_curve = look(self.model, head)
-        self.eos_id = eos_id
+        self.eos_ids = tuple(eos_ids)
         self.vocab_size = self.plain_curve.entries or int(head.out_features)
         fuse_activations(self.model)
         self.trust = examine(self.model)
@@ -68,19 +68,22 @@ class CausalLM(LanguageModel):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        eos_id: int | None = None,
+        eos_ids: Sequence[int] | None = None,
     ) -> CausalLM:
-        """Load a folder or hub name in `dtype` (a checkpoint's own dtype is never kept silently)."""
+        """Load a folder or hub name in `dtype` (a checkpoint's own dtype is never kept silently).
+
+        eos_ids: None takes what the model's own files name (see `ends`); () gives completions the caller's length.
+        """
         if (Path(name) / "adapter_config.json").is_file():
             raise ValueError(
                 f"{name} holds adapters alone: name a folder in which they are merged into their model"
             )
         model = pretrained(AutoModelForCausalLM, name, dtype=dtype)
-        return CausalLM(model, eos_id).eval().to(device)
+        return CausalLM(model, ends_of(name) if eos_ids is None else eos_ids).eval().to(device)
 
     @staticmethod
     def from_config(
-        config: PretrainedConfig, *, seed: torch.Generator | int = 0, eos_id: int | None = None
+        config: PretrainedConfig, *, seed: torch.Generator | int = 0, eos_ids: Sequence[int] = ()
     ) -> CausalLM:
         """A freshly initialised model; `seed` (an int, or a generator to draw one from) decides its weights.
 
@@ -90,7 +93,7 @@ class CausalLM(LanguageModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        return CausalLM(model, eos_id).eval()
+        return CausalLM(model, eos_ids).eval()
 
     def at(self, temperature: float) -> CausalLM:
         """This very model with its logits divided by `temperature`, in drawing and in scoring alike.
@@ -122,7 +125,7 @@ class CausalLM(LanguageModel):
 
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)
         adapters = get_peft_model(self.model, config)
-        return CausalLM(self.model, self.eos_id, adapters)
+        return CausalLM(self.model, self.eos_ids, adapters)
 
     def with_checkpointing(self) -> CausalLM:
         """This very model, made to compute its layers' activations again in the backward pass of training.
@@ -145,7 +148,9 @@ class CausalLM(LanguageModel):
         return self
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` reads (LoRA: the adapter's files)."""
+        """Write a folder that `from_pretrained` reads (LoRA: the adapter's files), end tokens included."""
+        if self.eos_ids and self.model.generation_config is not None:
+            self.model.generation_config.update(eos_token_id=list(self.eos_ids), _from_model_config=False)
         (self.adapters or self.model).save_pretrained(str(folder))
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))

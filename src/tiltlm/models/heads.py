@@ -178,7 +178,7 @@ class ValueHead(Values):
         folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> ValueHead:
         """Read what `save` wrote."""
-        body = CausalLM.load(folder, dtype=dtype, device=device)
+        body = CausalLM.load(folder, dtype=dtype, device=device, eos_ids=())
         value = ValueHead(body, **json.loads((Path(folder) / "head.json").read_text()))
         value.head.load_state_dict(load_file(str(Path(folder) / "head.safetensors"), device=str(device)))
         return value.eval()

@@ -1,11 +1,13 @@
 """An enumerable language model, and values in a table: the small worlds in which every claim is checked exactly.
 
 Prompt p (one token, its number) and prefix y_1…y_t index a table of logits; table t has V^t rows per prompt.
-Completions end after `horizon` tokens, or at `eos_id` if there is one. Tables are float64 parameters, so an
+Completions end after `horizon` tokens, or at one of `eos_ids` if there are any. Tables are float64 parameters, so an
 expected gradient over all completions is exact to machine precision.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +27,14 @@ def _prompt_numbers(prompts: Tokens, n_prompts: int) -> Tensor:
 class TableLM(LanguageModel):
     """p(y_t | prompt, y_<t) = softmax of a row of table t−1; `tables[t]` is [n_prompts, V^t, V], float64."""
 
-    def __init__(self, n_prompts: int, vocab_size: int, horizon: int, eos_id: int | None = None) -> None:
+    def __init__(self, n_prompts: int, vocab_size: int, horizon: int, eos_ids: Sequence[int] = ()) -> None:
         super().__init__()
-        self.n_prompts, self.vocab_size, self.horizon, self.eos_id = n_prompts, vocab_size, horizon, eos_id
+        self.n_prompts, self.vocab_size, self.horizon, self.eos_ids = (
+            n_prompts,
+            vocab_size,
+            horizon,
+            tuple(eos_ids),
+        )
         shapes = [(n_prompts, vocab_size**t, vocab_size) for t in range(horizon)]
         self.tables = nn.ParameterList(torch.zeros(s, dtype=torch.float64) for s in shapes)
 

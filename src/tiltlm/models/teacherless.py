@@ -8,6 +8,8 @@ So tokens are independent given the prompt, and nothing can be copied from the a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,8 +23,8 @@ from tiltlm.samples import Samples, Tokens
 class Teacherless(CausalLM):
     """A causal LM that reads `dummy_id` in place of every completion token."""
 
-    def __init__(self, model: PreTrainedModel, dummy_id: int, eos_id: int | None = None) -> None:
-        super().__init__(model, eos_id)
+    def __init__(self, model: PreTrainedModel, dummy_id: int, eos_ids: Sequence[int] = ()) -> None:
+        super().__init__(model, eos_ids)
         self.dummy_id = dummy_id
 
     def log_prob(self, samples: Samples) -> Tensor:

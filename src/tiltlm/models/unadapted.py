@@ -36,7 +36,7 @@ class Unadapted(LanguageModel):
             if getattr(config, "bias", "none") != "none":
                 raise ValueError(f"adapter {name!r} trains biases ({config.bias}): load the reference by itself")
         self._own = (copy.copy(policy),)  # in a tuple, where torch does not look for submodules
-        self.vocab_size, self.eos_id = policy.vocab_size, policy.eos_id
+        self.vocab_size, self.eos_ids = policy.vocab_size, policy.eos_ids
 
     @property
     def device(self) -> torch.device:

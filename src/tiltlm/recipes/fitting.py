@@ -107,10 +107,3 @@ def _report_unsolved(name: str, pace: Pace, course: Course) -> None:
     if pace.until > 0 and course.solved_at is None:
         reached = ", ".join(f"{metric} {value:.3f}" for metric, value in course.running.items())
         note(f"[yellow]{name}: not solved within {pace.steps} steps ({reached})[/]: raise the limit")
-
-
-def device_of(name: str) -> torch.device:
-    """The device called `name`: cpu, cuda, cuda:1, …, or auto: cuda where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

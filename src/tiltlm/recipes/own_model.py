@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from tiltlm.device import device_of
 from tiltlm.experience import Offline
 from tiltlm.models.causal import CausalLM
 from tiltlm.policies.sft import SFT
-from tiltlm.recipes.fitting import Fit, device_of, fit
+from tiltlm.recipes.fitting import Fit, fit
 from tiltlm.run import Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream

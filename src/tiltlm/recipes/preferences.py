@@ -81,7 +81,7 @@ def dialogues_small() -> dict[str, Any]:
     """Own dialogues, own model."""
     return {
         "data": Data(own=1200),
-        "base": Base(most_tokens=128, new_tokens=24, temperature=1.0, stop_id=0),
+        "base": Base(most_tokens=128, new_tokens=24, temperature=1.0, stop=("0",)),
         "sft": Train(epochs=1, batch_size=32, lr=1e-3, checkpoints=1, evaluations=4),
         "judge": Judge(Train(epochs=1, batch_size=32, lr=1e-3, checkpoints=1, evaluations=4)),
         "goal": Goal(beta_r=1.0, beta_pi=0.5),
@@ -102,7 +102,7 @@ def hh_small() -> dict[str, Any]:
             most_tokens=256,
             new_tokens=64,
             temperature=1.0,
-            stop_id=1,
+            stop=("1",),
         ),
         "sft": Train(epochs=2, batch_size=16, lr=2e-3, checkpoints=1, evaluations=4),
         "judge": Judge(Train(epochs=2, batch_size=16, lr=1e-3, checkpoints=1, evaluations=8)),

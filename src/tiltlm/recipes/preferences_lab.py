@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from tiltlm.device import device_of
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.ends import ends_of
 from tiltlm.models.hub import pretrained
 from tiltlm.models.unadapted import Unadapted
-from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.preferences_settings import Base
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.samples import Pairs, Samples
@@ -41,7 +42,7 @@ class Lab:
 
     @cached_property
     def device(self) -> torch.device:
-        return device_of(self.base.device)
+        return device_of(self.base.device, "--base.device")
 
     @cached_property
     def stream(self) -> Stream:
@@ -53,18 +54,19 @@ class Lab:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.tokenizer, self.stop_id, self.base.most_tokens, self.base.new_tokens)
+        return Encoder(self.tokenizer, self.eos_ids, self.base.most_tokens, self.base.new_tokens)
 
-    @property
-    def stop_id(self) -> int:
-        found = self.tokenizer.eos_token_id if self.base.stop_id is None else self.base.stop_id
-        if found is None:
-            raise ValueError(f"{self.model}: the tokenizer names no end of text: name one (--base.stop-id)")
-        return int(found)
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """What ends a completion, for every model here. Raises ValueError where nothing does."""
+        found = ends_of(self.model, self.base.stop, "--base.stop")
+        if not found:
+            raise ValueError(f"{self.model} names no token that ends a completion: name one (--base.stop)")
+        return found
 
     def load(self, name: str | Path | None = None) -> CausalLM:
         """The model called `name` (default: what everything starts from), frozen, at the target's temperature."""
-        model = CausalLM.load(name or self.model, device=self.device, eos_id=self.stop_id)
+        model = CausalLM.load(name or self.model, device=self.device, eos_ids=self.eos_ids)
         model.tokenizer = self.tokenizer
         self.check(model, str(name or self.model))
         return model.at(self.base.temperature).requires_grad_(False)

@@ -61,11 +61,12 @@ class Base:
     temperature: float = 0.8
     """Divides the logits of policy and reference alike: in drawing, in training, in measuring."""
 
-    stop_id: int | None = None
-    """The token that ends a completion (default: the tokenizer's own)."""
+    stop: tuple[str, ...] = ()
+    """The tokens that end a completion, by id or text, the one that is written first (default: all that the model's own
+    files name: tokenizer, generation_config, chat template)."""
 
     device: str = "cpu"
-    """cpu, cuda, cuda:1, …, or auto: cuda where there is one."""
+    """cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
 
     lora: int = 0
     """Rank of LoRA adapters for SFT and alignment (0: train every weight); the reference is the model without them."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from tiltlm.device import device_of
 from tiltlm.experience import Offline
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
@@ -17,7 +18,7 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.policies.sft import SFT as SFTLoss
 from tiltlm.progress import note, steps
-from tiltlm.recipes.fitting import device_of, fit
+from tiltlm.recipes.fitting import fit
 from tiltlm.recipes.preferences_data import SPLITS, BaseStage, Rows, answer_of
 from tiltlm.recipes.preferences_lab import EncodedReward, Lab
 from tiltlm.recipes.preferences_settings import Draws, Goal, Judge, Train
@@ -290,7 +291,9 @@ class Label(Generate, RewardStage):
         name = located(self.goal.reward)
         if not name:
             name = f"reward-model:{best_checkpoint(run.inputs['reward-model'].folder)}"
-        return EncodedReward(TextReward(name, lab.tokenizer, str(device_of(self.base.device))), lab.encoder)
+        return EncodedReward(
+            TextReward(name, lab.tokenizer, str(device_of(self.base.device, "--base.device"))), lab.encoder
+        )
 
     def build(self, run: Run[Any]) -> None:
         generated = run.inputs["generate"]

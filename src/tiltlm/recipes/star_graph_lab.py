@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiltlm.device import device_of
 from tiltlm.exact import log_density
 from tiltlm.experience import Experience, Generated, Offline
 from tiltlm.models.base import LanguageModel
@@ -19,7 +20,6 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.hub import pretrained
 from tiltlm.models.teacherless import Teacherless
-from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.star_graph_settings import Network, Test, World
 from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.log_z import BinaryTarget
@@ -50,7 +50,7 @@ class Lab:
 
     @property
     def device(self) -> torch.device:
-        return device_of(self.network.device)
+        return device_of(self.network.device, "--network.device")
 
     @cached_property
     def tokenizer(self) -> GraphTokenizer:
@@ -129,7 +129,7 @@ class Lab:
 
     def load(self, name: str | Path) -> CausalLM:
         """The causal LM in a folder or of a hub name, with this world's tokenizer."""
-        return self._own(CausalLM.load(name, device=self.device))
+        return self._own(CausalLM.load(name, device=self.device, eos_ids=()))
 
     def _own(self, model: CausalLM) -> CausalLM:
         """The model as this world speaks to it, with its tokenizer."""

@@ -78,7 +78,7 @@ class Network:
 
     dropout: float = 0.0
     device: str = "cpu"
-    """cpu, cuda, cuda:1, …, or auto: cuda where there is one."""
+    """cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tiltlm.models.base import LanguageModel
+from tiltlm.device import device_of
+from tiltlm.models.base import LanguageModel, is_end, without_end
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.classifier import TextClassifier
+from tiltlm.models.ends import ends_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.hub import pretrained
-from tiltlm.recipes.fitting import device_of
 from tiltlm.recipes.twisted_settings import Goal, Language, Test, Twist
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.rewards.classifier import ClassProbability, LogOdds, Threshold
@@ -52,7 +53,7 @@ class Lab:
 
     @property
     def device(self) -> torch.device:
-        return device_of(self.language.device)
+        return device_of(self.language.device, "--language.device")
 
     @property
     def width(self) -> int:
@@ -66,11 +67,16 @@ class Lab:
 
     @cached_property
     def reference(self) -> CausalLM:
-        """The reference, with its tokenizer; completions have the length of the settings and no end."""
+        """The reference, with its tokenizer; completions have the length of the settings, or end where these say."""
         return self.load(self.model)
 
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """What ends a completion: the settings' stop alone."""
+        return ends_of(self.model, self.language.stop, "--language.stop") if self.language.stop else ()
+
     def load(self, name: str | Path) -> CausalLM:
-        model = CausalLM.load(name, device=self.device)
+        model = CausalLM.load(name, device=self.device, eos_ids=self.eos_ids)
         model.tokenizer = self.tokenizer
         return model.requires_grad_(False)
 
@@ -93,6 +99,12 @@ class Lab:
 
     @cached_property
     def reward(self) -> Reward:
+        reward = self._reward()
+        if not self.eos_ids or isinstance(reward, Continuation):
+            return reward
+        return lambda samples: reward(samples.with_(mask=samples.mask & ~is_end(samples.tokens, self.eos_ids)))
+
+    def _reward(self) -> Reward:
         goal = self.goal
         if goal.reward == "words":
             return WordHits(self.goal.words, self.tokenizer)
@@ -208,7 +220,8 @@ class Lab:
 
     def readable(self, samples: Samples) -> Iterable[dict[str, Any]]:
         """Rows for samples.jsonl: texts and whatever numbers are known."""
-        texts = self.tokenizer.batch_decode(samples.completions.lists())
+        rows = [without_end(row, self.eos_ids) for row in samples.completions.lists()]
+        texts = self.tokenizer.batch_decode(rows)
         prompts = self.tokenizer.batch_decode(samples.row_prompts.lists(), skip_special_tokens=True)
         columns = {name: x for name, x in samples.optional().items() if x.is_floating_point()}
         numbers = {name: (x.sum(1) if x.ndim == 2 else x).tolist() for name, x in columns.items()}

@@ -43,10 +43,13 @@ class Language:
     """Token ids to use instead of the prompt's text."""
 
     new_tokens: int = 12
-    """T: every completion has this many tokens (no end of text), as published."""
+    """T: every completion has this many tokens, as published; with `stop`, at most."""
+
+    stop: tuple[str, ...] = ()
+    """Tokens that end a completion before that, by id or text (default: none, whatever the model's files name)."""
 
     device: str = "cpu"
-    """cpu, cuda, cuda:1, …, or auto: cuda where there is one."""
+    """cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
 
     stories: int = 6000
     """Stories that the own model is trained on."""

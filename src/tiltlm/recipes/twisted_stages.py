@@ -76,6 +76,11 @@ class Scored(Classifier):
     def inputs(self) -> dict[str, Recipe]:
         return self.needed() | self.judge()
 
+    def check(self) -> None:
+        super().check()
+        if self.goal.reward == "infill" and self.language.stop:
+            raise ValueError("infill: gap and what follows have a fixed length each; leave --language.stop out")
+
     def files(self) -> list[str]:
         own = [self.goal.file.rpartition(":")[0]] if self.goal.reward == "file" else []
         return super().files() + own

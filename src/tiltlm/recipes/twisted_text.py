@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from tiltlm.device import device_of
 from tiltlm.experience import Offline
 from tiltlm.models.classifier import TextClassifier
-from tiltlm.recipes.fitting import device_of, fit
+from tiltlm.recipes.fitting import fit
 from tiltlm.recipes.own_model import train_own_model
 from tiltlm.recipes.twisted_settings import ClassifierSettings, Language
 from tiltlm.rewards.classifier import ClassifierLearning, Labelled

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tiltlm.models.base import LanguageModel, State
+from tiltlm.models.base import LanguageModel, State, is_end
 from tiltlm.samplers.inverse_cdf import draw_tokens
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -30,8 +30,8 @@ def draw(
     """Draw `n` completions of every prompt, row r answering prompt r // n.
 
     Each distinct prompt is prefilled once. Row r uses uniforms number `rows[r]` of `stream` (default r), so a
-    row's tokens depend neither on batch size nor on its batch mates. Rows that drew `model.eos_id` leave the
-    batch. Returns Samples with log_q [N, T] (what was really drawn from) and finished [N].
+    row's tokens depend neither on batch size nor on its batch mates. Rows that drew one of `model.eos_ids` leave
+    the batch. Returns Samples with log_q [N, T] (what was really drawn from) and finished [N].
     """
     if n < 1:
         raise ValueError(f"draw needs n >= 1 completions per prompt; got {n}")
@@ -45,13 +45,13 @@ def draw(
     record = _Record.empty(len(copies), max_new_tokens, prompts.device)
     for t in range(max_new_tokens):
         tokens, log_q = draw_tokens(state.logits(), uniform[record.alive, t])
-        going_on = record.write(t, tokens, log_q, model.eos_id)
+        going_on = record.write(t, tokens, log_q, model.eos_ids)
         if len(going_on) == 0 or t + 1 == max_new_tokens:
             break
         if len(going_on) < len(tokens):
             state.select(going_on)
         state.append(tokens[going_on] if len(going_on) < len(tokens) else tokens)
-    return record.samples(prompts, copies, fixed_length=model.eos_id is None)
+    return record.samples(prompts, copies, fixed_length=not model.eos_ids)
 
 
 @dataclass
@@ -74,13 +74,13 @@ class _Record:
             torch.arange(n, device=device),
         )
 
-    def write(self, t: int, tokens: Tensor, log_q: Tensor, eos_id: int | None) -> Tensor:
+    def write(self, t: int, tokens: Tensor, log_q: Tensor, eos_ids: tuple[int, ...]) -> Tensor:
         """Store step t of the living rows; returns which of them (places in the state) go on."""
         self.log_q = self.log_q.to(log_q.dtype)
         self.tokens[self.alive, t], self.mask[self.alive, t], self.log_q[self.alive, t] = tokens, True, log_q
-        if eos_id is None:
+        if not eos_ids:
             return torch.arange(len(tokens), device=tokens.device)
-        ended = tokens == eos_id
+        ended = is_end(tokens, eos_ids)
         self.finished[self.alive[ended]] = True
         going_on = (~ended).nonzero()[:, 0]
         self.alive = self.alive[going_on]
@@ -134,7 +134,7 @@ class Warped(LanguageModel):
     def __init__(self, model: LanguageModel, warp: Warp) -> None:
         super().__init__()
         self.model, self.warp = model, warp
-        self.vocab_size, self.eos_id = model.vocab_size, model.eos_id
+        self.vocab_size, self.eos_ids = model.vocab_size, model.eos_ids
 
     def start(self, prompts: Tokens, capacity: int) -> State:
         return _WarpedState(self.model.start(prompts, capacity), self.warp)

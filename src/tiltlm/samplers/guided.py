@@ -28,7 +28,7 @@ class Guided(LanguageModel):
         self.reference, self.twist = reference, twist
         self.top_k = min(top_k, reference.vocab_size) or reference.vocab_size
         self.temperature = temperature
-        self.vocab_size, self.eos_id = reference.vocab_size, reference.eos_id
+        self.vocab_size, self.eos_ids = reference.vocab_size, reference.eos_ids
 
     def start(self, prompts: Tokens, capacity: int) -> State:
         states = self.reference.start(prompts, capacity), self.twist.start(prompts, capacity)

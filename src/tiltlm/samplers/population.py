@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tiltlm.models.base import LanguageModel, State, Twist
+from tiltlm.models.base import LanguageModel, State, Twist, is_end
 from tiltlm.samplers.inverse_cdf import Cdf
 from tiltlm.samplers.particles import SMC, Particles, Trace
 from tiltlm.samplers.resampling import CONDITIONAL, ancestors, conditional_ancestors, effective_sample_size
@@ -33,8 +33,8 @@ class Population:
         groups: Tensor | None,
     ) -> None:
         self.target, self.settings, self.width, self.stream = target, settings, width, stream
-        self.prompts, self.pinned = prompts, _checked(pinned, prompts, width, target.reference.eos_id, settings)
-        self.eos_id, k, g = target.reference.eos_id, settings.particles, len(prompts)
+        self.prompts, self.pinned = prompts, _checked(pinned, prompts, width, target.reference.eos_ids, settings)
+        self.eos_ids, k, g = target.reference.eos_ids, settings.particles, len(prompts)
         self.index = torch.arange(g, device=prompts.device).repeat_interleave(k)
         self.groups = torch.arange(g) if groups is None else groups.cpu()
         self.reference = target.reference.start(prompts, width)
@@ -115,7 +115,7 @@ class Population:
 
     def _go_on(self, t: int, tokens: Tensor) -> bool:
         """Let rows that ended take their final weight and leave; the others grow by their token."""
-        over = tokens == self.eos_id if self.eos_id is not None else torch.zeros_like(tokens, dtype=torch.bool)
+        over = is_end(tokens, self.eos_ids)
         ended = bool(over.any())
         if ended:
             self._final(self.alive[over], t)
@@ -234,7 +234,7 @@ class Population:
         last = (effective_sample_size(log_w), log_z > torch.inf, log_z)
         ess, resampled, running = (torch.stack([*(step[i] for step in self.steps), last[i]]) for i in range(3))
         trace = Trace(ess, resampled, running, ancestry)
-        finished = torch.ones_like(self.ended) if self.eos_id is None else self.ended
+        finished = self.ended if self.eos_ids else torch.ones_like(self.ended)
         samples = Samples(
             self.prompts,
             self.index,
@@ -263,7 +263,7 @@ def _whole(cdf: Cdf, t: int) -> Cdf:
 
 
 def _checked(
-    pinned: Samples | None, prompts: Tokens, width: int, eos_id: int | None, settings: SMC
+    pinned: Samples | None, prompts: Tokens, width: int, eos_ids: tuple[int, ...], settings: SMC
 ) -> Samples | None:
     """Pinned rows must be whole completions, one per prompt, in order."""
     if pinned is None:
@@ -278,9 +278,9 @@ def _checked(
         )
     lengths = pinned.mask.sum(1)
     last = pinned.tokens.gather(1, (lengths - 1)[:, None])[:, 0]
-    cut = (lengths < width) & ((last != eos_id) if eos_id is not None else torch.ones_like(last, dtype=torch.bool))
+    cut = (lengths < width) & ~is_end(last, eos_ids)
     if bool(cut.any()) or pinned.tokens.shape[1] > width:
-        raise ValueError(f"pinned draws must be {width} tokens long or end with the end-of-text token")
+        raise ValueError(f"pinned draws must be {width} tokens long or end with an end token")
     wide = width - pinned.tokens.shape[1]
     return Samples(
         pinned.prompts,

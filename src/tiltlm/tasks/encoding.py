@@ -1,9 +1,10 @@
 """Texts as token ids, the one way every stage of preference alignment does it.
 
 Prompt and completion are encoded apart and their ids joined: a completion's tokens do not depend on its prompt, and no
-assertion about how the two would have been split is needed. A completion ends in the end-of-text token exactly if it is
-*finished*; cut at `most_new` tokens it is not. Prompts lose their front, all to the same `most - most_new` tokens, so that
-every completion of a prompt is conditioned on the same thing; a start token stays in front. Nothing looks for a padding id.
+assertion about how the two would have been split is needed. A completion ends in an end token exactly if it is *finished*:
+in the one its text ends in, or else in the first of `eos_ids`; cut at `most_new` tokens it is not. Prompts lose their
+front, all to the same `most - most_new` tokens, so that every completion of a prompt is conditioned on the same thing; a
+start token stays in front. Nothing looks for a padding id.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from tiltlm.groups import Groups
+from tiltlm.models.base import without_end
 from tiltlm.samples import Pairs, Samples, Tokens
 
 Row = Mapping[str, Any]
@@ -22,10 +24,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Encoder:
-    """`tokenizer`; `stop_id` ends a finished completion; sequences hold `most` tokens, completions `most_new` of them."""
+    """`tokenizer`; any of `eos_ids` ends a completion, the first is written where none is; sequences hold `most` tokens,
+    completions `most_new` of them."""
 
     tokenizer: Any
-    stop_id: int
+    eos_ids: tuple[int, ...]
     most: int
     most_new: int
 
@@ -46,13 +49,13 @@ class Encoder:
     def completion(self, text: str, finished: bool = True) -> tuple[list[int], bool]:
         """Ids of a completion, and whether it ends by itself: if it is `finished`, and fitted."""
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids += [self.stop_id] if finished else []
+        if finished and without_end(ids, self.eos_ids) == ids:
+            ids.append(self.eos_ids[0])
         return ids[: self.most_new], finished and len(ids) <= self.most_new
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a completion's ids, without what ended it; other special tokens are part of it."""
-        body = ids[:-1] if ids and ids[-1] == self.stop_id else ids
-        return str(self.tokenizer.decode(body))
+        return str(self.tokenizer.decode(without_end(list(ids), self.eos_ids)))
 
     def prompt_text(self, ids: Sequence[int]) -> str:
         """The text of a prompt's ids, without a start token in front; other special tokens are part of it."""

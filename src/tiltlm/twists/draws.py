@@ -80,11 +80,11 @@ def infilling(
     """`n` pairs (condition, exact draw of pi*(· | prompt, condition)), from draws of width + condition_width
     tokens. pi* is that of r = log pi_ref(c | x, y) at beta = 1.
 
-    The reference must not end early: with an end-of-text token a condition might not exist. Returns prompts
+    The reference must not end early: with an end token a condition might not exist. Returns prompts
     (Conditioned [n]) and Samples with row i answering prompt i.
     """
-    if reference.eos_id is not None:
-        raise ValueError("infilling draws a fixed number of tokens: give the reference no end-of-text token")
+    if reference.eos_ids:
+        raise ValueError("infilling draws a fixed number of tokens: give the reference no end tokens")
     drawn = draw(reference, prompt, n=n, max_new_tokens=width + condition_width, stream=stream)
     rows = prompt.select(drawn.prompt_index)
     conditions = Tokens.full(drawn.tokens[:, width:])
