@@ -25,6 +25,7 @@ from tiltlm.recipes.preferences_settings import Base
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream, stream
+from tiltlm.tasks.chat import end_of_turn
 from tiltlm.tasks.encoding import Encoder
 
 ROWS_AT_ONCE = 128
@@ -53,7 +54,13 @@ class Lab:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.tokenizer, self.stop_id, self.base.most_tokens, self.base.new_tokens)
+        return Encoder(self.tokenizer, self.stop_id, self.base.most_tokens, self.base.new_tokens, self.turn_id)
+
+    @property
+    def turn_id(self) -> int | None:
+        """The token that ends a conversation's completions, where the chat template names one and no setting does."""
+        turn = end_of_turn(self.tokenizer) if self.base.stop_id is None else None
+        return None if turn is None else int(self.tokenizer.convert_tokens_to_ids(turn))
 
     @property
     def stop_id(self) -> int:
