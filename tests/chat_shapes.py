@@ -1,4 +1,4 @@
-"""Chat templates of the shapes that are in use, each as short as it can be, on one tokenizer of bytes and special tokens."""
+"""Chat templates of the shapes that are in use, each as short as it can be, and a tokenizer for each."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ SHAPES = {
         ("<|im_start|>", "<|im_end|>"), eos="<|im_end|>", end="<|im_end|>",
     ),
     "headers": Shape(
-        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
-        "{% endfor %}" + OPEN + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}" + OPEN + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"),
         eos="<|end_of_text|>", end="<|eot_id|>", bos="<s>",
     ),
@@ -54,21 +54,22 @@ SHAPES = {
     "writes the last thought": Shape(  # a thought is written, if an empty one, in the answer alone
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}" + NO_THOUGHT +
         "{% if loop.last %}<think>\n{{ m.content.split('</think>')[0].split('<think>')[-1].strip('\n') if "
-        "'</think>' in m.content else '' }}\n</think>\n\n{% endif %}{{ said.strip('\n') }}{% else %}{{ m.content }}{% endif %}"
-        "<|im_end|>\n{% endfor %}" + OPEN + "<|im_start|>assistant\n<think>\n{% endif %}",
+        "'</think>' in m.content else '' }}\n</think>\n\n{% endif %}{{ said.strip('\n') }}{% else %}"
+        "{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}" + OPEN + "<|im_start|>assistant\n<think>\n{% endif %}",
         ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|endoftext|>"), eos="<|endoftext|>", end="<|im_end|>",
     ),
     "instructions": Shape(  # strict turns, contents stripped, a system in front of what is asked first, no opening
         "{{ bos_token }}{% set talk = messages[1:] if messages[0].role == 'system' else messages %}"
-        "{% for m in talk %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"
-        "{% endif %}{% if m.role == 'user' %}[INST] {% if loop.first and messages[0].role == 'system' %}"
-        "{{ messages[0].content }}\n\n{% endif %}{{ m.content.strip() }} [/INST]{% else %} {{ m.content.strip() }} {{ eos_token }}"
-        "{% endif %}{% endfor %}",
+        "{% for m in talk %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}[INST] {% if loop.first and messages[0].role == 'system' %}"
+        "{{ messages[0].content }}\n\n{% endif %}{{ m.content.strip() }} [/INST]{% else %} "
+        "{{ m.content.strip() }} {{ eos_token }}{% endif %}{% endfor %}",
         ("[INST]", "[/INST]", "</s>"), eos="</s>", end="</s>", bos="<s>",
     ),
     "model instead of assistant": Shape(
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-        "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}"
+        "<end_of_turn>\n{% endfor %}"
         + OPEN + "<start_of_turn>model\n{% endif %}",
         ("<start_of_turn>", "<end_of_turn>", "<eos>"), eos="<eos>", end="<end_of_turn>", bos="<s>", system=False,
     ),
@@ -93,8 +94,8 @@ SHAPES = {
     ),
     "texts and parts": Shape(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
-        "{% for part in m.content %}{{ part.text }}{{ '|' if not loop.last }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-        + OPEN + "<|im_start|>assistant\n{% endif %}",
+        "{% for part in m.content %}{{ part.text }}{{ '|' if not loop.last }}{% endfor %}{% endif %}"
+        "<|im_end|>\n{% endfor %}" + OPEN + "<|im_start|>assistant\n{% endif %}",
         ("<|im_start|>", "<|im_end|>"), eos="<|im_end|>", end="<|im_end|>",
     ),
     "tools": Shape(

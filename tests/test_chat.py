@@ -73,7 +73,7 @@ def test_prompt_and_completion_and_one_end_are_the_template_s_own_text(name, add
             text = whole(tokenizer, messages + side)
             behind = text.removeprefix(prompt + completion)
             assert text.startswith(prompt + completion + end)
-            assert behind.strip() in (end, f"{end}\n{shape.eos}", "<|im_end|>" if not end else end)
+            assert behind.strip() in (end, f"{end}\n{shape.eos}", end or "<|im_end|>")
             (ids,) = samples.completions.lists()
             ends = [i for i in ids if i in (turn, tokenizer.eos_token_id)]
             assert ends == ids[-1:] == [tokenizer.convert_tokens_to_ids(shape.end or shape.eos)]

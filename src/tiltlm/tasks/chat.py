@@ -18,10 +18,10 @@ other.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from tiltlm.tasks.hh import agreeing
 from tiltlm.tasks.templates import Message, Talk, Template, Tools, parts_of
 
 __all__ = ["Message", "end_of_turn", "is_messages", "opened", "rendered", "tools_in", "unwritten"]
@@ -119,7 +119,7 @@ def _with_calls(template: Template, talk: Talk) -> str:
 
 def _agreement(template: Template, texts: Sequence[str]) -> int:
     """How many characters all texts begin with alike, without those of a token that not all of them go on with."""
-    at = len(os.path.commonprefix(list(texts)))
+    at = agreeing(min(texts), max(texts))
     while begins := [
         k for text in texts for token in template.own_tokens if (k := _astride(text, token, at)) >= 0
     ]:

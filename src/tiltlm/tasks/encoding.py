@@ -2,9 +2,9 @@
 
 Prompt and completion are encoded apart and their ids joined: a completion's tokens do not depend on its prompt, and no
 assertion about how the two would have been split is needed. A completion ends in exactly one end token exactly if it is
-*finished*; cut at `most_new` tokens it is not. In a conversation, told by its prompt, which holds the template's end of turn,
-that is the end of turn; elsewhere the end of text; a text that brings an end of its own gets no second one. Prompts lose
-their front, all to the same `most - most_new` tokens, so that every completion of a prompt is conditioned on the same
+*finished*; cut at `most_new` tokens it is not. In a conversation (told by its prompt, which holds the template's end of
+turn) that is the end of turn, elsewhere the end of text; a text that brings an end of its own gets no second one. Prompts
+lose their front, all to the same `most - most_new` tokens, so that every completion of a prompt is conditioned on the same
 thing; a start token stays in front. Nothing looks for a padding id.
 """
 
@@ -57,7 +57,7 @@ class Encoder:
         return self.turn_id if self.turn_id is not None and self.turn_id in prompt else self.stop_id
 
     def completion(self, text: str, finished: bool = True, end: int | None = None) -> tuple[list[int], bool]:
-        """Ids of a completion, and whether it ends by itself: if it is `finished`, and fitted. end: `stop_id`, or another."""
+        """Ids of a completion, and whether it ends by itself: if it is `finished`, and fitted; `end` ends it."""
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         ended = bool(ids) and ids[-1] in self.ends
         ids += [self.stop_id if end is None else end] if finished and not ended else []
