@@ -40,7 +40,8 @@ SHAPES = {
     ),
     "headers": Shape(
         "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-        "{{ m.content | trim }}<|eot_id|>{% endfor %}" + OPEN + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        + OPEN + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"),
         eos="<|end_of_text|>", end="<|eot_id|>", bos="<s>",
     ),
@@ -61,7 +62,8 @@ SHAPES = {
     "instructions": Shape(  # strict turns, contents stripped, a system in front of what is asked first, no opening
         "{{ bos_token }}{% set talk = messages[1:] if messages[0].role == 'system' else messages %}"
         "{% for m in talk %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-        "{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}[INST] {% if loop.first and messages[0].role == 'system' %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "{% if m.role == 'user' %}[INST] {% if loop.first and messages[0].role == 'system' %}"
         "{{ messages[0].content }}\n\n{% endif %}{{ m.content.strip() }} [/INST]{% else %} "
         "{{ m.content.strip() }} {{ eos_token }}{% endif %}{% endfor %}",
         ("[INST]", "[/INST]", "</s>"), eos="</s>", end="</s>", bos="<s>",

@@ -24,7 +24,7 @@ from typing import Any
 from tiltlm.tasks.hh import agreeing
 from tiltlm.tasks.templates import Message, Talk, Template, Tools, parts_of
 
-__all__ = ["Message", "end_of_turn", "is_messages", "opened", "rendered", "tools_in", "unwritten"]
+__all__ = ["Message", "asked_in", "end_of_turn", "is_messages", "opened", "rendered", "tools_in", "unwritten"]
 
 MEDIA = ("images", "videos", "audios")
 """Columns in which what belongs to messages is not text."""
@@ -63,6 +63,19 @@ def opened(tokenizer: Any, prompt: Talk, tools: Tools | None = None) -> str:
     """The text that a model goes on from: the messages, and the opening of the assistant's turn. Raises as `rendered`."""
     template = Template(tokenizer, tools)
     return _without_bos(tokenizer, template.write(template.form([prompt])(prompt), opening=True))
+
+
+def asked_in(row: dict[str, Any], where: str) -> Any:
+    """What a row asks for an answer to: its `prompt`, or its `messages` without the answer that they may end in.
+
+    Raises ValueError naming the place `where`, where it has neither.
+    """
+    if "prompt" in row:
+        return row["prompt"]
+    messages = row.get("messages")
+    if not is_messages(messages):
+        raise ValueError(f"{where}: column 'prompt' is missing; this line has {', '.join(row) or 'nothing'}")
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
