@@ -13,6 +13,8 @@ from chat_shapes import speaker
 from command import tiltlm
 from tiltlm.commands.models import load_decoder
 from tiltlm.models.causal import CausalLM
+from tiltlm.recipes.preferences_lab import Lab
+from tiltlm.recipes.preferences_settings import Base
 from tiltlm.tasks.chat import opened
 
 TOOL = {"type": "function", "function": {"name": "get", "description": "Weather", "parameters": {}}}
@@ -58,11 +60,11 @@ def sampled(name: str | Path, folder: Path, *rows: dict[str, Any]) -> list[dict[
 
 
 def test_messages_are_asked_as_the_template_writes_them(model, tmp_path):
-    """As `prompt` or as `messages` (whose answer is left out), with tools; the same draws as of the text; other rows stay."""
+    """As `prompt` or as `messages` (less its answer), with tools; columns stay; text and ids are as before."""
     text = opened(speaker("tools"), [ASK], [TOOL])
     rows = sampled(
-        model, tmp_path, {"prompt": text}, {"prompt": [ASK], "tools": [TOOL], "id": 7}, {"messages": [ASK, YES], "tools": [TOOL]},
-        {"prompt": [3, 4]},
+        model, tmp_path, {"prompt": text}, {"prompt": [ASK], "tools": [TOOL], "id": 7},
+        {"messages": [ASK, YES], "tools": [TOOL]}, {"prompt": [3, 4]},
     )  # fmt: skip
     assert [row["prompt"] for row in rows] == [text, text, text, [3, 4]]
     assert rows[1]["messages"] == [ASK] and rows[1]["id"] == 7 and rows[2]["messages"] == [ASK, YES]
@@ -104,6 +106,14 @@ def test_a_run_on_conversations_trains_on_one_end_and_reads_long_prompts_as_its_
     assert all(
         row["chosen"] == "yes" and row["prompt"].endswith("assistant\n") for row in lines(data / "train.jsonl")
     )
+    turn = speaker("tools").convert_tokens_to_ids("<|im_end|>")
+    for stop, end in ((None, turn), (5, 5)):
+        encoder = Lab(Base(str(model), most_tokens=40, new_tokens=8, stop_id=stop), str(model), 0).encoder
+        answers = encoder.answers(lines(data / "train.jsonl"), "chosen")
+        assert {ids[-1] for ids in answers.completions.lists()} == {end}
+        assert not {turn, speaker("tools").eos_token_id} & {
+            i for ids in answers.completions.lists() for i in ids[:-1]
+        }
     decoder = load_decoder(str(run), "cpu", "float32", None)
     long = [ASK | {"content": "hello there, " * 60}]
     (row,) = sampled(run, tmp_path, {"prompt": long})

@@ -96,7 +96,8 @@ def _tokenizer(name: str) -> Any:
 
 
 def _of_run(run: Run[Any]) -> Decoder:
-    return Decoder(run.recipe.decoder(run), *run.recipe.speech(run), run.recipe.prompt_room)
+    tokenizer, most_new = run.recipe.speech(run)
+    return Decoder(run.recipe.decoder(run), tokenizer, most_new, run.recipe.prompt_room)
 
 
 def load_run(folder: Path) -> Run[Recipe]:

@@ -1,7 +1,7 @@
 """`tiltlm sample MODEL --prompts p.jsonl --out y.jsonl`: completions of every prompt in a file.
 
-Messages are written by the model's chat template, opening the assistant's turn: `prompt` is that text then, and the messages
-stay in `messages`. Prompts longer than a run's stages read lose their front, as there.
+Messages are written by the model's chat template, opening the assistant's turn: `prompt` is that text then, and the
+messages stay in `messages`. Prompts longer than a run's stages read lose their front, as there.
 
 Each output line: prompt, completion (text, if there is a tokenizer), completion_ids, log_q (nats, under what was
 really drawn from, warping included), finished. With --grouped a line holds all completions of a prompt: `completions`, and

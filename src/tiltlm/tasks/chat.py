@@ -72,7 +72,7 @@ def asked_in(row: dict[str, Any], where: str) -> Any:
     """
     if "prompt" in row:
         return row["prompt"]
-    messages = row.get("messages")
+    messages = row.get("messages", [])
     if not is_messages(messages):
         raise ValueError(f"{where}: column 'prompt' is missing; this line has {', '.join(row) or 'nothing'}")
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
@@ -85,18 +85,20 @@ def end_of_turn(tokenizer: Any) -> str | None:
 
 def unwritten(tokenizer: Any, prompt: Talk, text: str, tools: Tools | None = None) -> tuple[str, ...]:
     """What the template left out of a prompt's `text`, in words: tools, or messages by a role that it does not know."""
+    lost = [
+        k for k, message in enumerate(prompt)
+        if message["role"] != "assistant" and any(part.strip() not in text for part in parts_of(message))
+    ]  # fmt: skip
+    if not lost and not tools:
+        return ()
     template, said = Template(tokenizer, tools), []
     talk = template.form([prompt])(prompt)
-    if tools and template.write(talk) == template.write(talk, tools=False):
+    written = template.write(talk)
+    if tools and written == template.write(talk, tools=False):
         said.append("tools left out, which the chat template does not write")
-    for k, message in enumerate(talk):
-        lost = any(part.strip() not in text for part in parts_of(message))
-        if (
-            lost
-            and message["role"] != "assistant"
-            and template.tried(talk) == template.tried(talk[:k] + talk[k + 1 :])
-        ):
-            said.append(f"messages by {message['role']!r} left out, which the chat template does not write")
+    for k in lost:
+        if written == template.tried(talk[:k] + talk[k + 1 :]):
+            said.append(f"messages by {prompt[k]['role']!r} left out, which the chat template does not write")
     return tuple(dict.fromkeys(said))
 
 
