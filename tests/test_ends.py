@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from tiltlm.exact import all_completions, every_pair, log_density, solve
 from tiltlm.models.causal import CausalLM
-from tiltlm.models.ends import _found, end_of_turn, ends_of
+from tiltlm.models.ends import _found, ends_of, turn_id
 from tiltlm.models.heads import ValueHead
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samplers.guided import Guided
@@ -117,8 +117,8 @@ def test_a_text_is_no_stop_without_a_tokenizer(tmp_path):
         ("{% for m in messages %}{{ m['content'] + ' ' + eos_token }}{% endfor %}", 2),
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", None),
         (
-            "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}user it <|eot|>",
-            None,
+            "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}/answer <|eot|>",
+            3,
         ),  # text stands between
         ("{% for m in messages %}{{ m['content'] }}<|eot|><|eom|>{% endfor %}", 3),
         ("{{ raise_exception('no such talk') }}", None),
@@ -128,7 +128,7 @@ def test_a_text_is_no_stop_without_a_tokenizer(tmp_path):
     ],
 )
 def test_the_template_s_end_of_turn_is_what_it_puts_behind_an_answer(template, wanted):
-    assert end_of_turn(tokenizer(template)) == wanted
+    assert turn_id(tokenizer(template)) == wanted
 
 
 def test_the_stories_model_has_two_ends(shared_data):

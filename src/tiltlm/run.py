@@ -96,6 +96,11 @@ class Recipe:
         """The tokenizer of this recipe's texts, and the length its completions have; None where there is none."""
         return None, None
 
+    @property
+    def prompt_room(self) -> int | None:
+        """How many tokens of a prompt are read; longer ones lose their front. None: all."""
+        return None
+
     def up(self, kind: type[R]) -> R:
         """The recipe this one extends, with the same settings: a recipe has all the fields of what it needs."""
         return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})

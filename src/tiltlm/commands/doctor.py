@@ -51,7 +51,7 @@ def doctor(args: list[str]) -> int:
     prepare()
     decoder, found = None, []
     try:
-        decoder = load_decoder(settings.model, settings.device, settings.dtype, None)
+        decoder = load_decoder(settings.model, settings.device, settings.dtype, ())
         found = list(_rows(decoder, settings))
         verdict = "yes"
     except ValueError as error:

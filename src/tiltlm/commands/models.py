@@ -16,18 +16,38 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.recipes import recipe
 from tiltlm.run import Recipe, Run, find, from_json
+from tiltlm.tasks.chat import is_messages, opened, tools_in
+from tiltlm.tasks.encoding import cut_left
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A language model with its tokenizer, if it has one, and the length its completions must have, if fixed."""
+    """A language model with its tokenizer, if it has one, the length its completions must have, if fixed, and the most
+    tokens of a prompt that it reads: longer ones lose their front, as in the stages of its run."""
 
     model: LanguageModel
     tokenizer: Any = None
     most_new_tokens: int | None = None
+    room: int | None = None
 
-    def encode(self, prompt: str | list[int], where: str) -> list[int]:
-        """Token ids of a prompt given as text or as ids."""
+    def encode(self, prompt: Any, where: str) -> list[int]:
+        """Token ids of a prompt given as text or as ids, cut to what is read. Raises ValueError naming `where`."""
+        ids = self._ids(prompt, where)
+        if not ids:
+            raise ValueError(f"{where} has no tokens: a language model needs one to begin with")
+        start = None if self.tokenizer is None else self.tokenizer.bos_token_id
+        return ids if self.room is None else cut_left(ids, self.room, start)
+
+    def spoken(self, prompt: Any, where: str, row: dict[str, Any]) -> Any:
+        """A prompt as it is; messages (with the `tools` of their row) as the text that the chat template makes of them."""
+        if not is_messages(prompt):
+            return prompt
+        try:
+            return opened(self.tokenizer, prompt, tools_in(row))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def _ids(self, prompt: Any, where: str) -> list[int]:
         if isinstance(prompt, list) and all(isinstance(i, int) for i in prompt):
             bad = [i for i in prompt if not 0 <= i < self.model.vocab_size]
             if bad:
@@ -36,7 +56,9 @@ class Decoder:
                 )
             return prompt
         if not isinstance(prompt, str):
-            raise ValueError(f"{where}: a prompt is text or a list of token ids; got {type(prompt).__name__}")
+            raise ValueError(
+                f"{where}: a prompt is text, messages or a list of token ids; got {type(prompt).__name__}"
+            )
         if self.tokenizer is None:
             raise ValueError(f"{where} is text, but the model's folder has no tokenizer: give token ids instead")
         return list(self.tokenizer(prompt)["input_ids"])
@@ -63,7 +85,8 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
 
 
 def _of_run(run: Run[Any]) -> Decoder:
-    return Decoder(run.recipe.decoder(run), *run.recipe.speech(run))
+    tokenizer, most_new = run.recipe.speech(run)
+    return Decoder(run.recipe.decoder(run), tokenizer, most_new, run.recipe.prompt_room)
 
 
 def load_run(folder: Path) -> Run[Recipe]:

@@ -1,5 +1,8 @@
 """`tiltlm sample MODEL --prompts p.jsonl --out y.jsonl`: completions of every prompt in a file.
 
+Messages are written by the model's chat template, opening the assistant's turn: `prompt` is that text then, and the
+messages stay in `messages`. Prompts longer than a run's stages read lose their front, as there.
+
 Each output line: prompt, completion (text, if there is a tokenizer), completion_ids, log_q (nats, under what was
 really drawn from, warping included), finished. With --grouped a line holds all completions of a prompt: `completions`, and
 lists of the rest. Draw k of prompt i depends on seed, i and k alone: batch size changes nothing, and an interrupted file is
@@ -20,11 +23,12 @@ import tyro
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
 from tiltlm.device import device_of
-from tiltlm.jsonl import read_rows, whole_lines
+from tiltlm.jsonl import placed_rows, whole_lines
 from tiltlm.progress import note, steps
 from tiltlm.samplers.ancestral import Warp, Warped, draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.tasks.chat import asked_in, is_messages
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Sample:
     """A folder or hub name that transformers loads, or a run folder of this library."""
 
     prompts: Path
-    """A .jsonl file with a `prompt` on every line: text, or a list of token ids."""
+    """A .jsonl file with a `prompt` on every line: text, messages ({role, content}; with `tools`, if there are any), or a
+    list of token ids. `messages` serves as well; an answer that they end in is left out."""
 
     out: Path
     """The .jsonl file to write; if it is there already, it is completed."""
@@ -79,22 +84,37 @@ def sample(args: list[str]) -> int:
     device_of(settings.device)
     _same_settings(settings)
     done, per = whole_lines(settings.out), 1 if settings.grouped else settings.n
-    rows = list(read_rows(settings.prompts, needs=("prompt",)))
-    if done >= len(rows) * per:
+    asked = [(where, row, asked_in(row, where)) for where, row in placed_rows(settings.prompts)]
+    if done >= len(asked) * per:
         note(f"{settings.out} is complete: {done} lines")
         return 0
     decoder = load_decoder(settings.model, settings.device, settings.dtype, settings.stop)
-    ids = [decoder.encode(row["prompt"], f"{settings.prompts}: prompt {i + 1}") for i, row in enumerate(rows)]
-    with settings.out.open("a", encoding="utf-8") as file, steps("sample") as on_step:
-        at_once = max(1, settings.batch_size // settings.n)
+    rows = [_row(decoder, row, decoder.spoken(prompt, where, row)) for where, row, prompt in asked]
+    ids = [decoder.encode(row["prompt"], where) for (where, *_), row in zip(asked, rows, strict=True)]
+    at_once = max(1, settings.batch_size // settings.n)
+    with steps("sample") as on_step:
         for begin in range(done // per, len(rows), at_once):
             part = slice(begin, min(begin + at_once, len(rows)))
             lines = list(_lines(settings, decoder, ids[part], rows[part], begin))
-            file.writelines(lines[max(0, done - begin * per) :])
-            file.flush()
+            _append(settings, lines[max(0, done - begin * per) :])
             on_step(part.stop, len(rows), {})
     note(f"{settings.out}: {len(rows) * settings.n} completions of {len(rows)} prompts")
     return 0
+
+
+def _row(decoder: Decoder, row: dict[str, Any], prompt: Any) -> dict[str, Any]:
+    """A line's columns, with the prompt as it is read: messages stay beside the text that was made of them."""
+    said = {"messages": row["prompt"]} if is_messages(row.get("prompt")) else {}
+    return {**row, **said, "prompt": prompt}
+
+
+def _append(settings: Sample, lines: list[str]) -> None:
+    """Write lines behind those that are there, and what they were made with beside them. Nothing is written before
+    something was drawn."""
+    _beside(settings).parent.mkdir(parents=True, exist_ok=True)
+    _beside(settings).write_text(json.dumps(_made_with(settings), indent=1) + "\n")
+    with settings.out.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
 
 
 def _lines(
@@ -132,12 +152,20 @@ def _rows(drawn: Samples, decoder: Decoder) -> Iterator[dict[str, Any]]:
         yield {**shown, "completion_ids": row, "log_q": number, "finished": ended}
 
 
+def _beside(settings: Sample) -> Path:
+    """The file that says what the output was made with."""
+    return settings.out.with_name(settings.out.name + ".settings.json")
+
+
+def _made_with(settings: Sample) -> dict[str, str]:
+    return {name: str(value) for name, value in asdict(settings).items() if name not in ("batch_size", "out")}
+
+
 def _same_settings(settings: Sample) -> None:
-    """Remember what a file was made with beside it; refuse to complete it with other settings."""
-    beside = settings.out.with_name(settings.out.name + ".settings.json")
-    now = {name: str(value) for name, value in asdict(settings).items() if name not in ("batch_size", "out")}
-    if settings.out.exists() and beside.exists():
-        before = json.loads(beside.read_text())
+    """Refuse to complete a file with other settings than it was begun with."""
+    now = _made_with(settings)
+    if settings.out.exists() and _beside(settings).exists():
+        before = json.loads(_beside(settings).read_text())
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             raise ValueError(
@@ -146,5 +174,3 @@ def _same_settings(settings: Sample) -> None:
             )
     elif settings.out.exists() and whole_lines(settings.out):
         raise FileExistsError(f"{settings.out} exists and was not made by this command: choose another --out")
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(now, indent=1) + "\n")

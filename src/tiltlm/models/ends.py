@@ -22,10 +22,8 @@ from rich.markup import escape
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tiltlm.models.hub import pretrained
+from tiltlm.models.templates import end_of_turn
 from tiltlm.progress import note
-
-ANSWER = "Quite"
-"""What the assistant says in the conversation that a template is tried on."""
 
 
 def ends_of(name: str | Path, stop: Sequence[str] = (), option: str = "--stop") -> tuple[int, ...]:
@@ -64,12 +62,11 @@ def _places(name: str, tokenizer: Any) -> dict[str, list[int]]:
     copied = (
         generation is None or generation._from_model_config
     )  # a copy of config's says no more than config does
-    turn = None if tokenizer is None else end_of_turn(tokenizer)
     return {
         "tokenizer": [] if tokenizer is None else _listed(tokenizer.eos_token_id),
         "generation_config": [] if copied else _listed(generation.eos_token_id),
         "config": in_config if tokenizer is None else [i for i in in_config if i in _special(tokenizer).values()],
-        "chat template": _listed(turn),
+        "chat template": _listed(turn_id(tokenizer)),
     }
 
 
@@ -102,24 +99,10 @@ def _special(tokenizer: Any) -> dict[str, int]:
     return {**tokenizer.get_added_vocab(), **named}
 
 
-def end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that the tokenizer's chat template puts right behind an assistant's answer; None if there is none.
-
-    Found by rendering a conversation of two messages; only blanks may stand between the answer and the token.
-    """
-    from jinja2 import TemplateError
-
-    if not tokenizer.chat_template:
-        return None
-    talk = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": ANSWER}]
-    try:
-        text = str(tokenizer.apply_chat_template(talk, tokenize=False))
-    except (TemplateError, TypeError, ValueError):  # a template for other conversations than this one
-        return None
-    behind = text.rpartition(ANSWER)[2].lstrip()
-    special = _special(tokenizer)
-    found = [token for token in special if token and behind.startswith(token)]
-    return special[max(found, key=len)] if found and ANSWER in text else None
+def turn_id(tokenizer: Any) -> int | None:
+    """The token in which the chat template ends an assistant's turn; None without one, without template or tokenizer."""
+    turn = end_of_turn(tokenizer)
+    return None if turn is None else int(tokenizer.convert_tokens_to_ids(turn))
 
 
 def stop_ids(stop: Sequence[str], tokenizer: Any, vocab_size: int, option: str = "--stop") -> list[int]:

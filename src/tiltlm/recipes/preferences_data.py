@@ -163,6 +163,10 @@ class BaseStage(DataStage):
     def speech(self, run: Run[Any]) -> tuple[Any, int | None]:
         return self.lab(run).tokenizer, self.base.new_tokens
 
+    @property
+    def prompt_room(self) -> int | None:
+        return self.base.most_tokens - self.base.new_tokens
+
 
 def texts_in(row: dict[str, Any]) -> list[str]:
     """All responses of a row."""

@@ -19,7 +19,7 @@ from tiltlm.device import device_of
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
-from tiltlm.models.ends import ends_of
+from tiltlm.models.ends import ends_of, turn_id
 from tiltlm.models.hub import pretrained
 from tiltlm.models.unadapted import Unadapted
 from tiltlm.recipes.preferences_settings import Base
@@ -54,7 +54,12 @@ class Lab:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.tokenizer, self.eos_ids, self.base.most_tokens, self.base.new_tokens)
+        return Encoder(self.tokenizer, self.eos_ids, self.base.most_tokens, self.base.new_tokens, self.turn_id)
+
+    @property
+    def turn_id(self) -> int | None:
+        """The token that ends a conversation's completions, where the chat template names one and no setting does."""
+        return None if self.base.stop else turn_id(self.tokenizer)
 
     @cached_property
     def eos_ids(self) -> tuple[int, ...]:

@@ -10,7 +10,8 @@
 | messages | an example; the last answer of the assistant is the completion |
 | prompt, chosen | an example |
 
-The first line whose columns a row has decides; other columns are left out (a pair keeps a numeric `margin`).
+The first line whose columns a row has decides; other columns are left out (a pair keeps a numeric `margin`). Wherever text
+may stand, so may messages; `tools` beside them are handed to the template too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tiltlm.tasks.chat import Message, is_messages, rendered
+from tiltlm.tasks.chat import Message, is_messages, rendered, tools_in, unwritten
 from tiltlm.tasks.hh import Dropped, agreeing
 
 Row = dict[str, Any]
@@ -71,9 +72,9 @@ LATER = ("later turns left out",)
 
 def _explicit_pair(row: Row, tokenizer: Any) -> Kept | Dropped:
     sides = [row["chosen"], row["rejected"]]
-    if isinstance(row["prompt"], str) and all(is_messages(s) and s[0]["role"] != "assistant" for s in sides):
+    if all(is_messages(s) and s[0]["role"] != "assistant" for s in sides):
         return _implicit_pair(row, tokenizer)  # whole conversations: they hold the prompt themselves
-    prompt, (chosen, rejected), notes = _written(row["prompt"], sides, tokenizer)
+    prompt, (chosen, rejected), notes = _written(row, row["prompt"], sides, tokenizer)
     return _noted(pair(prompt, chosen, rejected, row), notes)
 
 
@@ -81,6 +82,7 @@ def _implicit_pair(row: Row, tokenizer: Any) -> Kept | Dropped:
     chosen, rejected = row["chosen"], row["rejected"]
     if not (is_messages(chosen) and is_messages(rejected)):
         return _shared_text(text(row, "chosen"), text(row, "rejected"), row)
+    chosen, rejected = _messages(chosen, "assistant"), _messages(rejected, "assistant")
     at = agreeing(chosen, rejected)
     if at == len(chosen) == len(rejected):
         return Dropped("identical sides")
@@ -88,7 +90,7 @@ def _implicit_pair(row: Row, tokenizer: Any) -> Kept | Dropped:
         return Dropped("one side continues the other")
     if not chosen[at]["role"] == rejected[at]["role"] == "assistant":
         return Dropped("first difference is not two assistant turns")
-    prompt, (good, bad), notes = _written(chosen[:at], [chosen[at:], rejected[at:]], tokenizer)
+    prompt, (good, bad), notes = _written(row, chosen[:at], [chosen[at:], rejected[at:]], tokenizer)
     return _noted(pair(prompt, good, bad, row), notes)
 
 
@@ -114,7 +116,7 @@ def _group(row: Row, tokenizer: Any) -> Kept | Dropped:
         raise ValueError(f"{len(row['completions'])} completions have {len(rewards)} {name}: one each is needed")
     if len(rewards) < 2:
         return Dropped("fewer than two completions")
-    prompt, completions, notes = _written(row["prompt"], row["completions"], tokenizer)
+    prompt, completions, notes = _written(row, row["prompt"], row["completions"], tokenizer)
     return Kept({"prompt": prompt, "completions": completions, "rewards": rewards, **_ends(row)}, notes)
 
 
@@ -141,7 +143,9 @@ def _scored_texts(row: Row, tokenizer: Any) -> Kept | Dropped:
 def _example(row: Row, tokenizer: Any) -> Kept | Dropped:
     if str(row.get("label")).lower() == "false":  # an unwanted answer must not become one to imitate
         return Dropped("label is false")
-    prompt, (completion,), notes = _written(row["prompt"], [row.get("completion", row.get("chosen"))], tokenizer)
+    prompt, (completion,), notes = _written(
+        row, row["prompt"], [row.get("completion", row.get("chosen"))], tokenizer
+    )
     return _noted(example(prompt, completion), notes)
 
 
@@ -152,7 +156,7 @@ def _conversation(row: Row, tokenizer: Any) -> Kept | Dropped:
     answers = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers or answers[-1] == 0:
         raise ValueError("messages must hold an answer by the role 'assistant', and something before it")
-    prompt, (completion,), notes = _written(messages[: answers[-1]], [messages[answers[-1] :]], tokenizer)
+    prompt, (completion,), notes = _written(row, messages[: answers[-1]], [messages[answers[-1] :]], tokenizer)
     return _noted(example(prompt, completion), notes)
 
 
@@ -169,24 +173,31 @@ RULES: dict[tuple[str, ...], Callable[[Row, Any], Kept | Dropped]] = {
 """Columns -> what a row that has them is."""
 
 
-def _written(prompt: Any, answers: Sequence[Any], tokenizer: Any) -> tuple[str, list[str], tuple[str, ...]]:
-    """Prompt and answers as text, and a note if an answer went on after the assistant's first turn."""
+def _written(
+    row: Row, prompt: Any, answers: Sequence[Any], tokenizer: Any
+) -> tuple[str, list[str], tuple[str, ...]]:
+    """Prompt and answers of a row as text, and notes: an answer that went on after the assistant's first turn, and what the
+    template left out."""
     if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
         return prompt, list(answers), ()
+    asked = [] if prompt == [] else _messages(prompt, "user")
     sides = [_messages(answer, "assistant") for answer in answers]
     if any(side[0]["role"] != "assistant" for side in sides):
         raise ValueError(f"an answer must begin with the role 'assistant'; got {sides[0][0]['role']!r}")
-    start, texts = rendered(tokenizer, _messages(prompt, "user"), [side[:1] for side in sides])
-    return start, texts, LATER if any(len(side) > 1 for side in sides) else ()
+    tools = tools_in(row)
+    start, texts = rendered(tokenizer, asked, [side[:1] for side in sides], tools)
+    later = LATER if any(len(side) > 1 for side in sides) else ()
+    return start, texts, (*later, *unwritten(tokenizer, asked, start, tools))
 
 
 def _messages(value: Any, role: str) -> list[Message]:
-    """A list of messages as it is; text as one message of `role`."""
+    """Messages, without what has no value in them; text as one message of `role`."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
-    if not is_messages(value):
+    found = [value] if isinstance(value, dict) else value
+    if not is_messages(found):
         raise ValueError(f"prompts and answers are text or lists of {{role, content}}; got {_kind(value)}")
-    return value
+    return [{name: x for name, x in message.items() if x is not None} for message in found]
 
 
 def _noted(made: Kept | Dropped, notes: tuple[str, ...]) -> Kept | Dropped:

@@ -1,10 +1,11 @@
 """Texts as token ids, the one way every stage of preference alignment does it.
 
-Prompt and completion are encoded apart and their ids joined: a completion's tokens do not depend on its prompt, and no
-assertion about how the two would have been split is needed. A completion ends in an end token exactly if it is *finished*:
-in the one its text ends in, or else in the first of `eos_ids`; cut at `most_new` tokens it is not. Prompts lose their
-front, all to the same `most - most_new` tokens, so that every completion of a prompt is conditioned on the same thing; a
-start token stays in front. Nothing looks for a padding id.
+Prompt and completion are encoded apart and their ids joined: a completion's tokens do not depend on its prompt, and
+no assertion about how the two would have been split is needed. A completion ends in exactly one end token exactly if
+it is *finished*; cut at `most_new` tokens it is not. In a conversation (told by its prompt, which holds the
+template's end of turn) that is the end of turn, elsewhere the first of `eos_ids`; a text that brings an end of its
+own gets no second one. Prompts lose their front, all to the same `most - most_new` tokens, so that every completion
+of a prompt is conditioned on the same thing; a start token stays in front. Nothing looks for a padding id.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Encoder:
     eos_ids: tuple[int, ...]
     most: int
     most_new: int
+    turn_id: int | None = None
+    """Ends a finished completion instead, where the prompt is a conversation: where it holds this very token."""
 
     def __post_init__(self) -> None:
         if not 0 < self.most_new < self.most:
@@ -38,24 +41,30 @@ class Encoder:
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a prompt, cut on the left. Raises ValueError for a prompt of no tokens."""
-        ids, room = list(self.tokenizer(text)["input_ids"]), self.most - self.most_new
+        ids = list(self.tokenizer(text)["input_ids"])
         if not ids:
             raise ValueError(f"the prompt {text!r} has no tokens: a causal LM needs one to begin with")
-        if len(ids) <= room:
-            return ids
-        start = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
-        return start + ids[len(ids) - room + len(start) :]
+        return cut_left(ids, self.most - self.most_new, self.tokenizer.bos_token_id)
 
-    def completion(self, text: str, finished: bool = True) -> tuple[list[int], bool]:
-        """Ids of a completion, and whether it ends by itself: if it is `finished`, and fitted."""
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every token that ends a completion."""
+        return self.eos_ids if self.turn_id is None else (*self.eos_ids, self.turn_id)
+
+    def end_after(self, prompt: Sequence[int]) -> int:
+        """The token that ends a completion of this prompt."""
+        return self.turn_id if self.turn_id is not None and self.turn_id in prompt else self.eos_ids[0]
+
+    def completion(self, text: str, finished: bool = True, end: int | None = None) -> tuple[list[int], bool]:
+        """Ids of a completion, and whether it ends by itself: if it is `finished`, and fitted; `end` ends it."""
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if finished and without_end(ids, self.eos_ids) == ids:
-            ids.append(self.eos_ids[0])
+        ended = bool(ids) and ids[-1] in self.ends
+        ids += [self.eos_ids[0] if end is None else end] if finished and not ended else []
         return ids[: self.most_new], finished and len(ids) <= self.most_new
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of a completion's ids, without what ended it; other special tokens are part of it."""
-        return str(self.tokenizer.decode(without_end(list(ids), self.eos_ids)))
+        return str(self.tokenizer.decode(without_end(list(ids), self.ends)))
 
     def prompt_text(self, ids: Sequence[int]) -> str:
         """The text of a prompt's ids, without a start token in front; other special tokens are part of it."""
@@ -76,8 +85,11 @@ class Encoder:
         self, prompts: Tokens, index: Sequence[int], texts: Sequence[str], finished: Sequence[bool] | None = None
     ) -> Samples:
         """Completions as text; row i answers prompt `index[i]`, and ends by itself unless `finished` says it did not."""
-        ends = finished or [True] * len(texts)
-        found = [self.completion(text, end) for text, end in zip(texts, ends, strict=True)]
+        ends = [self.end_after(prompt) for prompt in prompts.lists()]
+        found = [
+            self.completion(text, done, ends[k])
+            for text, done, k in zip(texts, finished or [True] * len(texts), index, strict=True)
+        ]
         done = Tokens.of([ids for ids, _ in found])
         whole = torch.tensor([each for _, each in found], dtype=torch.bool)
         return Samples(prompts, torch.tensor(index, dtype=torch.int64), done.ids, done.mask, finished=whole)
@@ -118,3 +130,11 @@ class Encoder:
             rewards = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
             samples = samples.with_(reward=rewards)
         return Groups(samples, size)
+
+
+def cut_left(ids: list[int], room: int, bos_id: int | None) -> list[int]:
+    """The last `room` of a prompt's ids; a start token in front stays in front."""
+    if len(ids) <= room:
+        return ids
+    start = [ids[0]] if ids[0] == bos_id else []
+    return start + ids[len(ids) - room + len(start) :]
