@@ -126,6 +126,10 @@ class Aligned(Label):
         samples = with_log_ref(found.samples, reference, *self.cache(run), self.precision(split))
         return Groups(samples, found.size).to(lab.device)
 
+    def size_of(self, groups: Groups) -> int:
+        """How many completions of a group meet: `align.size`, and no more than the data's own groups have."""
+        return min(self.align.size, groups.size) if self.align.source == "data" else self.align.size
+
     def precision(self, split: str) -> str:
         """What a split is scored in: the precision of training for what is trained on; measuring is in float32."""
         return self.align.train.precision if split == "train" else "float32"
@@ -152,7 +156,7 @@ class OnGroups(Aligned):
     """A method that sees `align.size` completions of a prompt together, drawn anew at every step."""
 
     def experience(self, rows: Offline, lab: Lab, policy: CausalLM, reference: LanguageModel) -> Experience:
-        return Subsets(rows, self.align.size, lab.stream.child(self.stage, "subsets"))
+        return Subsets(rows, self.size_of(rows.data), lab.stream.child(self.stage, "subsets"))
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ class OnPairs(Aligned):
         if self.align.source == "data" and "chosen" in (rows := self.rows_of(run, split))[0]:
             pairs = lab.encoder.pairs(rows)
             return pairs_with_log_ref(pairs, reference, *self.cache(run), self.precision(split)).to(lab.device)
-        groups = first_of(self.groups(run, lab, reference, split).to("cpu"), self.align.size)
+        whole = self.groups(run, lab, reference, split).to("cpu")
+        groups = first_of(whole, self.size_of(whole))
         pairs, ties = (all_pairs if self.align.pairing == "all" else best_and_worst)(groups)
         if ties:
             note(f"{self.name}: {ties} ties left out of the {split} split")

@@ -40,13 +40,14 @@ def recognised(row: Row, tokenizer: Any) -> Kept | Dropped:
         if all(name in row for name in columns):
             return make(row, tokenizer)
     known = "; ".join(", ".join(columns) for columns in RULES)
+    hint = _fitting(row) or "; say which is which: --columns prompt=… completion=…"
+    raise ValueError(f"the columns {', '.join(row) or '(none)'} are none of those known: {known}{hint}")
+
+
+def _fitting(row: Row) -> str:
+    """Words that offer the mapping of columns which would fit; none where there is none."""
     fit = suggested(row)
-    hint = (
-        f"would this fit? {fit} (in a recipe: --data.columns …)"
-        if fit
-        else "say which are: --columns prompt=… chosen=…"
-    )
-    raise ValueError(f"the columns {', '.join(row) or '(none)'} are none of those known: {known}; {hint}")
+    return f"; would this fit? {fit} (in a recipe: --data.columns …)" if fit else ""
 
 
 def text(row: Row, name: str) -> str:
@@ -112,7 +113,9 @@ def _shared_text(chosen: str, rejected: str, row: Row) -> Kept | Dropped:
         return Dropped("identical sides")
     cut = re.search(r"\s\S*\Z", chosen[: agreeing(chosen, rejected)])
     if cut is None or not chosen[: cut.start()].strip():
-        raise ValueError("there is no column prompt, and chosen and rejected do not begin with the same words")
+        raise ValueError(
+            "there is no column prompt, and chosen and rejected do not begin with the same words" + _fitting(row)
+        )
     at = cut.start()
     return _noted(pair(chosen[:at], chosen[at:], rejected[at:], row), ("prompt is what both texts begin with",))
 

@@ -96,7 +96,8 @@ def turns(row: Row, tokenizer: Any, asked: Sequence[str], answers: dict[str, Any
 def _flat(answers: dict[str, Any]) -> list[Any]:
     """Every answer, those of a group one by one."""
     texts = [answers[name] for name in ("chosen", "rejected", "completion") if name in answers]
-    return texts + list(answers.get("completions", ()))
+    group = answers.get("completions")
+    return texts + (group if isinstance(group, list) else [])
 
 
 def _answered(answer: str, *asked: str) -> Layout:
@@ -119,7 +120,7 @@ def _chosen(*asked: str) -> Layout:
 def _as_it_is(row: Row, tokenizer: Any) -> Row:
     """prompt with chosen and rejected, or with a completion; texts only are put behind a system column."""
     answers: Row = {name: row[name] for name in ("chosen", "rejected", "completion") if name in row}
-    if row.get("system") and all(isinstance(x, str) for x in (row["prompt"], *answers.values())):
+    if row.get("system") and all(isinstance(x, str) for x in (row["system"], row["prompt"], *answers.values())):
         return _margined(row, turns(row, tokenizer, ["prompt"], answers))
     return _margined(row, row)
 

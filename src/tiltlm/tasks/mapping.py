@@ -130,7 +130,8 @@ def suggested(row: Row) -> str:
                 break
             found[name] = likely
         else:
-            return "--columns " + " ".join(shlex.quote(f"{name}={path}") for name, path in found.items())
+            new = [shlex.quote(f"{name}={path}") for name, path in found.items() if path != name]
+            return "--columns " + " ".join(new) if new else ""
     return ""
 
 
