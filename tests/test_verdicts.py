@@ -13,6 +13,7 @@ import torch
 
 from command import tiltlm
 from families import build
+from tiltlm.groups import Groups
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.policies.kto import reference_point
 from tiltlm.recipes import recipe
@@ -188,6 +189,27 @@ def test_columns_encoding_and_weights_reach_the_recipes(work, tmp_path):
 
 
 # ---- pieces ----
+
+
+def test_groups_of_the_data_s_own_meet_as_they_are():
+    """Two rated answers a prompt are learnt from whatever `align.size` is; of draws, too few are refused."""
+    done = Tokens.of([[1], [2]])
+    groups = Groups(Samples(Tokens.of([[5]]), torch.tensor([0, 0]), done.ids, done.mask), 2)
+    value = recipe("pairs/dpo-pref-policy")
+    assert value.align.size == value.size_of(groups) == 4
+    assert replace(value, align=replace(value.align, source="data")).size_of(groups) == 2
+
+
+def test_a_user_s_own_data_trains_kto_where_nothing_else_is_said():
+    sources = {
+        name: recipe(name).align.source for name in ("pairs/kto", "pairs/kto-policy", "pairs/ipo", "hh/kto")
+    }
+    assert sources == {
+        "pairs/kto": "data",
+        "pairs/kto-policy": "data",
+        "pairs/ipo": "labelled",
+        "hh/kto": "labelled",
+    }
 
 
 def test_settings_added_later_leave_older_keys_as_they_were():

@@ -70,7 +70,8 @@ def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
 def _misread(path: Path, name: str, error: UnicodeDecodeError) -> str:
     """Which byte of a file is not in the encoding `name`, and what to try instead."""
     at, line = _first_misfit(path, name)
-    others = [each for each in ("utf-8", "cp1252", "latin-1") if _reads(error.object, each)]
+    likely = ("utf-16", "utf-8") if b"\0" in error.object else ("utf-8", "cp1252", "latin-1")
+    others = [each for each in likely if each != name and _reads(error.object, each)] or ["latin-1"]
     return (
         f"{path}: cannot be read as {name.removesuffix('-sig').upper()}: byte {at} (line {line}) is not of it "
         f"({error.reason}); name the encoding it was written in, like --encoding {others[0]} (in a recipe: "
