@@ -324,7 +324,7 @@ def test_an_encoding_that_is_named_is_used_and_a_wrong_one_named_by_its_byte(tmp
         read_preferences(path, encoding="latin-one")
     with pytest.raises(ValueError, match=r"cannot be read as ASCII: byte .*--encoding cp1252"):
         read_preferences(path, encoding="ascii")
-    path.write_bytes('é"prompt"\n'.encode("utf-16-le"))  # neither a mark nor an ASCII character to begin with
+    path.write_bytes('日本"prompt"\n'.encode("utf-16-le"))  # neither a mark nor an ASCII character to begin with
     with pytest.raises(ValueError, match=r"byte 0 \(line 1\) .*--encoding utf-16 "):
         read_preferences(path)
     path.write_bytes("é".encode("utf-16")[:3])  # half a character
