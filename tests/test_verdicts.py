@@ -24,6 +24,7 @@ from tiltlm.rewards.verdicts import VerdictRegression, Verdicts, verdict_loss
 from tiltlm.ruler.measure import Measurement
 from tiltlm.run import from_json, hashed
 from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import stream
 from tiltlm.tasks.encoding import Encoder
 from tiltlm.train import checkpoints
 
@@ -189,6 +190,15 @@ def test_columns_encoding_and_weights_reach_the_recipes(work, tmp_path):
 
 
 # ---- pieces ----
+
+
+def test_the_seed_decides_which_rows_a_fraction_of_a_weight_takes(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    value = recipe("pairs/data")
+    value = replace(value, base=replace(value.base, model=""), data=replace(value.data, train=(f"{path}:0.5",)))
+    one, again, other = (value.read("train", stream(seed, "x")).rows for seed in (0, 0, 1))
+    assert one == again != other and len(one) == len(other) == round(len(ROWS) / 2)
 
 
 def test_groups_of_the_data_s_own_meet_as_they_are():
