@@ -17,7 +17,6 @@ from tiltlm.tasks.hh import Dropped, Pair, split_dialogues
 from tiltlm.tasks.preference_rows import (
     as_pairs,
     as_rewards,
-    followed_by,
     format_named,
     read_preferences,
 )
@@ -114,9 +113,9 @@ ROWS = [
 ]
 
 
-def as_csv(path: Path) -> None:
+def as_csv(path: Path, mark: str = ",") -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(ROWS[0]))
+        writer = csv.DictWriter(file, list(ROWS[0]), delimiter=mark)
         writer.writeheader()
         file.write("\n")
         writer.writerows(ROWS)
@@ -131,6 +130,7 @@ WRITERS = {
     ".jsonl": (lambda path: path.write_text("\n" + "\n".join(map(json.dumps, ROWS)), encoding="utf-8"), [2, 3]),
     ".json": (lambda path: path.write_text("\n" + json.dumps(ROWS, indent=4), encoding="utf-8"), [3, 8]),
     ".csv": (as_csv, [3, 5]),
+    ".tsv": (lambda path: as_csv(path, "\t"), [3, 5]),
     ".parquet": (as_parquet, [1, 2]),
 }
 
@@ -261,6 +261,7 @@ def made(tmp_path: Path, *rows: object, **options: object):
         ),
         ({"chosen": START + " a", "rejected": START + "  b"}, {"prompt": START, "chosen": " a", "rejected": " b"}),
         ({"prompt": "p", "completion": " c"}, {"prompt": "p", "completion": " c"}),
+        ({"prompt": "p", "completion": " c", "label": "pos"}, {"prompt": "p", "completion": " c"}),
         ({"prompt": "p", "chosen": " c", "rejected": None}, {"prompt": "p", "completion": " c"}),
         (
             {"prompt": "p", "completions": [" a", ""], "rewards": [1, 0.5]},
@@ -288,7 +289,7 @@ def test_rows_are_told_by_their_columns(row, becomes, tmp_path):
         ({"prompt": "p", "chosen": " ", "rejected": " c"}, "blank response"),
         ({"prompt": "p", "chosen": " c", "rejected": ""}, "blank response"),
         ({"prompt": "p", "completion": "\n"}, "blank response"),
-        ({"prompt": "p", "completion": " c", "label": False}, "label is false"),
+        ({"prompt": "p", "completion": " ", "label": False}, "blank response"),
         ({"prompt": "p", "completions": [" a"], "rewards": [1]}, "fewer than two completions"),
     ],
 )
@@ -528,10 +529,10 @@ def test_pairs_as_rewards_and_back_by_hand():
 
 def test_ties_are_dropped_and_notes_stay_when_converting(tmp_path):
     group = {"prompt": "p", "completions": [" a", " b"], "rewards": [1, 1]}
-    loaded = made(tmp_path, group, group | {"rewards": [1, 3]}, format=followed_by(format_named("auto"), as_pairs))
+    loaded = made(tmp_path, group, group | {"rewards": [1, 3]}, convert=as_pairs)
     assert loaded.dropped == {"tie (all rewards are equal)": 1} and loaded.rows[0]["chosen"] == " b"
     rows = {"chosen": START + " a\n\nHuman: b", "rejected": START + " c"}
-    loaded = made(tmp_path, rows, format=followed_by(format_named("hh"), as_rewards))
+    loaded = made(tmp_path, rows, format="hh", convert=as_rewards)
     assert loaded.notes == {"later turns left out": 1} and loaded.rows[0]["rewards"] == [1, 0]
 
 

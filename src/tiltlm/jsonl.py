@@ -1,15 +1,19 @@
 """JSON lines: one object a line, errors that name file and line, output that can be taken up where it stopped.
 
-A file whose name ends in .gz is read through gzip.
+A file whose name ends in .gz is read through gzip. Text is what its byte order mark or, without one, its first bytes say
+(UTF-8, UTF-16, UTF-32), or the encoding that is named.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 
 def read_rows(path: str | Path, needs: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
@@ -17,22 +21,86 @@ def read_rows(path: str | Path, needs: tuple[str, ...] = ()) -> Iterator[dict[st
     return (row for _, row in placed_rows(path, needs))
 
 
-def placed_rows(path: str | Path, needs: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+def placed_rows(
+    path: str | Path, needs: tuple[str, ...] = (), encoding: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """`read_rows` with the place of each row: ("file:line", row)."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with open_text(path) as lines:
+    with open_text(path, encoding) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{path}:{number}", _row(line, f"{path}:{number}", needs)
 
 
-def open_text(path: Path, newline: str | None = None) -> TextIO:
-    """The file as UTF-8 text (a byte order mark at its start aside), through gzip where its name ends in .gz."""
-    if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig", newline=newline))
-    return path.open(encoding="utf-8-sig", newline=newline)
+@contextmanager
+def open_text(path: Path, encoding: str = "", newline: str | None = None) -> Iterator[TextIO]:
+    """The file as text, through gzip where its name ends in .gz; a byte order mark counts before `encoding`.
+
+    Raises ValueError for an encoding that there is not, and with the place of the first byte that is not of it.
+    """
+    with _opened(path) as raw:
+        found = json.detect_encoding(
+            raw.read(4)
+        )  # JSON's own rule: byte order marks, and where the zero bytes stand
+        raw.seek(0)
+        name = found if found in MARKED or not encoding else encoding
+        try:
+            text = io.TextIOWrapper(raw, encoding=name, newline=newline)
+        except LookupError:
+            raise ValueError(
+                f"there is no encoding {encoding!r}; such are utf-8, utf-16, latin-1, cp1252, gb18030"
+            ) from None
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise ValueError(_misread(path, name, error)) from None
+
+
+MARKED = ("utf-8-sig", "utf-16", "utf-32")
+"""What a byte order mark says."""
+
+
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """The bytes of a file, unpacked."""
+    return gzip.GzipFile(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _misread(path: Path, name: str, error: UnicodeDecodeError) -> str:
+    """Which byte of a file is not in the encoding `name`, and what to try instead."""
+    at, line = _first_misfit(path, name)
+    likely = ("utf-16", "utf-8") if b"\0" in error.object else ("utf-8", "cp1252", "latin-1")
+    others = [each for each in likely if each != name and _reads(error.object, each)] or ["latin-1"]
+    return (
+        f"{path}: cannot be read as {name.removesuffix('-sig').upper()}: byte {at} (line {line}) is not of it "
+        f"({error.reason}); name the encoding it was written in, like --encoding {others[0]} (in a recipe: "
+        f"--data.encoding {others[0]})"
+    )
+
+
+def _reads(data: bytes, name: str) -> bool:
+    try:
+        data.decode(name)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _first_misfit(path: Path, name: str) -> tuple[int, int]:
+    """(offset, line) of the first byte that cannot be read as `name`: what an error says counts within its part only."""
+    decoder, seen, line = codecs.getincrementaldecoder(name)(), 0, 1
+    with _opened(path) as file:
+        while True:
+            part = file.read(1 << 16)
+            seen += len(part)
+            try:
+                line += decoder.decode(part, not part).count("\n")
+            except UnicodeDecodeError as error:
+                before = error.object[: error.start].decode(name, "ignore")
+                return seen - len(error.object) + error.start, line + before.count("\n")
+            if not part:
+                return seen, line
 
 
 def _row(line: str, where: str, needs: tuple[str, ...]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Recipe:
 
     def key_given(self, known: Mapping[str, str]) -> str:
         """`key`, where the files had the digests `known`; the others are read."""
-        text = json.dumps(asdict(self), sort_keys=True, default=str)
+        text = json.dumps(hashed(self), sort_keys=True, default=str)
         text += "".join({**digests(self.files()), **known}.get(name, "") for name in self.files())
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
@@ -134,6 +134,20 @@ class Run(typing.Generic[R]):
         aside = self.folder / f".{name}.tmp"
         aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         aside.rename(self.folder / name)
+
+
+ADDED: dict[str, Any] = {"added": True}
+"""The metadata of a setting that came later: at its default it is no part of a key, so older runs are found as before."""
+
+
+def hashed(value: Any) -> Any:
+    """What a key is a hash of: `asdict`, without `ADDED` settings that have their default."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = ((f, getattr(value, f.name)) for f in fields(value))
+        return {f.name: hashed(x) for f, x in found if not (f.metadata.get("added") and x == f.default)}
+    if isinstance(value, (list, tuple)):
+        return [hashed(each) for each in value]
+    return {name: hashed(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:

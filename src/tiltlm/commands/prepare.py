@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tiltlm.tasks.preference_rows import Loaded, as_pairs, as_rewards, followed_by, format_named, read_preferences
-from tiltlm.tasks.tables import file_of
+from tiltlm.seeds import stream
+from tiltlm.tasks.mapping import mapping_of
+from tiltlm.tasks.preference_rows import Loaded, as_pairs, as_rewards, format_named, read_preferences
+from tiltlm.tasks.tables import file_of, weighed
 
 CONVERSIONS = {"pairs": as_pairs, "rewards": as_rewards}
 
@@ -29,14 +31,25 @@ class Prepare:
     """Read preference data and write it as plain rows, with a report of what was dropped and why."""
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Files (.jsonl, .json, .csv, each also .gz; .parquet), folders that hold train.jsonl and the like, or data sets
-    of the hub (owner/name, owner/name:data_dir)."""
+    """Files (.jsonl, .json, .csv, .tsv, each also .gz; .parquet), folders that hold train.jsonl and the like, or data sets
+    of the hub (owner/name, owner/name:data_dir). A number behind a colon is a weight: `a.jsonl:2` has every row twice,
+    `b.parquet:0.5` a random half of them."""
 
     out: Path
     """The .jsonl file to write."""
 
     format: str = "auto"
-    """`auto` (told by the columns), `hh` (two dialogues), `tldr` (posts and summaries), `imdb` (reviews)."""
+    """`auto` (told by the columns), `hh` (two dialogues), `tldr` (posts and summaries), `imdb` (reviews). `auto` reads
+    prompt/chosen/rejected, chosen/rejected, prompt/completions/rewards, prompt/completion (with label: verdicts),
+    messages, and what others post: ShareGPT, Alpaca, HelpSteer2, PKU-SafeRLHF, UltraFeedback, preferred_output,
+    question/response_j/response_k, posts with summaries (docs/data.md has the table)."""
+
+    columns: tuple[str, ...] = ()
+    """Where columns have other names: `prompt=question chosen=response_j`; dots reach inside, `chosen=messages.-1.content`,
+    and `*` into every item of a list, `rewards=completions.*.score`."""
+
+    encoding: str = ""
+    """What text files are written in, such as utf-16, latin-1, cp1252 (default: their byte order mark, or UTF-8)."""
 
     split: str = "train"
     """Which split of a folder or a hub data set."""
@@ -51,6 +64,9 @@ class Prepare:
     limit: int | None = None
     """Write this many rows at most."""
 
+    seed: int = 0
+    """Decides which rows a fraction of a weight takes."""
+
 
 def prepare(args: list[str]) -> int:
     """Run the command."""
@@ -58,10 +74,11 @@ def prepare(args: list[str]) -> int:
     report = settings.out.with_name(f"{settings.out.name}.report.json")
     _check(settings, {settings.out.resolve(), report.resolve()})
     make = format_named(settings.format)
-    if settings.as_ != "found":
-        make = followed_by(make, CONVERSIONS[settings.as_])
     tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
-    loaded = read_preferences(settings.sources, make, settings.split, tokenizer, settings.limit)
+    loaded = read_preferences(
+        settings.sources, make, settings.split, tokenizer, settings.limit, columns=settings.columns,
+        encoding=settings.encoding, convert=CONVERSIONS.get(settings.as_), own=stream(settings.seed, "prepare"),
+    )  # fmt: skip
     if not loaded.rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in loaded.dropped.items()) or "there are no rows"
         raise ValueError(f"nothing is left of {', '.join(settings.sources)} to write: {reasons}")
@@ -79,10 +96,11 @@ def _check(settings: Prepare, written: set[Path]) -> None:
         raise ValueError("name at least one file, folder or hub data set to read")
     if settings.out.suffix != ".jsonl":
         raise ValueError(f"--out is a .jsonl file; got {settings.out}")
+    mapping_of(settings.columns)
     if settings.limit is not None and settings.limit < 1:
         raise ValueError(f"--limit must be 1 or more; got {settings.limit}")
     for source in settings.sources:
-        path = file_of(source, settings.split)
+        path = file_of(weighed(source)[0], settings.split)
         if path is not None and path.resolve() in written:
             raise ValueError(f"--out must be another file than {path}: results never replace their input")
 
@@ -111,7 +129,10 @@ def _report(settings: Prepare, loaded: Loaded) -> dict[str, Any]:
         "tokenizer": settings.tokenizer,
         "as": settings.as_,
         "limit": settings.limit,
-        "read": len(loaded.rows) + sum(loaded.dropped.values()),
+        "columns_from": list(settings.columns),
+        "encoding": settings.encoding,
+        "seed": settings.seed,
+        "read": loaded.read,
         "kept": len(loaded.rows),
         "dropped": {why: {"rows": n, "first": loaded.examples[why]} for why, n in loaded.dropped.items()},
         "notes": loaded.notes,

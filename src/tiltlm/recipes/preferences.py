@@ -7,6 +7,7 @@ CPU; `pairs` is for data of your own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tiltlm.policies.apo import APO
@@ -172,9 +173,15 @@ def recipe(name: str) -> Recipe:
     presets = {"dialogues-small": dialogues_small, "hh-small": hh_small, "pairs": own_pairs}
     settings = presets[family]() if family in presets else published(family)
     kind = KINDS[stage]
+    if family == "pairs" and stage in FROM_DATA:
+        settings["align"] = replace(settings["align"], source="data")
     return kind(
         family=family, **{name: value for name, value in settings.items() if name in kind.__dataclass_fields__}
     )
+
+
+FROM_DATA = ("kto", "kto-policy")
+"""Stages that, on a user's own data, learn from that data where nothing else is said: verdicts need no draws, no labels."""
 
 
 def own_pairs() -> dict[str, Any]:

@@ -11,12 +11,14 @@ from tiltlm.progress import note
 from tiltlm.recipes.own_model import train_own_model
 from tiltlm.recipes.preferences_lab import Lab
 from tiltlm.recipes.preferences_settings import Base, Data
+from tiltlm.recipes.preferences_verdicts import are_verdicts, wanted
 from tiltlm.ruler.estimate import Estimate
 from tiltlm.run import Recipe, Run, located
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.dialogues import dialogues
 from tiltlm.tasks.hh import Dropped, split_dialogues
 from tiltlm.tasks.preference_rows import Loaded, read_preferences
+from tiltlm.tasks.tables import file_of, weighed
 from tiltlm.train import checkpoints
 
 SPLITS = ("train", "valid", "test")
@@ -32,13 +34,21 @@ class DataStage(Recipe):
     stage: ClassVar[str] = "data"
 
     def files(self) -> list[str]:
-        return [*self.data.train, *self.data.test, self.base.model, self.base.start]
+        train = [weighed(name)[0] for name in self.data.train]
+        return [*train, *self.data.test, self.base.model, self.base.start]
 
     def check(self) -> None:
-        for name in (*self.data.train, *self.data.test):
-            if Path(name).suffix in (".jsonl", ".json", ".csv", ".parquet", ".gz") and not Path(name).is_file():
+        heavy = [name for name in self.data.test if weighed(name)[1] != 1]
+        if heavy:
+            raise ValueError(f"{heavy[0]}: test data has no weights, every row of it is one observation")
+        train = [weighed(name)[0] for name in self.data.train]
+        for name in (*train, *self.data.test):
+            if (
+                Path(name).suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")
+                and not Path(name).is_file()
+            ):
                 raise FileNotFoundError(f"{name}: no such file (--data.train or --data.test)")
-            if name in self.data.train and name in self.data.test and Path(name).is_file():
+            if name in train and name in self.data.test and Path(name).is_file():
                 raise ValueError(
                     f"{name} is named as training and as test data: leave --data.test out to carve it"
                 )
@@ -59,6 +69,9 @@ class DataStage(Recipe):
         given = len(loaded["train"].rows) - len(rows["train"]) - len(rows["valid"])
         more = given - (0 if self.data.test else len(rows["test"]))
         counts |= {"left out: more rows of a held-out prompt": more} if more else {}
+        if are_verdicts(rows["train"]):
+            good = len(wanted(rows["train"]))
+            counts |= {"wanted answers to train on": good, "unwanted answers": len(rows["train"]) - good}
         if self.data.test:
             seen = {row["prompt"] for row in rows["train"]}
             counts["test prompts that are trained on too"] = sum(row["prompt"] in seen for row in rows["test"])
@@ -83,12 +96,26 @@ class DataStage(Recipe):
         sources = self.data.train if split == "train" else self.data.test
         if not sources:
             return own_dialogues(self.data.limit or self.data.own, own.child("dialogues"))
-        tokenizer = Lab(self.base, located(self.base.named), self.seed).tokenizer if self.base.named else None
-        limit = self.data.limit or None
-        found = read_preferences(sources, self.data.format, split, tokenizer, limit if split == "train" else None)
+        found = self.found_in(sources, split, self.data.limit or None if split == "train" else None, own)
         if not found.rows:
             raise ValueError(f"{', '.join(sources)}: no row is left ({found.dropped or 'the files are empty'})")
         return found
+
+    def found_in(self, sources: tuple[str, ...], split: str, limit: int | None, own: Stream) -> Loaded:
+        """At most `limit` rows of some sources, read as `data` says."""
+        tokenizer = Lab(self.base, located(self.base.named), self.seed).tokenizer if self.base.named else None
+        how = self.data
+        return read_preferences(
+            sources, how.format, split, tokenizer, limit, columns=how.columns, encoding=how.encoding,
+            own=own.child("weights"),
+        )  # fmt: skip
+
+    def first_row(self) -> dict[str, Any] | None:
+        """The first row of training data, looked at before any work; None where it is no file here."""
+        if not self.data.train or file_of(weighed(self.data.train[0])[0]) is None:
+            return None
+        rows = self.found_in(self.data.train[:1], "train", 1, stream(self.seed, "preferences", "data")).rows
+        return rows[0] if rows else None
 
     def rows_of(self, run: Run[Any], split: str) -> Rows:
         """The rows of a split, from the stage `data`."""

@@ -40,6 +40,7 @@ from tiltlm.recipes.preferences_lab import (
 )
 from tiltlm.recipes.preferences_settings import Align
 from tiltlm.recipes.preferences_stages import Label
+from tiltlm.recipes.preferences_verdicts import are_verdicts, balance, judged_answers
 from tiltlm.ruler.kl import kl_along_in_batches
 from tiltlm.run import Recipe, Run, digests
 from tiltlm.samplers.ancestral import draw_in_batches
@@ -52,6 +53,8 @@ class Aligned(Label):
     """A policy aligned with the target by one method, from the reference's labelled completions or the data's own."""
 
     align: Align = Align()
+    judges_answers: ClassVar[bool] = False
+    """Whether verdicts on single answers are enough to learn from."""
 
     def inputs(self) -> dict[str, Recipe]:
         shared = self.needed() | self.sft_needed() | self.judge_needed()
@@ -59,11 +62,22 @@ class Aligned(Label):
 
     def check(self) -> None:
         super().check()
+        if self.align.source == "data" and not self.judges_answers and are_verdicts([self.first_row() or {}]):
+            raise ValueError(self.wants_more())
         if self.align.source == "labelled" and self.align.size > self.draws.n:
             raise ValueError(
                 f"groups of {self.align.size} (align.size) want as many completions of a prompt; {self.draws.n} are drawn: "
                 f"--draws.n {self.align.size}"
             )
+
+    def wants_more(self) -> str:
+        """Why verdicts are not enough, and what is."""
+        others = ", ".join(name for name, kind in POLICIES.items() if kind.judges_answers)
+        return (
+            f"{self.name} wants pairs or groups, and the data holds verdicts on single answers (prompt, completion, "
+            f"label): {others} learns from those; or take --align.source labelled: the reference's own draws, labelled "
+            "by a reward that learns from the verdicts"
+        )
 
     def objective(self) -> Objective:
         """The method, with its settings."""
@@ -112,6 +126,10 @@ class Aligned(Label):
         samples = with_log_ref(found.samples, reference, *self.cache(run), self.precision(split))
         return Groups(samples, found.size).to(lab.device)
 
+    def size_of(self, groups: Groups) -> int:
+        """How many completions of a group meet: `align.size`, and no more than the data's own groups have."""
+        return min(self.align.size, groups.size) if self.align.source == "data" else self.align.size
+
     def precision(self, split: str) -> str:
         """What a split is scored in: the precision of training for what is trained on; measuring is in float32."""
         return self.align.train.precision if split == "train" else "float32"
@@ -120,6 +138,8 @@ class Aligned(Label):
         """The data's own groups, or its pairs as groups with rewards 1 and 0."""
         if "completions" in rows[0]:
             return lab.encoder.groups(rows)
+        if are_verdicts(rows):
+            raise ValueError(self.wants_more())
         if "chosen" not in rows[0]:
             raise ValueError(f"align.source data wants pairs or groups; the data has {', '.join(rows[0])}")
         return as_groups(lab.encoder.pairs(rows))
@@ -136,7 +156,7 @@ class OnGroups(Aligned):
     """A method that sees `align.size` completions of a prompt together, drawn anew at every step."""
 
     def experience(self, rows: Offline, lab: Lab, policy: CausalLM, reference: LanguageModel) -> Experience:
-        return Subsets(rows, self.align.size, lab.stream.child(self.stage, "subsets"))
+        return Subsets(rows, self.size_of(rows.data), lab.stream.child(self.stage, "subsets"))
 
 
 @dataclass(frozen=True)
@@ -151,7 +171,8 @@ class OnPairs(Aligned):
         if self.align.source == "data" and "chosen" in (rows := self.rows_of(run, split))[0]:
             pairs = lab.encoder.pairs(rows)
             return pairs_with_log_ref(pairs, reference, *self.cache(run), self.precision(split)).to(lab.device)
-        groups = first_of(self.groups(run, lab, reference, split).to("cpu"), self.align.size)
+        whole = self.groups(run, lab, reference, split).to("cpu")
+        groups = first_of(whole, self.size_of(whole))
         pairs, ties = (all_pairs if self.align.pairing == "all" else best_and_worst)(groups)
         if ties:
             note(f"{self.name}: {ties} ties left out of the {split} split")
@@ -183,7 +204,10 @@ class Watched:
     @cached_property
     def parts(self) -> list[Groups]:
         """The validation groups, some at a time."""
-        groups = self.recipe.groups(self.run, self.lab, self.reference, "valid")
+        recipe = self.recipe
+        if recipe.align.source == "data" and are_verdicts(recipe.rows_of(self.run, "valid")):
+            return []  # single answers: there is nothing to compare within
+        groups = recipe.groups(self.run, self.lab, self.reference, "valid")
         return [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
 
     @cached_property
@@ -218,6 +242,8 @@ class Watched:
         betas = self.recipe.goal.beta_r, self.recipe.goal.beta_pi
         found = [group_metrics(group_log_ratios(self.policy, part), part.reward, *betas) for part in self.parts]
         n = sum(len(part) for part in self.parts)
+        if not n:
+            return {}
         return {f"valid_{name}": sum(float(each[name].sum()) for each in found) / n for name in found[0]}
 
     def on_draws(self) -> dict[str, float]:
@@ -365,16 +391,23 @@ class ORPOPolicy(OnPairs):
 
 @dataclass(frozen=True)
 class KTOPolicy(OnPairs):
-    """KTO: the winners are good answers, the losers bad ones, one by one."""
+    """KTO: answers judged one by one; of pairs, the winners are good and the losers bad."""
 
     kto: KTO = KTO(beta=0.5)
     stage: ClassVar[str] = "kto-policy"
+    judges_answers: ClassVar[bool] = True
 
     def objective(self) -> Objective:
         return self.kto
 
     def learnt_from(self, run: Run[Any], lab: Lab, reference: LanguageModel, split: str) -> Any:
-        return judged(self.pairs(run, lab, reference, split))
+        rows = self.rows_of(run, split)
+        if not (self.align.source == "data" and are_verdicts(rows)):
+            return judged(self.pairs(run, lab, reference, split))
+        if split == "train":
+            note(f"{self.name}: {balance(rows, self.kto.w_good, self.kto.w_bad)}")
+        samples = judged_answers(lab.encoder, rows)
+        return with_log_ref(samples, reference, *self.cache(run), self.precision(split)).to(lab.device)
 
     def experience(self, rows: Offline, lab: Lab, policy: CausalLM, reference: LanguageModel) -> Experience:
         return JudgedAnswers(rows, policy, reference)

@@ -34,6 +34,7 @@ from tiltlm.recipes.preferences_policies import (
     SimPOPolicy,
 )
 from tiltlm.recipes.preferences_settings import Test
+from tiltlm.recipes.preferences_verdicts import are_verdicts
 from tiltlm.rewards.bradley_terry import ahead
 from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.frontier import frontier_plot
@@ -60,7 +61,7 @@ HEADINGS = {
 worse). gap: KL within held-out groups, 0 at pi*; wins: against the responses of the data."""
 
 
-SHOWN = ("prompt", "chosen", "rejected", "completion")
+SHOWN = ("prompt", "chosen", "rejected", "completion", "label")
 """What the report page shows of the data, beside what a policy said."""
 
 
@@ -81,7 +82,7 @@ class Bench:
         recipe, lab = self.recipe, self.lab
         reward, rows = recipe.judge_of(self.run, lab), self.rows
         prompts = lab.encoder.prompts([row["prompt"] for row in rows]).to(lab.device)
-        theirs = torch.tensor(self.of_data(reward, [answer_of(row) for row in rows]), device=lab.device)
+        theirs = torch.tensor(self.of_data(reward, rows, [answer_of(row) for row in rows]), device=lab.device)
         checks: dict[str, Callable[[Samples], Tensor]] = {
             "win_rate": lambda samples: ahead(_reward(samples) - theirs[samples.prompt_index]),
             "length": lambda samples: samples.mask.sum(1).double(),
@@ -94,10 +95,21 @@ class Bench:
             n=recipe.test.n, batch_size=recipe.test.batch_size, checks=checks,
         )  # fmt: skip
 
-    def of_data(self, reward: EncodedReward, responses: list[str]) -> list[float]:
-        """What the data's responses, whole, are worth behind the prompts as the policies see them."""
+    def fair(self, found: Measurement) -> Measurement:
+        """The measurement, wins counted on those prompts only whose response in the data is a wanted one."""
+        good = torch.tensor([row.get("label", True) for row in self.rows])
+        if bool(good.all()):
+            return found
+        values = {name: x for name, x in found.values.items() if name != "win_rate"}
+        wins = (
+            {"win_rate": found.values["win_rate"][good.to(found.values["win_rate"].device)]} if good.any() else {}
+        )
+        return replace(found, values=values | wins)
+
+    def of_data(self, reward: EncodedReward, rows: list[dict[str, Any]], responses: list[str]) -> list[float]:
+        """What responses of the data, whole, are worth behind their prompts as the policies see them."""
         encoder = self.lab.encoder
-        asked = [encoder.prompt_text(encoder.prompt(row["prompt"])) for row in self.rows]
+        asked = [encoder.prompt_text(encoder.prompt(row["prompt"])) for row in rows]
         return reward.reward.of(asked, responses)
 
     def gap(self, policy: LanguageModel, reference: LanguageModel) -> Tensor:
@@ -154,6 +166,7 @@ class Measured(Aligned):
         ruler, curve = bench.ruler(reference), []
         for updates, best, policy in self.policies(run):
             found, samples = (ruler if best else replace(ruler, n=1)).measure(policy)
+            found = bench.fair(found)
             rows = found.rows(self.name, self.label(), self.seed)
             if best and updates == 0 and self.stage != ReferenceMeasured.stage:
                 note(f"[yellow]{self.name}: no update improved J on validation prompts, so the policy measured here is the "
@@ -202,6 +215,7 @@ class ReferenceMeasured(Measured):
     """Measure the reference itself, and what the data's responses are worth."""
 
     stage: ClassVar[str] = "reference"
+    judges_answers: ClassVar[bool] = True  # it learns nothing, whatever the data holds
 
     def inputs(self) -> dict[str, Recipe]:
         return Aligned.inputs(self)
@@ -220,10 +234,9 @@ class ReferenceMeasured(Measured):
         lab = self.lab(run)
         bench, rows = Bench(self, run, lab), json.loads((run.folder / "report.json").read_text())
         reward = self.judge_of(run, lab)
-        for side in ("chosen", "rejected", "completion"):
-            if side in bench.rows[0]:
-                value = mean(torch.tensor(bench.of_data(reward, [row[side] for row in bench.rows])))
-                rows.append(self.estimate(f"{side} responses", "reward", value, "reward"))
+        for name, column, some in responses_of(bench.rows):
+            value = mean(torch.tensor(bench.of_data(reward, some, [row[column] for row in some])))
+            rows.append(self.estimate(f"{name} responses", "reward", value, "reward"))
         run.write_json("report.json", rows)
 
 
@@ -234,6 +247,19 @@ def say_doubt(runs: Iterable[Run[Any]]) -> None:
         text = doubt(json.loads((folder / "report.json").read_text()))
         if text is not None:
             note(f"[yellow]{text}[/] ({folder})")
+
+
+def responses_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """(name, column, rows) of every kind of response the data has: those of verdicts are wanted or unwanted."""
+    if are_verdicts(rows):
+        for name, good in (("wanted", True), ("unwanted", False)):
+            some = [row for row in rows if row["label"] is good]
+            if some:
+                yield name, "completion", some
+        return
+    for column in ("chosen", "rejected", "completion"):
+        if column in rows[0]:
+            yield column, column, rows
 
 
 def measured(kind: type[Aligned]) -> type[Measured]:

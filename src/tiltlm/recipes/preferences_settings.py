@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tiltlm.engine import Optim
 from tiltlm.objective import positive
 from tiltlm.recipes.fitting import Fit
 from tiltlm.recipes.twisted_settings import at_least_one
+from tiltlm.run import ADDED
+from tiltlm.tasks.mapping import mapping_of
 from tiltlm.train import Pace
 
 
@@ -17,7 +19,8 @@ class Data:
     """Where dialogues or preferences come from, and how they are divided."""
 
     train: tuple[str, ...] = ()
-    """Files (jsonl, json, csv, parquet, .gz), folders or hub names; empty: dialogues of the project's own making."""
+    """Files (jsonl, json, csv, tsv, parquet, .gz), folders or hub names; empty: dialogues of the project's own making. A
+    number behind a colon is a weight: `a.jsonl:2 b.parquet:0.5` has every row of a twice, a random half of b's once."""
 
     test: tuple[str, ...] = ()
     """Likewise; empty: carved from `train`."""
@@ -37,7 +40,15 @@ class Data:
     own: int = 2000
     """Dialogues made where no data is named."""
 
+    columns: tuple[str, ...] = field(default=(), metadata=ADDED)
+    """Where columns have other names: `prompt=question chosen=response_j`; dots reach inside, as in
+    `chosen=messages.-1.content`."""
+
+    encoding: str = field(default="", metadata=ADDED)
+    """What text files are written in: utf-16, latin-1, cp1252, … (empty: their byte order mark, or UTF-8)."""
+
     def __post_init__(self) -> None:
+        mapping_of(self.columns)
         at_least_one(self, "valid_rows", "own")
 
 
@@ -207,7 +218,7 @@ class Align:
 
     source: Literal["labelled", "data"] = "labelled"
     """labelled: the reference's own completions, scored by the reward. data: the pairs (or groups) of the data itself,
-    whose winners get reward 1 and losers 0."""
+    whose winners get reward 1 and losers 0; for KTO also its verdicts on single answers."""
 
     size: int = 2
     """Completions of a prompt that meet in a group, drawn anew at every step."""

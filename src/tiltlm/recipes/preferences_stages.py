@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,14 +16,24 @@ from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.reward_model import RewardModel
+from tiltlm.objective import Objective
 from tiltlm.policies.sft import SFT as SFTLoss
 from tiltlm.progress import note, steps
 from tiltlm.recipes.fitting import fit
 from tiltlm.recipes.preferences_data import SPLITS, BaseStage, Rows, answer_of
 from tiltlm.recipes.preferences_lab import EncodedReward, Lab
 from tiltlm.recipes.preferences_settings import Draws, Goal, Judge, Train
+from tiltlm.recipes.preferences_verdicts import (
+    OBJECTIVE,
+    are_verdicts,
+    scores,
+    verdict_data,
+    verdict_metrics,
+    wanted,
+)
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
 from tiltlm.rewards.by_name import TextReward
+from tiltlm.rewards.verdicts import Verdicts
 from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.judge import AHEAD, MODEL, RULE, doubt
 from tiltlm.run import Recipe, Run, located
@@ -46,8 +56,11 @@ class SFT(BaseStage):
     def build(self, run: Run[Any]) -> None:
         lab = self.lab(run)
         train, valid = (
-            [row | {"answer": answer_of(row)} for row in self.rows_of(run, s)] for s in ("train", "valid")
+            [row | {"answer": answer_of(row)} for row in wanted(self.rows_of(run, s))] for s in ("train", "valid")
         )
+        if not (train and valid):
+            raise ValueError("SFT imitates wanted answers, and those to train on or those to validate on have none: every "
+                             "label says false (more --data.valid-rows may help)")  # fmt: skip
         data, held = (lab.encoder.answers(rows, "answer").to(lab.device) for rows in (train, valid))
         model, how = lab.trainable(temperature=1.0), self.sft.fit(len(data))
         if self.base.packing:
@@ -113,20 +126,49 @@ class RewardStage(BaseStage):
         model = RewardModel.from_body(
             located(body) if body else lab.model, seed=self.seed, most_tokens=self.base.most_tokens
         ).to(lab.device)
-        train, valid, test = (self.comparisons(run, model, split) for split in SPLITS)
-        how = self.judge.train.fit(len(train))
-        experience = Offline(train, how.batch_size, lab.stream.child("reward-model", "data"))
-        watch = how.watch(lambda: judged(model, valid), best="loss")
-        objective = BradleyTerry(self.judge.center)
+        if are_verdicts(self.rows_of(run, "train")):
+            train, valid, test = (self.verdicts(run, model, split) for split in SPLITS)
+            self.learn(run, lab, model, OBJECTIVE, train, lambda: verdict_metrics(model, valid))
+            run.write_json("report.json", self.verdict_accuracies(run, model.eval(), test))
+        else:
+            pairs, held, last = (self.comparisons(run, model, split) for split in SPLITS)
+            self.learn(run, lab, model, BradleyTerry(self.judge.center), pairs, lambda: judged(model, held))
+            run.write_json("report.json", self.accuracies(run, model.eval(), last))
+
+    def learn(self, run: Run[Any], lab: Lab, model: RewardModel, objective: Objective, data: Any,
+              measure: Callable[[], dict[str, float]]) -> None:  # fmt: skip
+        """Train the model on the data, and leave it at its best."""
+        how = self.judge.train.fit(len(data))
+        experience = Offline(data, how.batch_size, lab.stream.child("reward-model", "data"))
+        watch = how.watch(measure, best="loss")
         fit(run, model, objective, experience, how, device=lab.device, stream=lab.stream, watch=watch)
         model.restore(best_checkpoint(run.folder))
-        run.write_json("report.json", self.accuracies(run, model.eval(), test))
+
+    def verdicts(self, run: Run[Any], model: RewardModel, split: str) -> Verdicts:
+        if self.judge.margin or self.judge.center:
+            raise ValueError(
+                "judge.margin and judge.center are about pairs; the data holds verdicts on single answers"
+            )
+        return verdict_data(model, self.rows_of(run, split))
+
+    def verdict_accuracies(self, run: Run[Any], model: RewardModel, test: Verdicts) -> Rows:
+        """Accuracy on the test split, that of always saying the commoner verdict of the training data, the difference."""
+        right = ((scores(model, test) > 0) == test.good).double().cpu()
+        train = self.rows_of(run, "train")
+        common = (test.good.cpu() == (2 * len(wanted(train)) > len(train))).double()
+        return [
+            self.estimate("reward model", "accuracy", mean(right)),
+            self.estimate("the commoner verdict", "accuracy", mean(common)),
+            self.estimate("reward model − commoner verdict", "accuracy", mean(right - common)),
+            self.row("reward model", "loss", verdict_metrics(model, test)["loss"], None, len(test), "nats"),
+        ]
 
     def comparisons(self, run: Run[Any], model: RewardModel, split: str) -> Comparisons:
         rows = self.rows_of(run, split)
         if "chosen" not in rows[0]:
             raise ValueError(
-                f"a reward model learns from pairs (chosen, rejected); the data has {', '.join(rows[0])}"
+                "a reward model learns from pairs (chosen, rejected) or verdicts (prompt, completion, label); the data has "
+                + ", ".join(rows[0])
             )
         margin = [self.judge.margin * float(row.get("margin", 0.0)) for row in rows]
         prompts, chosen, rejected = ([row[name] for row in rows] for name in ("prompt", "chosen", "rejected"))

@@ -6,8 +6,9 @@
 | chosen, rejected | a pair; what both begin with is the prompt |
 | prompt, completions, rewards (or scores) | a group |
 | prompt, scores_texts: [[score, prompt + completion], …] | a group |
-| prompt, completion | an example, unless a column label says false |
-| messages | an example; the last answer of the assistant is the completion |
+| prompt, completion, rating | a rated answer: those of one prompt make a group |
+| prompt, completion | an example; a verdict, where a column label says true or false |
+| messages | an example (or a verdict); the last answer of the assistant is the completion |
 | prompt, chosen | an example |
 
 The first line whose columns a row has decides; other columns are left out (a pair keeps a numeric `margin`). Wherever text
@@ -16,13 +17,13 @@ may stand, so may messages; `tools` beside them are handed to the template too.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tiltlm.tasks.chat import Message, is_messages, rendered, tools_in, unwritten
 from tiltlm.tasks.hh import Dropped, agreeing
+from tiltlm.tasks.mapping import suggested
 
 Row = dict[str, Any]
 
@@ -40,7 +41,14 @@ def recognised(row: Row, tokenizer: Any) -> Kept | Dropped:
         if all(name in row for name in columns):
             return make(row, tokenizer)
     known = "; ".join(", ".join(columns) for columns in RULES)
-    raise ValueError(f"the columns {', '.join(row) or '(none)'} are none of those known: {known}")
+    hint = _fitting(row) or "; say which is which: --columns prompt=… completion=…"
+    raise ValueError(f"the columns {', '.join(row) or '(none)'} are none of those known: {known}{hint}")
+
+
+def _fitting(row: Row) -> str:
+    """Words that offer the mapping of columns which would fit; none where there is none."""
+    fit = suggested(row)
+    return f"; would this fit? {fit} (in a recipe: --data.columns …)" if fit else ""
 
 
 def text(row: Row, name: str) -> str:
@@ -57,14 +65,21 @@ def pair(prompt: str, chosen: str, rejected: str, row: Row) -> Kept | Dropped:
     if chosen == rejected:
         return Dropped("identical sides")
     if not (chosen.strip() and rejected.strip()):
-        return Dropped("blank response")
+        return Dropped(BLANK)
     margin = {"margin": _numbers([row["margin"]], "margin")[0]} if "margin" in row else {}
     return Kept({"prompt": prompt, "chosen": chosen, "rejected": rejected} | margin)
 
 
-def example(prompt: str, completion: str) -> Kept | Dropped:
-    """A prompt with its completion, unless that is blank."""
-    return Kept({"prompt": prompt, "completion": completion}) if completion.strip() else Dropped("blank response")
+def example(prompt: str, completion: str, row: Row | None = None) -> Kept | Dropped:
+    """A prompt with its completion, unless that is blank, and the verdict of a `label` in `row`."""
+    label = TRUTH.get(str((row or {}).get("label")).lower())
+    verdict = {} if label is None else {"label": label}
+    return Kept({"prompt": prompt, "completion": completion} | verdict) if completion.strip() else Dropped(BLANK)
+
+
+BLANK = "blank response"
+TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+"""What a label says of an answer: wanted or not. Any other label (a class, say) is no verdict and is left out."""
 
 
 LATER = ("later turns left out",)
@@ -100,7 +115,9 @@ def _shared_text(chosen: str, rejected: str, row: Row) -> Kept | Dropped:
         return Dropped("identical sides")
     cut = re.search(r"\s\S*\Z", chosen[: agreeing(chosen, rejected)])
     if cut is None or not chosen[: cut.start()].strip():
-        raise ValueError("there is no column prompt, and chosen and rejected do not begin with the same words")
+        raise ValueError(
+            "there is no column prompt, and chosen and rejected do not begin with the same words" + _fitting(row)
+        )
     at = cut.start()
     return _noted(pair(chosen[:at], chosen[at:], rejected[at:], row), ("prompt is what both texts begin with",))
 
@@ -141,12 +158,15 @@ def _scored_texts(row: Row, tokenizer: Any) -> Kept | Dropped:
 
 
 def _example(row: Row, tokenizer: Any) -> Kept | Dropped:
-    if str(row.get("label")).lower() == "false":  # an unwanted answer must not become one to imitate
-        return Dropped("label is false")
     prompt, (completion,), notes = _written(
         row, row["prompt"], [row.get("completion", row.get("chosen"))], tokenizer
     )
-    return _noted(example(prompt, completion), notes)
+    return _noted(example(prompt, completion, row), notes)
+
+
+def _rated(row: Row, tokenizer: Any) -> Kept | Dropped:
+    prompt, (completion,), notes = _written(row, row["prompt"], [row["completion"]], tokenizer)
+    return Kept({"prompt": prompt, "completion": completion, "rating": number(row["rating"], "rating")}, notes)
 
 
 def _conversation(row: Row, tokenizer: Any) -> Kept | Dropped:
@@ -157,7 +177,7 @@ def _conversation(row: Row, tokenizer: Any) -> Kept | Dropped:
     if not answers or answers[-1] == 0:
         raise ValueError("messages must hold an answer by the role 'assistant', and something before it")
     prompt, (completion,), notes = _written(row, messages[: answers[-1]], [messages[answers[-1] :]], tokenizer)
-    return _noted(example(prompt, completion), notes)
+    return _noted(example(prompt, completion, row), notes)
 
 
 RULES: dict[tuple[str, ...], Callable[[Row, Any], Kept | Dropped]] = {
@@ -166,6 +186,7 @@ RULES: dict[tuple[str, ...], Callable[[Row, Any], Kept | Dropped]] = {
     ("prompt", "completions", "rewards"): _group,
     ("prompt", "completions", "scores"): _group,
     ("prompt", "scores_texts"): _scored_texts,
+    ("prompt", "completion", "rating"): _rated,
     ("prompt", "completion"): _example,
     ("messages",): _conversation,
     ("prompt", "chosen"): _example,
@@ -205,11 +226,22 @@ def _noted(made: Kept | Dropped, notes: tuple[str, ...]) -> Kept | Dropped:
 
 
 def _numbers(values: Sequence[Any], name: str) -> list[float]:
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{name} must be finite numbers; got {value!r}")
-    return list(values)
+    return [number(value, name) for value in values]
+
+
+def number(value: Any, name: str) -> float:
+    """A finite number, also one written as text (csv knows nothing else). Raises ValueError naming the column."""
+    found = float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not -LARGE < found < LARGE:
+        raise ValueError(f"{name} must be finite numbers; got {value!r}")
+    return found
+
+
+LARGE = 1e38
+"""Beyond this, a number has no place among those of float32."""
+
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 
 
 def _kind(value: Any) -> str:
-    return f"{type(value).__name__} ({str(value)[:40]!r})"
+    return "null" if value is None else f"{type(value).__name__} ({str(value)[:40]!r})"

@@ -1,10 +1,14 @@
-"""Preference data in: rows as they are found -> plain text in one of three shapes.
+"""Preference data in: rows as they are found -> plain text in one of four shapes.
 
 | shape | columns |
 |---|---|
 | a pair | prompt, chosen, rejected; and margin, where the row has one |
 | an example | prompt, completion |
+| a verdict | prompt, completion, label: whether the answer is wanted |
 | a group | prompt, completions, rewards; and finished, where the row says which completions ended by themselves |
+
+Rated answers (prompt, completion, rating) are gathered: those of one prompt in one source are a group. A source's weight
+repeats its rows: 2 has each of them twice, 0.5 a random half of them, 1.5 each once and a random half again.
 
 A *format* makes one such row of one found row (`FORMATS`; a function of your own serves as well). It may drop a row by
 a rule (`Dropped`, counted by reason) and it refuses a row that does not fit (ValueError; the reader adds where the
@@ -14,15 +18,18 @@ row stands). Prompt and completion are separate texts that are simply joined: a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.columns import Kept, Row, example, pair, recognised, text
 from tiltlm.tasks.hh import Dropped, split_dialogues
-from tiltlm.tasks.tables import rows_of
+from tiltlm.tasks.layouts import in_known_columns
+from tiltlm.tasks.mapping import NAMES, mapped, mapping_of
+from tiltlm.tasks.tables import rows_of, weighed
 
 Format = Callable[[Row, Any], Kept | Dropped]
 """(row, tokenizer or None) -> what is made of it. Raises ValueError for a row that does not fit."""
@@ -42,6 +49,83 @@ class Loaded:
     notes: dict[str, int] = field(default_factory=dict)
     """How many rows were kept but changed, by what was done to them."""
 
+    read: int = 0
+    """How many rows were looked at."""
+
+
+class Found(NamedTuple):
+    """What was made of a row, where it stands, and which of its columns are null (they count as missing)."""
+
+    where: str
+    made: Kept | Dropped
+    nulls: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read (see `read_preferences`)."""
+
+    make: Format
+    split: str = "train"
+    tokenizer: Any = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str = ""
+    convert: Callable[[Row], Kept | Dropped] | None = None
+
+    def of(self, source: str, counted: Counter[str]) -> Iterator[Found]:
+        """What a source's rows become, one after the other; rated answers at its end, as groups."""
+        rated: dict[str, list[Found]] = {}
+        for where, row in rows_of(source, self.split, self.encoding):
+            counted["read"] += 1
+            found = self._made(where, row)
+            if isinstance(found.made, Kept) and "rating" in found.made.row:
+                rated.setdefault(found.made.row["prompt"], []).append(found)
+            else:
+                yield self._converted(found)
+        for answers in rated.values():
+            yield self._converted(gathered(answers))
+
+    def _made(self, where: str, row: Row) -> Found:
+        nulls: tuple[str, ...] = ()
+        try:
+            row = mapped(row, self.columns)
+            nulls = tuple(name for name, value in row.items() if value is None and name in NAMES)
+            return Found(where, self.make({k: v for k, v in row.items() if v is not None}, self.tokenizer), nulls)
+        except ValueError as error:
+            raise ValueError(f"{where}: {said_of(nulls)}{error}") from None
+
+    def _converted(self, found: Found) -> Found:
+        if self.convert is None or isinstance(found.made, Dropped):
+            return found
+        try:
+            after = self.convert(found.made.row)
+        except ValueError as error:
+            raise ValueError(f"{found.where}: {error}") from None
+        if isinstance(after, Kept):
+            after = Kept(after.row, (*found.made.notes, *after.notes))
+        return found._replace(made=after)
+
+
+def said_of(nulls: Sequence[str]) -> str:
+    """Words in front of an error about a row some of whose columns are null."""
+    if not nulls:
+        return ""
+    verb = "is null, read as if it were" if len(nulls) == 1 else "are null, read as if they were"
+    return f"column{'s' if len(nulls) > 1 else ''} {', '.join(map(repr, nulls))} {verb} missing: "
+
+
+def gathered(answers: Sequence[Found]) -> Found:
+    """The group of rated answers to one prompt, where its first one stands; a single answer is none."""
+    kept = [each.made for each in answers if isinstance(each.made, Kept)]
+    if len(kept) < 2:
+        return answers[0]._replace(made=Dropped("fewer than two completions"))
+    rows, notes = [each.row for each in kept], dict.fromkeys(note for each in kept for note in each.notes)
+    group = {"completions": [row["completion"] for row in rows], "rewards": [row["rating"] for row in rows]}
+    return answers[0]._replace(made=Kept({"prompt": rows[0]["prompt"], **group}, (*notes, GATHERED)))
+
+
+GATHERED = "rated answers to one prompt, gathered"
+
 
 def read_preferences(
     sources: str | Path | Sequence[str | Path],
@@ -49,27 +133,87 @@ def read_preferences(
     split: str = "train",
     tokenizer: Any = None,
     limit: int | None = None,
+    *,
+    columns: Sequence[str] = (),
+    encoding: str = "",
+    convert: Callable[[Row], Kept | Dropped] | None = None,
+    own: Stream | None = None,
 ) -> Loaded:
-    """The rows of `sources` (what `rows_of` reads), all of one shape; at most `limit` of them.
+    """The rows of `sources` (what `rows_of` reads, each with its weight), all of one shape; at most `limit` of them.
 
     tokenizer: writes messages as text by its chat template, and cuts prompts for `imdb`; else it is not needed.
+    columns: names for columns that are called otherwise (`tiltlm.tasks.mapping`). encoding: of text files that have no
+    byte order mark. convert: what becomes of every row made (`as_pairs`, `as_rewards`). own: draws a weight's fraction.
     Raises ValueError naming file:line for a row that does not fit, and FileNotFoundError.
     """
     make = format_named(format) if isinstance(format, str) else format
+    reading = Reading(make, split, tokenizer, mapping_of(columns), encoding, convert)
+    own = own or stream(0, "weights")
     rows: list[Row] = []
-    dropped, notes, examples = Counter[str](), Counter[str](), dict[str, str]()
-    for source in [sources] if isinstance(sources, (str, Path)) else sources:
-        for where, row in rows_of(source, split):
-            if limit is not None and len(rows) >= limit:
-                break
-            made = _made(make, row, tokenizer, where)
-            if isinstance(made, Dropped):
-                dropped[made.reason] += 1
-                examples.setdefault(made.reason, where)
+    tally = Tally()
+    for number, source in enumerate([sources] if isinstance(sources, (str, Path)) else sources):
+        name, weight = weighed(source)
+        most = None if limit is None or weight < 1 else limit - len(rows)
+        kept = tally.kept(reading.of(name, tally.counted), most)
+        rows += tally.weighted(kept, weight, str(source), own.child(number))
+    return Loaded(rows[:limit], dict(tally.dropped), tally.examples, dict(tally.notes), tally.counted["read"])
+
+
+@dataclass
+class Tally:
+    """What is counted while rows are read, and the first row that was kept."""
+
+    counted: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    first: tuple[Row, Found] | None = None
+
+    def kept(self, found: Iterable[Found], most: int | None) -> list[Row]:
+        """The rows that are kept, `most` of them at most; the others are counted by reason."""
+        rows: list[Row] = []
+        if most is not None and most < 1:
+            return rows
+        for each in found:
+            if isinstance(each.made, Dropped):
+                self.drop(each.made.reason, 1, each.where)
                 continue
-            rows.append(_same_shape(made.row, rows, where))
-            notes.update(made.notes)
-    return Loaded(rows, dict(dropped), examples, dict(notes))
+            rows.append(self.same_shape(each.made.row, each))
+            self.notes.update(each.made.notes)
+            if len(rows) == most:
+                break
+        return rows
+
+    def same_shape(self, row: Row, found: Found) -> Row:
+        """The row, if it has the columns of the first one. Raises ValueError where it has others."""
+        self.first = self.first or (row, found)
+        more = ("margin", "finished")
+        shapes = [", ".join(name for name in one if name not in more) for one in (row, self.first[0])]
+        if shapes[0] != shapes[1]:
+            where, nulls = self.first[1].where, self.first[1].nulls
+            null = f" ({where}: {said_of(nulls).removesuffix(': ')})" if nulls else ""
+            raise ValueError(
+                f"{found.where}: {said_of(found.nulls)}gives {shapes[0]}, but rows before it {shapes[1]}{null}: "
+                "read them separately"
+            )
+        return row
+
+    def drop(self, reason: str, rows: int, where: str) -> None:
+        self.dropped[reason] += rows
+        self.examples.setdefault(reason, where)
+
+    def weighted(self, rows: list[Row], weight: float, source: str, own: Stream) -> list[Row]:
+        """Every row as often as the weight's whole part says, and a random share of them once more for the rest."""
+        if weight == 1:
+            return rows
+        share = round(weight % 1 * len(rows))
+        some = sorted(own.permutation(len(rows))[:share].tolist()) if share else []
+        more = rows * int(weight) + [rows[k] for k in some]
+        if len(more) < len(rows):
+            self.drop("left out by the source's weight", len(rows) - len(more), source)
+        elif len(more) > len(rows):
+            self.notes["copies by the source's weight"] += len(more) - len(rows)
+        return more
 
 
 def format_named(name: str) -> Format:
@@ -79,22 +223,6 @@ def format_named(name: str) -> Format:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"there is no format {name!r}.{hint} Known: {', '.join(FORMATS)}")
     return FORMATS[name]
-
-
-def _made(make: Format, row: Row, tokenizer: Any, where: str) -> Kept | Dropped:
-    """What a format makes of a row; columns without a value (parquet and hub tables have them) are not there."""
-    try:
-        return make({name: value for name, value in row.items() if value is not None}, tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _same_shape(row: Row, before: Sequence[Row], where: str) -> Row:
-    more = ("margin", "finished")
-    shapes = [", ".join(name for name in one if name not in more) for one in (row, *before[:1])]
-    if shapes[0] != shapes[-1]:
-        raise ValueError(f"{where}: gives {shapes[0]}, but rows before it {shapes[-1]}: read them separately")
-    return row
 
 
 def _hh(row: Row, tokenizer: Any = None) -> Kept | Dropped:
@@ -109,7 +237,8 @@ def _hh(row: Row, tokenizer: Any = None) -> Kept | Dropped:
 def _tldr(row: Row, tokenizer: Any = None) -> Kept | Dropped:
     """A Reddit post with its summary, or with two and the number of the better one (in `info`, `summaries`)."""
     if "summaries" not in row:
-        return example(_post(row), " " + text(row, "summary").strip())
+        whole = {name: text(row, name) for name in (*HEAD, "post", "summary")}
+        return example(_post(whole), " " + whole["summary"].strip())
     info, summaries, choice = (row.get(name) for name in ("info", "summaries", "choice"))
     if not isinstance(info, dict) or not isinstance(summaries, list) or len(summaries) != 2:
         raise ValueError("a comparison has a column info (subreddit, title, post) and two summaries")
@@ -126,8 +255,16 @@ def _tldr(row: Row, tokenizer: Any = None) -> Kept | Dropped:
 
 
 def _post(row: Row) -> str:
-    subreddit, title, post = (text(row, name) for name in ("subreddit", "title", "post"))
-    return f"SUBREDDIT: r/{subreddit}\nTITLE: {title}\nPOST: {post}\nTL;DR:"
+    """The post under its title and subreddit, where they are known."""
+    head = [
+        f"{name.upper()}: {sign}{text(row, name)}\n" for name, sign in HEAD.items() if row.get(name) is not None
+    ]
+    return f"{''.join(head)}POST: {text(row, 'post')}\nTL;DR:"
+
+
+HEAD = {"subreddit": "r/", "title": ""}
+TLDR = ("info", "summaries"), ("subreddit", "title", "post", "summary")
+"""Columns by which rows of posts and summaries are known."""
 
 
 PROMPT_TOKENS = 10
@@ -151,11 +288,13 @@ HH = ("\n\nHuman: ", "\n\nHumans: ")
 
 
 def _auto(row: Row, tokenizer: Any = None) -> Kept | Dropped:
-    """Whatever the columns say; two texts that begin like HH dialogues are read as such."""
+    """Whatever the columns say; two texts that begin like HH dialogues, and posts with summaries, are read as such."""
     sides = [row.get(name) for name in ("chosen", "rejected")]
     if "prompt" not in row and all(isinstance(side, str) and side.startswith(HH) for side in sides):
         return _hh(row)
-    return recognised(row, tokenizer)
+    if "prompt" not in row and any(all(name in row for name in columns) for columns in TLDR):
+        return _tldr(row)
+    return recognised(in_known_columns(row, tokenizer), tokenizer)
 
 
 FORMATS: dict[str, Format] = {"auto": _auto, "hh": _hh, "tldr": _tldr, "imdb": _imdb}
@@ -183,16 +322,3 @@ def as_pairs(row: Row) -> Kept | Dropped:
         return Dropped("tie (all rewards are equal)")
     chosen, rejected = (completions[rewards.index(value)] for value in (best, worst))
     return pair(row["prompt"], chosen, rejected, {"margin": best - worst})
-
-
-def followed_by(make: Format, convert: Callable[[Row], Kept | Dropped]) -> Format:
-    """The format that makes a row and then converts it (`as_rewards`, `as_pairs`)."""
-
-    def both(row: Row, tokenizer: Any) -> Kept | Dropped:
-        made = make(row, tokenizer)
-        if isinstance(made, Dropped):
-            return made
-        after = convert(made.row)
-        return after if isinstance(after, Dropped) else Kept(after.row, (*made.notes, *after.notes))
-
-    return both

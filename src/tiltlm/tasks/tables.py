@@ -2,12 +2,13 @@
 
 | source | place of a row |
 |---|---|
-| .jsonl, .json (an array of objects, or lines like .jsonl), .csv; each also as .gz | file:line where the row begins |
+| .jsonl, .json (an array of objects, or lines like .jsonl), .csv, .tsv; each also as .gz | file:line where the row begins |
 | .parquet | file:row, from 1 |
 | a folder that holds one of these for the split asked for (train.jsonl, test.json, …) | as above |
 | a data set of the hub: owner/name, or owner/name:data_dir | owner/name[split]:row, from 1 |
 
-Parquet needs pyarrow and the hub needs datasets; they are imported only when asked for.
+A csv separates its fields by commas, semicolons, tabs or bars: whichever makes the most of its first line. Parquet needs
+pyarrow and the hub needs datasets; they are imported only when asked for. A source may carry a weight: `file:2`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<data_dir>[\w./-]+))?
 INSTALL = "install it with: pip install datasets"
 
 
-def rows_of(source: str | Path, split: str = "train") -> Iterator[Placed]:
+def rows_of(source: str | Path, split: str = "train", encoding: str = "") -> Iterator[Placed]:
     """(where, row) of every row of a file, of a folder's file for `split`, or of a hub data set's `split`.
+
+    encoding: of text without a byte order mark; empty: UTF-8, or UTF-16 or -32 where the first bytes say so.
 
     Raises FileNotFoundError for what is not there and ValueError, naming file:line, for what cannot be read.
     """
@@ -40,9 +43,29 @@ def rows_of(source: str | Path, split: str = "train") -> Iterator[Placed]:
         yield from _hub(str(source), split)
         return
     try:
-        yield from READERS[_ending(path)](path)
-    except (UnicodeDecodeError, BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 {_ending(path)} ({error})") from None
+        yield from READERS[_ending(path)](path, encoding)
+    except (BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as {_ending(path)} ({error})") from None
+
+
+WEIGHT = re.compile(r"\d+(\.\d*)?|\.\d+")
+
+
+def weighed(source: str | Path) -> tuple[str, float]:
+    """A source and its weight: `a.jsonl:2` is ("a.jsonl", 2), 1 where none is named. A number behind the last colon is a
+    weight unless there is a file of the whole name; a hub's data_dir that is a number wants one behind it.
+
+    Raises ValueError for a weight of 0, and for what is no weight behind the name of a file.
+    """
+    whole = str(source)
+    name, colon, weight = whole.rpartition(":")
+    if not colon or Path(whole).exists():
+        return whole, 1.0
+    if WEIGHT.fullmatch(weight) and float(weight) > 0:
+        return name, float(weight)
+    if WEIGHT.fullmatch(weight) or Path(name).is_file():
+        raise ValueError(f"{whole}: a weight is a number above 0, like {name}:2; got {weight!r}")
+    return whole, 1.0
 
 
 def file_of(source: str | Path, split: str = "train") -> Path | None:
@@ -78,13 +101,13 @@ def _ending(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
-def _json(path: Path) -> Iterator[Placed]:
+def _json(path: Path, encoding: str) -> Iterator[Placed]:
     """The objects of an array; a file that is no array is read line by line."""
-    with open_text(path) as file:
+    with open_text(path, encoding) as file:
         text = file.read()
     opening = ARRAY.match(text)
     if opening is None:
-        yield from placed_rows(path)
+        yield from placed_rows(path, encoding=encoding)
         return
     begin, line, at = 0, 1, opening.end()
     while text[at : at + 1] != "]":
@@ -113,10 +136,16 @@ def _object_at(text: str, at: int, where: str) -> tuple[dict[str, Any], int]:
     return row, after.end()
 
 
-def _csv(path: Path) -> Iterator[Placed]:
+def _lines(path: Path, encoding: str) -> Iterator[Placed]:
+    return placed_rows(path, encoding=encoding)
+
+
+def _csv(path: Path, encoding: str) -> Iterator[Placed]:
     csv.field_size_limit(2**31 - 1)  # a text may be longer than the module's limit of 131072 characters
-    with open_text(path, newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with open_text(path, encoding, newline="") as file:
+        mark = _separator(next((text for text in iter(file.readline, "") if text.strip()), ""))
+        file.seek(0)
+        reader = csv.reader(file, delimiter=mark, strict=True)
         line, names = 1, None
         try:
             for values in reader:
@@ -129,6 +158,11 @@ def _csv(path: Path) -> Iterator[Placed]:
             raise ValueError(f"{path}:{line}: the row that begins here is not csv ({error})") from None
 
 
+def _separator(head: str) -> str:
+    """What separates the names in a table's first line: whatever makes the most of them, a comma in doubt."""
+    return max(",;\t|", key=lambda mark: len(next(csv.reader([head], delimiter=mark), [])))
+
+
 def _named(names: list[str], values: list[str], where: str) -> dict[str, Any]:
     if len(values) != len(names):
         raise ValueError(
@@ -137,7 +171,7 @@ def _named(names: list[str], values: list[str], where: str) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def _parquet(path: Path) -> Iterator[Placed]:
+def _parquet(path: Path, encoding: str) -> Iterator[Placed]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -171,6 +205,11 @@ def _hub(source: str, split: str) -> Iterator[Placed]:
         yield f"{found['name']}[{split}]:{number}", dict(row)
 
 
-PLAIN: dict[str, Callable[[Path], Iterator[Placed]]] = {".jsonl": placed_rows, ".json": _json, ".csv": _csv}
+PLAIN: dict[str, Callable[[Path, str], Iterator[Placed]]] = {
+    ".jsonl": _lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+}
 READERS = PLAIN | {f"{ending}.gz": reader for ending, reader in PLAIN.items()} | {".parquet": _parquet}
 """Who reads what, by the end of a file's name."""
