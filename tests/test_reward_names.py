@@ -142,7 +142,9 @@ def test_a_file_of_groups_gets_a_list_of_rewards(server, tmp_path):
     tiltlm("score", server[0], "y.jsonl", "--out", "s.jsonl", cwd=tmp_path)
     found = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert found == [rows[0] | {"rewards": [1, 2]}, rows[1] | {"reward": 3}]
-    (tmp_path / "own.py").write_text("def n(lines):\n    return [len(x['completion']) - 9 for x in lines]\n")
+    (tmp_path / "own.py").write_text(
+        "def n(prompts, completions):\n    return [len(y) - 9 for y in completions]\n"
+    )
     tiltlm("score", "own.py:n", "y.jsonl", "--out", "t.jsonl", cwd=tmp_path)
     found = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert [row.get("rewards") or row.get("reward") for row in found] == [[-8, -7], -6]
@@ -152,8 +154,10 @@ def test_a_file_of_groups_gets_a_list_of_rewards(server, tmp_path):
 def test_a_bad_reward_is_named_by_its_line(tmp_path):
     rows = [{"prompt": "x", "completions": ["a", "b"]}, {"prompt": "x", "completions": ["bad"]}]
     (tmp_path / "y.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    function = "def f(lines):\n    return [float('inf') if x['completion'] == 'bad' else 0 for x in lines]\n"
+    function = (
+        "def f(prompts, completions):\n    return [float('inf') if y == 'bad' else 0 for y in completions]\n"
+    )
     (tmp_path / "own.py").write_text(function)
     done = tiltlm("score", "own.py:f", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "gave line 2 of y.jsonl the reward inf" in done.stderr
+    assert done.returncode == 2 and "own.py:f gave y.jsonl:2 ('bad') the reward inf" in done.stderr
     assert not (tmp_path / "s.jsonl").exists()

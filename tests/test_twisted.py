@@ -304,7 +304,7 @@ def test_a_reward_of_one_s_own_file(work):
     (work / "mine.py").write_text(
         "def short(prompts, completions):\n    return [-len(y) / 10 for y in completions]\n"
     )
-    flags = ["--goal.reward", "file", "--goal.file", "mine.py:short"]
+    flags = ["--goal.reward", "file", "--goal.file", "mine.py:short", "--goal.r-max", "0"]
     done = tiltlm(
         "run", "animals-small/untrained", *OWN, *FEW, *flags, "--log-z.draws", "400", "--test.n", "40", cwd=work
     )
@@ -382,7 +382,8 @@ def test_stored_draws_for_training_are_not_those_for_measuring():
 
 def test_a_file_of_one_s_own_that_changes_makes_another_run_and_the_old_one_stays_readable(work):
     def run() -> str:
-        flags = ["--goal.reward", "file", "--goal.file", "changing.py:f", "--log-z.draws", "400", "--test.n", "40"]
+        flags = ["--goal.reward", "file", "--goal.file", "changing.py:f", "--goal.r-max", "0"]
+        flags += ["--log-z.draws", "400", "--test.n", "40"]
         return tiltlm("run", "animals-small/untrained", *OWN, *FEW, *flags, cwd=work).stdout.splitlines()[-1]
 
     (work / "changing.py").write_text("def f(x, y):\n    return [-len(a) / 10 for a in y]\n")
@@ -403,12 +404,15 @@ def test_a_mistake_in_a_function_of_one_s_own_names_its_line(work):
     (work / "broken.py").write_text(
         "def f(x, y):\n    return [1 / 0 for _ in y]\n\ndef lines(rows):\n    return [0.0] * len(rows)\n"
     )
-    flags = ["--goal.reward", "file", "--goal.file", "broken.py:f"]
+    flags = ["--goal.r-max", "0", "--goal.reward", "file", "--goal.file", "broken.py:f"]
     done = tiltlm("run", "animals-small/exact", *OWN, *flags, cwd=work, check=False)
     assert done.returncode == 2 and "broken.py:f failed at line 2: ZeroDivisionError" in done.stderr
     flags[-1] = "broken.py:lines"
     done = tiltlm("run", "animals-small/exact", *OWN, *flags, cwd=work, check=False)
-    assert done.returncode == 2 and "it was called with 2 arguments" in done.stderr
+    assert (
+        done.returncode == 2
+        and "takes one argument (rows): a reward is f(prompts, completions, **columns)" in done.stderr
+    )
 
 
 def test_stored_draws_of_another_length_are_refused(work, compared):

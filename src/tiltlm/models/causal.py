@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tiltlm.models.backbone import BackboneState, body_of, fuse_activations, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, State
+from tiltlm.models.folders import located
 from tiltlm.models.hub import pretrained
 from tiltlm.models.packing import hidden_packed, why_not
 from tiltlm.samples import Samples, Tokens
@@ -80,7 +81,7 @@ class CausalLM(LanguageModel):
         eos_id: int | None = None,
     ) -> CausalLM:
         """Load a folder or hub name in `dtype` (a checkpoint's own dtype is never kept silently)."""
-        if (Path(name) / "adapter_config.json").is_file():
+        if (Path(located(name)) / "adapter_config.json").is_file():
             raise ValueError(
                 f"{name} holds adapters alone: name a folder in which they are merged into their model"
             )

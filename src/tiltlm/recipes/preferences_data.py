@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tiltlm.jsonl import read_rows
+from tiltlm.models.folders import located
 from tiltlm.progress import note
 from tiltlm.recipes.own_model import train_own_model
 from tiltlm.recipes.preferences_lab import Lab
 from tiltlm.recipes.preferences_settings import Base, Data
 from tiltlm.ruler.estimate import Estimate
-from tiltlm.run import Recipe, Run, located
+from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.dialogues import dialogues
 from tiltlm.tasks.hh import Dropped, split_dialogues

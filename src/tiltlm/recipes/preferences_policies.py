@@ -227,7 +227,8 @@ class Watched:
         )  # fmt: skip
         reward = float(self.reward(samples).mean())
         kl = float(kl_along_in_batches(self.policy, self.reference, samples, 64).mean())
-        return {"reward": reward, "kl_to_reference": kl, "objective": reward - self.recipe.goal.beta * kl}
+        terms = {name: float(term(samples).mean()) for name, term in self.reward.terms().items()}
+        return {"reward": reward, "kl_to_reference": kl, "objective": reward - self.recipe.goal.beta * kl} | terms
 
 
 # ---- the methods --------------------------------------------------------------------------------------------

@@ -87,6 +87,7 @@ class Bench:
             "finished": lambda samples: (
                 samples.finished.double() if samples.finished is not None else samples.mask[:, 0]
             ),
+            **reward.terms(),
         }
         return Ruler(
             Target(reference, reward, recipe.goal.beta), prompts, recipe.base.new_tokens, lab.stream.child("test"),

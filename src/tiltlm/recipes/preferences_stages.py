@@ -22,9 +22,9 @@ from tiltlm.recipes.preferences_data import SPLITS, BaseStage, Rows, answer_of
 from tiltlm.recipes.preferences_lab import EncodedReward, Lab
 from tiltlm.recipes.preferences_settings import Draws, Goal, Judge, Train
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
-from tiltlm.rewards.by_name import TextReward
+from tiltlm.rewards.by_name import TextReward, files_of, text_function
 from tiltlm.ruler.estimate import mean
-from tiltlm.run import Recipe, Run, located
+from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -108,9 +108,9 @@ class RewardStage(BaseStage):
 
     def build(self, run: Run[Any]) -> None:
         lab, body = self.lab(run), self.judge.body
-        model = RewardModel.from_body(
-            located(body) if body else lab.model, seed=self.seed, most_tokens=self.base.most_tokens
-        ).to(lab.device)
+        model = RewardModel.from_body(body or lab.model, seed=self.seed, most_tokens=self.base.most_tokens).to(
+            lab.device
+        )
         train, valid, test = (self.comparisons(run, model, split) for split in SPLITS)
         how = self.judge.train.fit(len(train))
         experience = Offline(train, how.batch_size, lab.stream.child("reward-model", "data"))
@@ -266,19 +266,17 @@ class Label(Generate, RewardStage):
         return {} if self.goal.reward else {"reward-model": self.up(RewardStage)}
 
     def files(self) -> list[str]:
-        return super().files() + self.goal.reward.split(":")
+        return super().files() + files_of(self.goal.reward)
 
     def check(self) -> None:
         super().check()
-        path = self.goal.reward.rpartition(":")[0]
-        if path.endswith(".py") and not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file (--goal.reward)")
+        if self.goal.reward:
+            found = text_function(self.goal.reward)
+            found.check_columns((), "the rows of preference data hold prompt and responses alone")
 
     def judge_of(self, run: Run[Any], lab: Lab) -> EncodedReward:
         """r(x, y), of samples or of texts."""
-        name = located(self.goal.reward)
-        if not name:
-            name = f"reward-model:{best_checkpoint(run.inputs['reward-model'].folder)}"
+        name = self.goal.reward or f"reward-model:{best_checkpoint(run.inputs['reward-model'].folder)}"
         return EncodedReward(TextReward(name, lab.tokenizer, str(device_of(self.base.device))), lab.encoder)
 
     def build(self, run: Run[Any]) -> None:
@@ -294,22 +292,34 @@ class Label(Generate, RewardStage):
             if tied:
                 note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
             report += [self.estimate(split, "reward", mean(found.mean(1)), "reward"),
-                       self.estimate(split, "spread within a group", mean(found.std(1)), "reward")]  # fmt: skip
+                       self.estimate(split, "spread within a group", mean(found.std(1)), "reward"),
+                       *self.term_rows(split, run.folder / f"{split}.jsonl")]  # fmt: skip
         run.write_json("report.json", report)
+
+    def term_rows(self, split: str, path: Path) -> Rows:
+        """A report row for every term of a sum of rewards: its mean over the split, unweighted."""
+        said = [row["reward_terms"] for row in read_rows(path) if "reward_terms" in row]
+        means = {
+            name: torch.tensor([row[name] for row in said]).double().mean(1) for name in (said[0] if said else ())
+        }
+        return [self.estimate(split, f"reward[{name}]", mean(x), "reward") for name, x in means.items()]
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         raise ValueError(f"{run.folder} holds labels and draws nothing itself: name the run of the stage sft")
 
 
 def labels(reward: TextReward, rows: Rows) -> Any:
-    """(begin, end) -> those lines with their `rewards`."""
+    """(begin, end) -> those lines with their `rewards`, and with `reward_terms` where the reward is a sum."""
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
         part = rows[begin:end]
         texts = [text for row in part for text in row["completions"]]
         prompts = [row["prompt"] for row in part for _ in row["completions"]]
-        values = iter(reward.of(prompts, texts))
+        found = reward.judged(prompts, texts)
+        at = 0
         for row in part:
-            yield row | {"rewards": [next(values) for _ in row["completions"]]}
+            own = slice(at, at := at + len(row["completions"]))
+            several = {name: values[own] for name, values in found.terms.items()} if reward.function.labels else {}
+            yield row | {"rewards": found.total[own]} | ({"reward_terms": several} if several else {})
 
     return make
