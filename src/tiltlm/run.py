@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
+from os.path import exists
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -138,7 +139,7 @@ def digests(names: Iterable[str]) -> dict[str, str]:
 
     Those that are not there are left out: a hub's name stands for itself.
     """
-    return {name: _digest(model_in(Path(name)) or Path(name)) for name in names if name and Path(name).exists()}
+    return {name: _digest(model_in(Path(name)) or Path(name)) for name in names if name and exists(name)}
 
 
 def _digest(path: Path) -> str:

@@ -4,6 +4,7 @@ asked for: it stands for the best model that the run trained."""
 from __future__ import annotations
 
 from functools import cache
+from os.path import isfile
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def best_checkpoint(folder: Path) -> Path:
 
 def is_run(name: str | Path) -> bool:
     """Whether `name` is the folder of a run."""
-    return bool(str(name)) and (Path(name) / "provenance.json").is_file()
+    return bool(str(name)) and isfile(Path(name) / "provenance.json")
 
 
 def model_in(folder: Path) -> Path | None:

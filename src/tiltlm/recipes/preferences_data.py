@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tiltlm.jsonl import read_rows
 from tiltlm.models.folders import located
+from tiltlm.models.hub import config_of
 from tiltlm.progress import note
-from tiltlm.recipes.own_model import train_own_model
+from tiltlm.recipes.own_model import OWN_TOKENS, train_own_model
 from tiltlm.recipes.preferences_lab import Lab
 from tiltlm.recipes.preferences_settings import Base, Data
 from tiltlm.ruler.estimate import Estimate
@@ -43,6 +45,22 @@ class DataStage(Recipe):
                 raise ValueError(
                     f"{name} is named as training and as test data: leave --data.test out to carve it"
                 )
+        if self.data.keep and not self.data.train:
+            raise ValueError(f"dialogues of our own making have no column {self.data.keep[0]!r} (--data.keep)")
+        held = config_of(self.base.named).to_dict() if self.base.named else {"max_position_embeddings": OWN_TOKENS}
+        limit = held.get("max_position_embeddings") or self.base.most_tokens
+        if self.base.most_tokens > limit:
+            who = self.base.named or "the project's own model"
+            raise ValueError(f"{who} holds {limit} tokens: lower --base.most-tokens, now {self.base.most_tokens}")
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the rows will have, as the first one of the data tells; none where that is not a file here."""
+        if not self.data.train:
+            return ("prompt", "chosen", "rejected")
+        if not all(Path(name).exists() for name in self.data.train):
+            return ()
+        changed = tuple(Path(name).stat().st_mtime_ns for name in self.data.train)
+        return _columns_of(replace(self, data=replace(self.data, limit=1)), changed)
 
     def build(self, run: Run[Any]) -> None:
         own = stream(self.seed, "preferences", "data")
@@ -86,7 +104,9 @@ class DataStage(Recipe):
             return own_dialogues(self.data.limit or self.data.own, own.child("dialogues"))
         tokenizer = Lab(self.base, located(self.base.named), self.seed).tokenizer if self.base.named else None
         limit = self.data.limit or None
-        found = read_preferences(sources, self.data.format, split, tokenizer, limit if split == "train" else None)
+        found = read_preferences(
+            sources, self.data.format, split, tokenizer, limit if split == "train" else None, self.data.keep
+        )
         if not found.rows:
             raise ValueError(f"{', '.join(sources)}: no row is left ({found.dropped or 'the files are empty'})")
         return found
@@ -94,6 +114,11 @@ class DataStage(Recipe):
     def rows_of(self, run: Run[Any], split: str) -> Rows:
         """The rows of a split, from the stage `data`."""
         return list(read_rows(run.inputs.get("data", run).folder / f"{split}.jsonl"))
+
+
+@cache
+def _columns_of(stage: DataStage, changed: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(stage.read("train", stream(stage.seed, "preferences", "data")).rows[0])
 
 
 def own_dialogues(n: int, own: Stream) -> Loaded:
@@ -143,9 +168,12 @@ class BaseStage(DataStage):
     def inputs(self) -> dict[str, Recipe]:
         return {"data": self.up(DataStage)}
 
-    def build(self, run: Run[Any]) -> None:
-        if self.base.named:
+    def check(self) -> None:
+        super().check()
+        if self.base.named and self.stage == BaseStage.stage:
             raise ValueError(f"the base model is {self.base.named}: there is nothing to train")
+
+    def build(self, run: Run[Any]) -> None:
         rows = self.rows_of(run, "train")
         texts = [row["prompt"] + text for row in rows for text in texts_in(row)]
         own = stream(self.seed, "preferences", "base")

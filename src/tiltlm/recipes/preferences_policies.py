@@ -52,6 +52,8 @@ class Aligned(Label):
     """A policy aligned with the target by one method, from the reference's labelled completions or the data's own."""
 
     align: Align = Align()
+    learns_from: ClassVar[tuple[str, ...]] = ("chosen", "completions")
+    """Columns of which the data has one, where the policy learns from the data itself."""
 
     def inputs(self) -> dict[str, Recipe]:
         shared = self.needed() | self.sft_needed() | self.judge_needed()
@@ -64,6 +66,9 @@ class Aligned(Label):
                 f"groups of {self.align.size} (align.size) want as many completions of a prompt; {self.draws.n} are drawn: "
                 f"--draws.n {self.align.size}"
             )
+        found = self.columns()
+        if self.align.source == "data" and found and not set(found) & set(self.learns_from):
+            raise ValueError(f"align.source data wants pairs or groups; the data has {', '.join(found)}")
 
     def objective(self) -> Objective:
         """The method, with its settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from tiltlm.experience import Offline
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.hub import config_of
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.policies.sft import SFT as SFTLoss
 from tiltlm.progress import note, steps
@@ -102,6 +103,16 @@ class RewardStage(BaseStage):
 
     judge: Judge = Judge()
     stage: ClassVar[str] = "reward-model"
+
+    def check(self) -> None:
+        super().check()
+        if self.judge.body:
+            config_of(self.judge.body)
+        found = self.columns()
+        if self.stage == RewardStage.stage and found and "chosen" not in found:
+            raise ValueError(
+                f"a reward model learns from pairs (chosen, rejected); the data has {', '.join(found)}"
+            )
 
     def inputs(self) -> dict[str, Recipe]:
         return self.needed()
@@ -272,12 +283,34 @@ class Label(Generate, RewardStage):
         super().check()
         if self.goal.reward:
             found = text_function(self.goal.reward)
-            found.check_columns((), "the rows of preference data hold prompt and responses alone")
+            kept = ", ".join(self.data.keep) or "none"
+            found.check_columns(
+                self.data.keep, f"of the data's further columns {kept} is kept: name it, --data.keep"
+            )
 
     def judge_of(self, run: Run[Any], lab: Lab) -> EncodedReward:
         """r(x, y), of samples or of texts."""
         name = self.goal.reward or f"reward-model:{best_checkpoint(run.inputs['reward-model'].folder)}"
-        return EncodedReward(TextReward(name, lab.tokenizer, str(device_of(self.base.device))), lab.encoder)
+        about = self.columns_by_prompt(run.inputs.get("generate", run), lab) if self.data.keep else None
+        return EncodedReward(TextReward(name, lab.tokenizer, str(device_of(self.base.device)), about), lab.encoder)
+
+    def columns_by_prompt(self, run: Run[Any], lab: Lab) -> Callable[[str], dict[str, Any]]:
+        """A prompt, as the models see it -> the kept columns of its row: r(x, y) is a function of prompt and completion.
+
+        Raises ValueError where rows of one prompt disagree.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for row in (row for split in SPLITS for row in self.rows_of(run, split)):
+            prompt, own = (
+                lab.encoder.prompt_text(lab.encoder.prompt(row["prompt"])),
+                {n: row[n] for n in self.data.keep},
+            )
+            if found.setdefault(prompt, own) != own:
+                raise ValueError(
+                    f"rows of one prompt differ in the columns {', '.join(own)}: a reward depends on prompt and completion "
+                    f"alone; the prompt is {prompt[-60:]!r}"
+                )
+        return found.__getitem__
 
     def build(self, run: Run[Any]) -> None:
         generated = run.inputs["generate"]

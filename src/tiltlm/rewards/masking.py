@@ -10,6 +10,7 @@ $TILTLM_REWARD_TOKEN.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from functools import cache
@@ -43,14 +44,15 @@ def without_secrets(value: Any) -> Any:
 
 
 def secrets_in(url: str) -> list[str]:
-    """The credentials of one URL, as they stand there and decoded, the longest first."""
+    """The credentials of one URL, as they stand there, decoded, and as basic authentication sends them; longest first."""
     user, _, rest = _apart(url)
     found = [
         user,
         *user.split(":"),
         *(each["value"] for each in _NAMED.finditer(rest) if _sounds_secret(each["name"])),
     ]
-    return sorted({text for each in found for text in (each, unquote(each)) if text}, key=len, reverse=True)
+    sent = base64.b64encode(unquote(user).encode()).decode() if user else ""
+    return sorted({text for each in found for text in (each, unquote(each), sent) if text}, key=len, reverse=True)
 
 
 def is_masked(url: str) -> bool:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
+from os.path import isfile  # a sum may be longer than any path: no error
 from typing import NamedTuple
 
 from tiltlm.rewards.masking import mask
 
-_SIGN = re.compile(r"""\s+([+-])\s+(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")
+_SIGN = re.compile(r"""\s+([+-])(?:\s+|$)(?=(?:[^'"]|'[^']*'|"[^"]*")*$)""")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"(?P<sign>[+-]?)\s*(?:(?P<number>{_NUMBER})\s*\*\s*)?(?P<name>.*)", re.DOTALL)
 
@@ -36,7 +36,7 @@ class Term(NamedTuple):
 
 def terms_of(text: str) -> tuple[Term, ...]:
     """The terms of a sum, in their order; a name that comes twice has one term. Raises ValueError for what is no sum."""
-    if Path(text.rpartition(":")[0]).is_file():  # whatever its name looks like
+    if isfile(text.rpartition(":")[0]):  # whatever its name looks like
         return (Term(1.0, text),)
     first, *rest = _SIGN.split(text.strip())
     weights: dict[str, float] = {}

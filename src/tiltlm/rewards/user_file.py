@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from inspect import Parameter
+from os.path import isfile
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -128,7 +129,7 @@ def function_of(name: str) -> Callable[..., Any]:
     file = Path(path)
     if not path.endswith(".py") or not function:
         raise ValueError(f"a reward of your own is named FILE.py:FUNCTION; got {name!r}")
-    if not file.is_file():
+    if not isfile(file):
         raise FileNotFoundError(f"{file}: no such file")
     about = file.stat()
     names = _names_in(file.resolve(), about.st_mtime_ns, about.st_size)

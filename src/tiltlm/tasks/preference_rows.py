@@ -49,8 +49,11 @@ def read_preferences(
     split: str = "train",
     tokenizer: Any = None,
     limit: int | None = None,
+    keep: Sequence[str] = (),
 ) -> Loaded:
     """The rows of `sources` (what `rows_of` reads), all of one shape; at most `limit` of them.
+
+    keep: columns that every row brings along as they are found.
 
     tokenizer: writes messages as text by its chat template, and cuts prompts for `imdb`; else it is not needed.
     Raises ValueError naming file:line for a row that does not fit, and FileNotFoundError.
@@ -67,7 +70,7 @@ def read_preferences(
                 dropped[made.reason] += 1
                 examples.setdefault(made.reason, where)
                 continue
-            rows.append(_same_shape(made.row, rows, where))
+            rows.append(_same_shape(made.row, rows, where) | _kept(row, keep, where))
             notes.update(made.notes)
     return Loaded(rows, dict(dropped), examples, dict(notes))
 
@@ -91,10 +94,22 @@ def _made(make: Format, row: Row, tokenizer: Any, where: str) -> Kept | Dropped:
 
 def _same_shape(row: Row, before: Sequence[Row], where: str) -> Row:
     more = ("margin", "finished")
-    shapes = [", ".join(name for name in one if name not in more) for one in (row, *before[:1])]
+    shapes = [", ".join(name for name in one if name in SHAPED and name not in more) for one in (row, *before[:1])]
     if shapes[0] != shapes[-1]:
         raise ValueError(f"{where}: gives {shapes[0]}, but rows before it {shapes[-1]}: read them separately")
     return row
+
+
+SHAPED = ("prompt", "chosen", "rejected", "completion", "completions", "rewards", "margin", "finished")
+"""The columns of the three shapes."""
+
+
+def _kept(row: Row, keep: Sequence[str], where: str) -> Row:
+    for name in keep:
+        if row.get(name) is None or name in SHAPED:
+            has = ", ".join(each for each in row if each not in SHAPED) or "no others"
+            raise ValueError(f"{where}: there is no further column {name!r} to keep; this row has {has}")
+    return {name: row[name] for name in keep}
 
 
 def _hh(row: Row, tokenizer: Any = None) -> Kept | Dropped:
