@@ -17,6 +17,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 from command import tiltlm
+from tiltlm.commands.run import parse
 from tiltlm.rewards.by_name import text_function
 from tiltlm.rewards.endpoint import Endpoint
 from tiltlm.seeds import stream
@@ -257,9 +258,12 @@ def test_a_run_writes_no_credential_and_is_found_again(server, tmp_path, jobs):
         "reward",
         f"reward[{server[0]}]",
     }
-    if not jobs:
-        other = tiltlm(*args, f"{whole}2 - {server[0]}", cwd=tmp_path)
-        assert other.stdout.splitlines()[-1] != done.stdout.splitlines()[-1]
+
+
+def test_another_key_is_another_run():
+    base = parse(["dialogues-small/label", "--goal.reward", "https://host/score?key=one"], "run")
+    other = parse(["dialogues-small/label", "--goal.reward", "https://host/score?key=two"], "run")
+    assert base.key != other.key and base.inputs()["generate"].key == other.inputs()["generate"].key
 
 
 def test_nobody_there_is_said_so():

@@ -298,6 +298,27 @@ def test_a_classifier_of_one_s_own_is_trained_and_leaned_on(work):
     done = tiltlm("run", "sentiment-small/untrained", *OWN, *judge, *FEW, *short, cwd=work)
     found = {row["metric"]: row["value"] for row in rows_of(work / done.stdout.splitlines()[-1])}
     assert found["reward"] < 0 and found["kl_to_target"] < 2
+    a_run_is_a_classifier_s_name(work, judge_run, found["reward"], short)
+
+
+def a_run_is_a_classifier_s_name(work: Path, judge_run: str, reward: float, short: list[str]) -> None:
+    """`--goal.classifier RUN` is the classifier trained there, and a sum of rewards states the terms it is made of."""
+    goal = ["--goal.classifier", judge_run, "--goal.label"]
+    refused = tiltlm("run", "sentiment-small/untrained", *OWN, *FEW, *short, *goal, "fine", cwd=work, check=False)
+    assert refused.returncode == 2 and "has no class 'fine'; it has bad, good" in refused.stderr
+    (work / "length.py").write_text("def f(prompts, completions):\n    return [len(y) for y in completions]\n")
+    named = f"classifier:{judge_run}:good"
+    flags = ["--goal.reward", "file", "--goal.file", f"{named} - 0.01*length.py:f"]
+    refused = tiltlm("run", "sentiment-small/untrained", *OWN, *FEW, *short, *flags, cwd=work, check=False)
+    assert refused.returncode == 2 and "an upper bound of the reward" in refused.stderr
+    done = tiltlm("run", "sentiment-small/untrained", *OWN, *FEW, *short, *flags, "--goal.r-max", "0", cwd=work)
+    found = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}
+    parts = [found[f"reward[{name}]"]["value"] for name in (named, "length.py:f")]
+    assert parts[0] == pytest.approx(
+        reward, abs=1e-6
+    )  # the same draws of the reference, judged by the same classifier
+    assert found["reward"]["value"] == pytest.approx(parts[0] - 0.01 * parts[1], abs=1e-6) and parts[1] > 1
+    assert found["reward[length.py:f]"]["unit"] == "reward"
 
 
 def test_a_reward_of_one_s_own_file(work):
