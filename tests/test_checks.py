@@ -182,7 +182,7 @@ def test_preference_recipes_fail_before_they_work(place, args, said):
 
 def refused(family: str, place: Path, args: list[str], said: str) -> None:
     done = tiltlm("run", f"{family}/{args[0]}", *args[1:], cwd=place, check=False)
-    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert done.returncode == 2 and said in " ".join(done.stderr.split()), done.stderr
     assert not list(place.rglob("checkpoint-*")) and not list(place.rglob("DONE"))
 
 
@@ -234,3 +234,70 @@ def test_a_run_is_known_by_its_model_and_not_by_what_lies_beside_it(place, tmp_p
     before = digests([str(run)])
     (run / "report.html").write_text("made later")
     assert digests([str(run)]) == before == {str(run): digests([str(model_in(run))])[str(model_in(run))]}
+
+
+# ---- further columns of preference data ---------------------------------------------------------------------
+
+KEPT = """
+def right(prompts, completions, answer):
+    assert all(len(a) == 3 and x.endswith(a[-1]) for x, a in zip(prompts, answer)), (prompts, answer)
+    return [len(y) + int(a[-1]) for y, a in zip(completions, answer)]
+
+def short(prompts, completions):
+    return [-len(y) for y in completions]
+"""
+
+
+def test_a_column_of_the_data_reaches_a_reward_in_a_recipe(place):
+    """Generated completions are judged with the kept column of their prompt's row; every term of the sum is reported."""
+    (place / "kept.py").write_text(KEPT)
+    rows = [{"prompt": f"a dog {k}", "chosen": " a", "rejected": " b", "answer": f"no{k % 10}"} for k in range(24)]
+    (place / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = [
+        "--data.train",
+        "kept.jsonl",
+        "--data.keep",
+        "answer",
+        "--data.valid-rows",
+        "4",
+        "--data.test-rows",
+        "4",
+    ]
+    args += ["--base.start", "model", "--base.stop-id", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    args += ["--draws.n", "2", "--goal.reward", "kept.py:right + kept.py:short"]
+    done = tiltlm("run", "pairs/label", *args, cwd=place)
+    folder = place / done.stdout.splitlines()[-1]
+    labelled = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert len(labelled) == 16
+    for row in labelled:
+        right, short = row["reward_terms"]["kept.py:right"], row["reward_terms"]["kept.py:short"]
+        assert short == [-len(y) for y in row["completions"]]
+        assert (
+            row["rewards"] == [a + b for a, b in zip(right, short, strict=True)] == [float(row["prompt"][-1])] * 2
+        )
+    report = {row["metric"]: row["value"] for row in json.loads((folder / "report.json").read_text())}
+    assert report["reward[kept.py:short]"] <= 0 and "reward[kept.py:right]" in report
+
+
+def test_rows_of_one_prompt_must_agree_in_what_is_kept(place):
+    (place / "kept.py").write_text(KEPT)
+    rows = [
+        {"prompt": f"a dog {k // 2}", "chosen": " a", "rejected": f" b{k}", "answer": f"n{k % 10}o"}
+        for k in range(40)
+    ]
+    (place / "split.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = [
+        "--data.train",
+        "split.jsonl",
+        "--data.keep",
+        "answer",
+        "--data.valid-rows",
+        "4",
+        "--data.test-rows",
+        "4",
+    ]
+    args += ["--base.start", "model", "--base.stop-id", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    done = tiltlm(
+        "run", "pairs/label", *args, "--draws.n", "2", "--goal.reward", "kept.py:right", cwd=place, check=False
+    )
+    assert done.returncode == 2 and "rows of one prompt differ in the columns answer" in done.stderr
