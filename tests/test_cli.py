@@ -266,7 +266,9 @@ def test_a_bad_line_is_named(tiny, tmp_path):
 
 
 def test_score_with_a_function_of_ones_own(tmp_path):
-    (tmp_path / "mine.py").write_text("def length(rows):\n    return [len(row['completion']) for row in rows]\n")
+    (tmp_path / "mine.py").write_text(
+        "def length(prompts, completions):\n    return [len(y) for y in completions]\n"
+    )
     (tmp_path / "y.jsonl").write_text('{"completion": "abc"}\n{"completion": ""}\n')
     tiltlm("score", "mine.py:length", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path)
     assert [json.loads(x)["reward"] for x in (tmp_path / "s.jsonl").read_text().splitlines()] == [3.0, 0.0]

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from close import close
 from tiltlm.models.classifier import TextClassifier, log_classes
 from tiltlm.models.table import TableLM
-from tiltlm.rewards.by_name import TextReward, function_of
+from tiltlm.rewards.by_name import TextReward
 from tiltlm.rewards.classifier import (
     FLOOR,
     ClassifierLearning,
@@ -26,6 +26,7 @@ from tiltlm.rewards.classifier import (
     toxicity,
 )
 from tiltlm.rewards.continuation import Continuation
+from tiltlm.rewards.user_file import function_of
 from tiltlm.rewards.words import ANIMALS, WordHits
 from tiltlm.samples import Conditioned, Samples, Tokens
 from tiltlm.seeds import stream
@@ -254,7 +255,7 @@ def test_a_function_of_one_s_own_sees_texts(tokenizer, tmp_path):
     assert TextReward(f"{file}:both", tokenizer)(samples).tolist() == [15.0, 9.0]
     with pytest.raises(ValueError, match="returned 1 numbers for 2 completions"):
         TextReward(f"{file}:short", tokenizer)(samples)
-    with pytest.raises(ValueError, match=r"gave completion 0 .* the reward nan"):
+    with pytest.raises(ValueError, match=r"gave row 0 \(' a dog'\) the reward nan"):
         TextReward(f"{file}:nan", tokenizer)(samples)
     with pytest.raises(ValueError, match="has no function 'none'; it has both, short, nan"):
         function_of(f"{file}:none")

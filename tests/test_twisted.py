@@ -305,13 +305,34 @@ def test_a_classifier_of_one_s_own_is_trained_and_leaned_on(work):
     done = tiltlm("run", "sentiment-small/untrained", *OWN, *judge, *FEW, *short, cwd=work)
     found = {row["metric"]: row["value"] for row in rows_of(work / done.stdout.splitlines()[-1])}
     assert found["reward"] < 0 and found["kl_to_target"] < 2
+    a_run_is_a_classifier_s_name(work, judge_run, found["reward"], short)
+
+
+def a_run_is_a_classifier_s_name(work: Path, judge_run: str, reward: float, short: list[str]) -> None:
+    """`--goal.classifier RUN` is the classifier trained there, and a sum of rewards states the terms it is made of."""
+    goal = ["--goal.classifier", judge_run, "--goal.label"]
+    refused = tiltlm("run", "sentiment-small/untrained", *OWN, *FEW, *short, *goal, "fine", cwd=work, check=False)
+    assert refused.returncode == 2 and "has no class 'fine'; it has bad, good" in refused.stderr
+    (work / "length.py").write_text("def f(prompts, completions):\n    return [len(y) for y in completions]\n")
+    named = f"classifier:{judge_run}:good"
+    flags = ["--goal.reward", "file", "--goal.file", f"{named} - 0.01*length.py:f"]
+    refused = tiltlm("run", "sentiment-small/untrained", *OWN, *FEW, *short, *flags, cwd=work, check=False)
+    assert refused.returncode == 2 and "an upper bound of the reward" in refused.stderr
+    done = tiltlm("run", "sentiment-small/untrained", *OWN, *FEW, *short, *flags, "--goal.r-max", "0", cwd=work)
+    found = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}
+    parts = [found[f"reward[{name}]"]["value"] for name in (named, "length.py:f")]
+    assert parts[0] == pytest.approx(
+        reward, abs=1e-6
+    )  # the same draws of the reference, judged by the same classifier
+    assert found["reward"]["value"] == pytest.approx(parts[0] - 0.01 * parts[1], abs=1e-6) and parts[1] > 1
+    assert found["reward[length.py:f]"]["unit"] == "reward"
 
 
 def test_a_reward_of_one_s_own_file(work):
     (work / "mine.py").write_text(
         "def short(prompts, completions):\n    return [-len(y) / 10 for y in completions]\n"
     )
-    flags = ["--goal.reward", "file", "--goal.file", "mine.py:short"]
+    flags = ["--goal.reward", "file", "--goal.file", "mine.py:short", "--goal.r-max", "0"]
     done = tiltlm(
         "run", "animals-small/untrained", *OWN, *FEW, *flags, "--log-z.draws", "400", "--test.n", "40", cwd=work
     )
@@ -389,7 +410,8 @@ def test_stored_draws_for_training_are_not_those_for_measuring():
 
 def test_a_file_of_one_s_own_that_changes_makes_another_run_and_the_old_one_stays_readable(work):
     def run() -> str:
-        flags = ["--goal.reward", "file", "--goal.file", "changing.py:f", "--log-z.draws", "400", "--test.n", "40"]
+        flags = ["--goal.reward", "file", "--goal.file", "changing.py:f", "--goal.r-max", "0"]
+        flags += ["--log-z.draws", "400", "--test.n", "40"]
         return tiltlm("run", "animals-small/untrained", *OWN, *FEW, *flags, cwd=work).stdout.splitlines()[-1]
 
     (work / "changing.py").write_text("def f(x, y):\n    return [-len(a) / 10 for a in y]\n")
@@ -410,12 +432,15 @@ def test_a_mistake_in_a_function_of_one_s_own_names_its_line(work):
     (work / "broken.py").write_text(
         "def f(x, y):\n    return [1 / 0 for _ in y]\n\ndef lines(rows):\n    return [0.0] * len(rows)\n"
     )
-    flags = ["--goal.reward", "file", "--goal.file", "broken.py:f"]
+    flags = ["--goal.r-max", "0", "--goal.reward", "file", "--goal.file", "broken.py:f"]
     done = tiltlm("run", "animals-small/exact", *OWN, *flags, cwd=work, check=False)
     assert done.returncode == 2 and "broken.py:f failed at line 2: ZeroDivisionError" in done.stderr
     flags[-1] = "broken.py:lines"
     done = tiltlm("run", "animals-small/exact", *OWN, *flags, cwd=work, check=False)
-    assert done.returncode == 2 and "it was called with 2 arguments" in done.stderr
+    assert (
+        done.returncode == 2
+        and "takes one argument (rows): a reward is f(prompts, completions, **columns)" in done.stderr
+    )
 
 
 def test_stored_draws_of_another_length_are_refused(work, compared):

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from tiltlm import __version__
+from tiltlm.rewards.masking import mask
 
 USAGE = """\
 tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in nats how close you came.
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _mistake(text: str) -> int:
-    print(f"tiltlm: {text}", file=sys.stderr)
+    print(f"tiltlm: {mask(text)}", file=sys.stderr)
     return 2
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
+from os.path import exists
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -29,9 +30,10 @@ from rich.console import Console
 
 from tiltlm.device import check_devices
 from tiltlm.models.base import LanguageModel
+from tiltlm.models.folders import model_in
 from tiltlm.progress import note
+from tiltlm.rewards.masking import mask, without_secrets
 from tiltlm.ruler.table import table
-from tiltlm.train import best_checkpoint, checkpoints
 
 ROOT = Path("runs")
 R = TypeVar("R", bound="Recipe")
@@ -58,12 +60,13 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """A short hash of every setting, and of the content of the files that settings name."""
+        """A short hash of every setting (of a credential in a URL only a digest counts), and of the content of the files
+        that settings name."""
         return self.key_given({})
 
     def key_given(self, known: Mapping[str, str]) -> str:
         """`key`, where the files had the digests `known`; the others are read."""
-        text = json.dumps(hashed(self), sort_keys=True, default=str)
+        text = json.dumps(without_secrets(hashed(self)), sort_keys=True, default=str)
         text += "".join({**digests(self.files()), **known}.get(name, "") for name in self.files())
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
@@ -151,11 +154,12 @@ def hashed(value: Any) -> Any:
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
-    """What the files of these names hold, as short hashes; of a folder (a model, data), what the files in it hold.
+    """What the files of these names hold, as short hashes; of a folder (a model, data), what the files in it hold; of a
+    run that trained a model, what that model's folder holds.
 
     Those that are not there are left out: a hub's name stands for itself.
     """
-    return {name: _digest(Path(name)) for name in names if name and Path(name).exists()}
+    return {name: _digest(model_in(Path(name)) or Path(name)) for name in names if name and exists(name)}
 
 
 def _digest(path: Path) -> str:
@@ -221,29 +225,9 @@ def begin(run: Run[Any], command: str) -> None:
     """Make a run's folder and write down what it is going to be."""
     recipe = run.recipe
     run.folder.mkdir(parents=True, exist_ok=True)
-    stored = {"recipe": recipe.name, "settings": asdict(recipe), "files": digests(recipe.files())}
-    run.write_json("config.json", stored)
+    settings = without_secrets(asdict(recipe))
+    run.write_json("config.json", {"recipe": recipe.name, "settings": settings, "files": digests(recipe.files())})
     run.write_json("provenance.json", provenance(recipe.seed, command))
-
-
-def located(name: str) -> str:
-    """`name` (of a model, or of a reward that holds one: kind:MODEL:…) with a run's folder replaced by its best model: the
-    adapters merged, where the run trained adapters and merged them, else the best checkpoint.
-
-    Raises ValueError for a run that trained nothing.
-    """
-    return ":".join(_model_in(part) for part in name.split(":"))
-
-
-def _model_in(part: str) -> str:
-    folder = Path(part)
-    if not (folder / "provenance.json").is_file():
-        return part
-    if (folder / "merged").is_dir():
-        return str(folder / "merged")
-    if not checkpoints(folder):
-        raise ValueError(f"{part} is a run without a trained model: name one of a stage that trains")
-    return str(best_checkpoint(folder))
 
 
 def unfinished(run: Run[Any]) -> list[Run[Any]]:
@@ -257,7 +241,7 @@ def provenance(seed: int, command: str) -> dict[str, Any]:
     """What one needs to make the numbers again: commit, versions, command, seed."""
     packages = ["tiltlm", "torch", "transformers", "numpy"]
     return {
-        "command": command,
+        "command": mask(command),
         "seed": seed,
         "commit": _commit(),
         "python": platform.python_version(),

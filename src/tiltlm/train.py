@@ -20,6 +20,8 @@ import torch
 
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience
+from tiltlm.models.folders import best_checkpoint as best_checkpoint
+from tiltlm.models.folders import checkpoints, step_of
 from tiltlm.objective import Objective
 from tiltlm.seeds import Stream
 
@@ -288,32 +290,6 @@ def keep_as_it_is(model: Saveable, folder: Path) -> None:
     model.save(aside)
     (aside / "COMPLETE").write_text("")
     aside.rename(folder / "checkpoint-0")
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "COMPLETE").is_file()]
-    return sorted(found, key=step_of)
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step at which a checkpoint was written."""
-    return int(checkpoint.name.split("-")[1])
-
-
-def best_checkpoint(folder: Path) -> Path:
-    """The checkpoint of the best evaluation in `folder`; the last one where no evaluation named a best.
-
-    Raises FileNotFoundError where there is no checkpoint.
-    """
-    found = checkpoints(folder)
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no whole checkpoint: train there first")
-    trainer = found[-1] / "trainer.pt"
-    if not trainer.is_file():  # a model that needed no training
-        return found[-1]
-    best = torch.load(trainer, weights_only=True, mmap=True)["course"].get("best_step")
-    return found[-1] if best is None else folder / f"checkpoint-{best}"
 
 
 def _multiple(step: int, of: int) -> bool:

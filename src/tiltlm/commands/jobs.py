@@ -1,7 +1,8 @@
 """Several runs built side by side, each in a process of its own: `tiltlm run RECIPE --jobs 2`, `tiltlm sweep … --jobs 2`.
 
 A run starts once everything it needs is done, so no two processes ever build the same folder. Such a process runs
-`python -m tiltlm.commands.jobs FOLDER` and reads its recipe from the folder's config.json.
+`python -m tiltlm.commands.jobs FOLDER` and reads its recipe, as JSON, from its standard input: the folder's config.json has
+lost the credentials that a reward's URL may hold, and other users of the machine see what stands on a command line.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tiltlm.commands.process import prepare
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
+from tiltlm.rewards.masking import mask
 from tiltlm.run import Run, begin, check_all, ensure, find, from_json, unfinished
 
 POLL_SECONDS = 0.1
@@ -55,8 +58,11 @@ def _start(run: Run[Any], command: str) -> subprocess.Popen[str]:
     begin(run, command)
     process = subprocess.Popen(
         [sys.executable, "-m", "tiltlm.commands.jobs", str(run.folder), command],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    assert process.stdin is not None
+    with process.stdin as given:
+        json.dump({"recipe": run.recipe.name, "settings": asdict(run.recipe)}, given, default=str)
     threading.Thread(target=_pass_on, args=(process,), daemon=True).start()
     return process
 
@@ -69,9 +75,9 @@ def _pass_on(process: subprocess.Popen[str]) -> None:
 
 
 def main(folder: Path, command: str) -> int:
-    """Build the run whose settings are in `folder`."""
+    """Build the run in `folder`, whose settings come from standard input."""
     prepare()
-    stored = json.loads((folder / "config.json").read_text())
+    stored = json.load(sys.stdin)
     value = from_json(type(recipe(stored["recipe"])), stored["settings"])
     root = folder.parents[2]
     if find(value, root).folder != folder:
@@ -79,7 +85,7 @@ def main(folder: Path, command: str) -> int:
     try:
         ensure(value, root, command)
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        print(f"{value.name}: {error}", file=sys.stderr)
+        print(f"{value.name}: {mask(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.models.folders import located
 from tiltlm.seeds import stream
 from tiltlm.tasks.mapping import mapping_of
 from tiltlm.tasks.preference_rows import Loaded, as_pairs, as_rewards, format_named, read_preferences
@@ -55,7 +56,7 @@ class Prepare:
     """Which split of a folder or a hub data set."""
 
     tokenizer: str | None = None
-    """A folder or hub name: its chat template writes messages as text; its tokens cut the prompts of `imdb`."""
+    """A folder, hub name or run: its chat template writes messages as text; its tokens cut the prompts of `imdb`."""
 
     as_: Annotated[Literal["found", "pairs", "rewards"], tyro.conf.arg(name="as")] = "found"
     """`rewards`: pairs become prompt, completions, rewards [1, 0]; `pairs`: the best and worst completion of a
@@ -109,7 +110,7 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(located(name))
     except (OSError, ValueError, KeyError) as error:
         why = str(error).strip().split("\n")[0]
         raise ValueError(f"{name!r} is neither a folder with a tokenizer nor a hub name of one: {why}") from None

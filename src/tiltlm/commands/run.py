@@ -15,6 +15,7 @@ from tiltlm.commands.jobs import build_all
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
+from tiltlm.rewards.masking import mask
 from tiltlm.ruler.table import over_seeds, table
 from tiltlm.run import Recipe, check_all, ensure, find
 
@@ -40,13 +41,18 @@ def run(args: list[str]) -> int:
     """Build one recipe, or find it built; then print its report and its folder."""
     prepare()
     rest, jobs = side_by_side(args)
-    command, value = shlex.join(["tiltlm", "run", *args]), parse(rest, "run")
+    command, value = command_line("run", args), parse(rest, "run")
     if jobs > 1:
         build_all([find(value, runs_root())], jobs, command)
     finished = ensure(value, runs_root(), command)
     finished.recipe.show(finished)
     print(finished.folder)
     return 0
+
+
+def command_line(command: str, args: Sequence[str]) -> str:
+    """What was typed, as it may be written down: without credentials."""
+    return shlex.join(["tiltlm", command, *map(mask, args)])
 
 
 def side_by_side(args: Sequence[str]) -> tuple[list[str], int]:
@@ -82,11 +88,11 @@ def sweep(args: list[str]) -> int:
     for value in recipes:
         check_all(find(value, runs_root()))
     if jobs > 1:
-        build_all([find(value, runs_root()) for value in recipes], jobs, shlex.join(["tiltlm", "sweep", *args]))
+        build_all([find(value, runs_root()) for value in recipes], jobs, command_line("sweep", args))
     rows = []
     for k, (value, point) in enumerate(zip(recipes, points, strict=True)):
-        note(f"[bold]{k + 1} of {len(points)}[/]  {name} {' '.join(point)}")
-        finished = ensure(value, runs_root(), shlex.join(["tiltlm", "sweep", *args]))
+        note(f"[bold]{k + 1} of {len(points)}[/]  {name} {mask(' '.join(point))}")
+        finished = ensure(value, runs_root(), command_line("sweep", args))
         report = finished.folder / "report.json"
         found = json.loads(report.read_text()) if report.is_file() else []
         rows += [{**row, "point": what_varies(point, points)} for row in found]
@@ -114,7 +120,7 @@ def what_varies(point: Sequence[str], points: Sequence[Sequence[str]]) -> dict[s
     for i, token in enumerate(point):
         if len({other[i] for other in points}) > 1:
             flag = token.partition("=")[0] if token.startswith("--") else point[i - 1]
-            varying[flag] = token if token.startswith("--") else f"{flag} {token}"
+            varying[flag] = mask(token if token.startswith("--") else f"{flag} {token}")
     return varying
 
 

@@ -1,27 +1,32 @@
-"""`tiltlm score REWARD y.jsonl --out s.jsonl`: a reward for every completion; the input is never written over."""
+"""`tiltlm score REWARD y.jsonl --out s.jsonl`: a reward for every completion; the input is never written over.
+
+A line of one `completion` gets its `reward`, one of several `completions` a list of `rewards`; of a sum of rewards every
+term is written beside it, unweighted, as `reward_terms`. A function of one's own may take the lines' other columns.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
 from tiltlm.device import device_of
-from tiltlm.jsonl import read_rows
+from tiltlm.jsonl import placed_rows
 from tiltlm.progress import note
-from tiltlm.rewards.by_name import NAMED, text_function
-from tiltlm.rewards.classifier import SENTIMENT, TOXICITY
-from tiltlm.rewards.user_file import call, function_of
-from tiltlm.run import located
+from tiltlm.rewards.by_name import Judged, TextFunction, text_function
+from tiltlm.rewards.masking import mask
 
-RowReward = Callable[[Sequence[dict[str, Any]]], Sequence[float]]
-"""Rows of the file -> one number each."""
+Line = dict[str, Any]
+
+TAKEN = ("prompt", "completion", "completions")
+"""Columns that become prompts and completions; all others keep their names."""
+
+ONE_EACH = ("completion_ids", "log_q", "finished")
+"""Columns that, in a line of several completions, hold a list with one for each."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,11 @@ class Score:
     """Add a `reward` to every line of a .jsonl file of completions."""
 
     reward: Annotated[str, tyro.conf.Positional]
-    """`exact-answer` (1 if completion equals the line's `answer`); FILE.py:FUNCTION, a function of your own that
-    takes the lines (a list of dicts) and returns one number for each; `reward-model:MODEL`, a sequence classifier with
-    one output; `classifier:MODEL:LABEL`, log P(label | prompt and completion), and `log-odds:MODEL:LABEL`; MODEL is a
-    folder, a hub name, or a run; an `https://` endpoint; `toxicity`, `nontoxicity` and `sentiment:STARS` (1 to 5) by
-    the published hub models."""
+    """`exact-answer` (1 if completion equals the line's `answer`); FILE.py:FUNCTION, a function of your own,
+    f(prompts, completions, **columns), that returns one number for each completion; `reward-model:MODEL`, a sequence
+    classifier with one output; `classifier:MODEL:LABEL`, log P(label | prompt and completion), and
+    `log-odds:MODEL:LABEL`; MODEL is a folder, a hub name, or a run; an `https://` endpoint; `toxicity`, `nontoxicity` and
+    `sentiment:STARS` (1 to 5) by the published hub models; or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'."""
 
     rows: Annotated[Path, tyro.conf.Positional]
     """The .jsonl file of completions: a `completion` a line, or a list of `completions`, which get `rewards`."""
@@ -45,113 +50,111 @@ class Score:
     """Where a model runs: cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
 
 
-def exact_answer(rows: Sequence[dict[str, Any]]) -> list[float]:
-    """1 where `completion` (surrounding blanks aside) or `completion_ids` equals `answer`."""
-    return [float(_given(row) == _trimmed(row["answer"])) for row in rows]
+class Rows(NamedTuple):
+    """Completions one by one: what each answers, where it stands, and the other columns."""
 
-
-def _given(row: dict[str, Any]) -> Any:
-    name = "completion_ids" if isinstance(row["answer"], list) else "completion"
-    if name not in row:
-        raise ValueError(f"a line with answer {row['answer']!r} has no {name!r}")
-    return _trimmed(row[name])
-
-
-def _trimmed(value: Any) -> Any:
-    return value.strip() if isinstance(value, str) else value
-
-
-def of_texts(name: str, device: str) -> RowReward:
-    """The reward of texts called `name` (see `rewards/by_name.py`), of lines with `prompt` and `completion`."""
-    function = text_function(located(name), device)
-
-    def reward(rows: Sequence[dict[str, Any]]) -> Sequence[float]:
-        return function([_text(row, "prompt") for row in rows], [_text(row, "completion") for row in rows])
-
-    return reward
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    if not isinstance(row.get(name), str):
-        raise ValueError(f"this reward reads text; {name!r} of a line is {type(row.get(name)).__name__}")
-    return str(row[name])
-
-
-def one_by_one(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[int]]:
-    """Lines with one completion each, and how many of them every line became: a line of `completions` one for each."""
-    flat: list[dict[str, Any]] = []
-    counts = []
-    for row in rows:
-        texts = row.get("completions")
-        rest = {name: value for name, value in row.items() if name != "completions"}
-        found = [row] if texts is None else [{**rest, "completion": text} for text in texts]
-        flat += found
-        counts.append(len(found))
-    return flat, counts
-
-
-def with_rewards(
-    rows: Sequence[dict[str, Any]], values: Sequence[float], counts: Sequence[int]
-) -> Iterator[dict[str, Any]]:
-    """Every line with its `reward`; one of `completions` with its `rewards`."""
-    rest = iter(values)
-    for row, count in zip(rows, counts, strict=True):
-        found = [next(rest) for _ in range(count)]
-        yield row | ({"rewards": found} if "completions" in row else {"reward": found[0]})
-
-
-REWARDS: dict[str, tuple[RowReward, tuple[str, ...]]] = {"exact-answer": (exact_answer, ("answer",))}
-"""Rewards by name, and the columns each needs."""
-
-PUBLISHED = {"toxicity": f"classifier:{TOXICITY}:0", "nontoxicity": f"classifier:{TOXICITY}:1"}
-PUBLISHED |= {f"sentiment:{stars}": f"classifier:{SENTIMENT}:{stars - 1}" for stars in range(1, 6)}
-"""Rewards by published hub models, and what they stand for."""
+    prompts: list[Any]
+    completions: list[Any]
+    places: list[str]
+    columns: dict[str, list[Any]]
 
 
 def score(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Score, prog="tiltlm score", args=args)
-    reward, needs = find_reward(settings.reward, str(device_of(settings.device)))
+    reward = text_function(settings.reward, str(device_of(settings.device)))
     if settings.out.resolve() == settings.rows.resolve():
         raise ValueError(f"--out must be another file than {settings.rows}: results never replace their input")
-    rows = list(read_rows(settings.rows, needs))
-    flat, counts = one_by_one(rows)
-    values = call(settings.reward, reward, flat)
-    if len(values) != len(flat):
-        raise ValueError(f"{settings.reward} returned {len(values)} numbers for {len(flat)} lines")
-    bad = [i for i, value in enumerate(values) if not math.isfinite(value)]
-    if bad:
-        raise ValueError(
-            f"{settings.reward} gave line {_line_of(bad[0], counts)} of {settings.rows} the reward {values[bad[0]]}"
-        )
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in with_rewards(rows, values, counts)]
+    lines = list(placed_rows(settings.rows))
+    rows = one_by_one(lines)
+    for each in reward.rewards:
+        if each.reads_text:
+            refuse_what_is_no_text(rows)
+    refuse_missing(reward, rows)
+    found = reward.judged(rows.prompts, rows.completions, rows.columns, rows.places)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in with_rewards(lines, found, reward.labels))
     aside = settings.out.with_name(f".{settings.out.name}.tmp")
-    aside.write_text("".join(lines), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     aside.rename(settings.out)
-    mean = sum(values) / max(1, len(values))
-    note(f"{settings.out}: {len(flat)} completions, mean reward {mean:.4f}")
+    note(f"{settings.out}: {len(found.total)} completions, {means(settings.reward, found, reward.labels)}")
     return 0
 
 
-def _line_of(completion: int, counts: Sequence[int]) -> int:
-    """The number of the line (from 1) that holds the file's n-th completion."""
-    line = 0
-    while completion >= counts[line]:
-        completion -= counts[line]
-        line += 1
-    return line + 1
+def one_by_one(lines: Sequence[tuple[str, Line]]) -> Rows:
+    """Every completion of (place, line) pairs. Raises ValueError naming file:line for one that holds none."""
+    flat = [(where, one) for where, line in lines for one in _completions(line, where)]
+    names = dict.fromkeys(name for _, one in flat for name in one if name not in TAKEN)
+    return Rows(
+        [one.get("prompt") for _, one in flat],
+        [one["completion"] for _, one in flat],
+        [where for where, _ in flat],
+        {name: [one.get(name) for _, one in flat] for name in names},
+    )
 
 
-def find_reward(name: str, device: str = "cpu") -> tuple[RowReward, tuple[str, ...]]:
-    """A reward by its name, and the columns it needs."""
-    path, colon, _ = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        return function_of(name), ()
-    if name in REWARDS:
-        return REWARDS[name]
-    known = [*REWARDS, *PUBLISHED, *NAMED[1:]]
-    if name in PUBLISHED or name.partition(":")[0] in {each.partition(":")[0] for each in NAMED[1:]} | {"http"}:
-        return of_texts(PUBLISHED.get(name, name), device), ("prompt",)
-    near = get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(f"there is no reward {name!r}.{hint} Known: {', '.join(known)}, or FILE.py:FUNCTION")
+def _completions(line: Line, where: str) -> list[Line]:
+    """A line as lines of one completion each; one of token ids alone is judged by these."""
+    if "completions" not in line:
+        if "completion" not in line and "completion_ids" not in line:
+            raise ValueError(
+                f"{where}: column 'completion' is missing; this line has {', '.join(line) or 'nothing'}"
+            )
+        return [line if "completion" in line else line | {"completion": line["completion_ids"]}]
+    texts, rest = line["completions"], {name: value for name, value in line.items() if name != "completions"}
+    if not isinstance(texts, list):
+        raise ValueError(f"{where}: 'completions' must be a list of texts; it is {type(texts).__name__}")
+    lists = {name: rest[name] for name in ONE_EACH if isinstance(rest.get(name), list)}
+    own = {name: values for name, values in lists.items() if len(values) == len(texts)}
+    return [
+        {**rest, "completion": text, **{name: values[k] for name, values in own.items()}}
+        for k, text in enumerate(texts)
+    ]
+
+
+def refuse_what_is_no_text(rows: Rows) -> None:
+    """Raise ValueError naming the first line whose prompt or completion is no text."""
+    for name, values in (("prompt", rows.prompts), ("completion", rows.completions)):
+        for where, value in zip(rows.places, values, strict=True):
+            if not isinstance(value, str):
+                raise ValueError(f"{where}: this reward reads text; {name!r} is {_kind(value)}")
+
+
+def refuse_missing(reward: TextFunction, rows: Rows) -> None:
+    """Raise ValueError where a column that the reward takes is in no line, or is missing from one."""
+    if not rows.places:
+        return
+    reward.check_columns(tuple(rows.columns), f"the lines have {', '.join(rows.columns) or 'no other columns'}")
+    for each in reward.rewards:
+        for name in each.columns.required:
+            if None in rows.columns[name]:
+                where = rows.places[rows.columns[name].index(None)]
+                raise ValueError(f"{where}: column {name!r}, which this reward takes, is missing")
+
+
+def _kind(value: Any) -> str:
+    return "missing" if value is None else type(value).__name__
+
+
+def with_rewards(lines: Sequence[tuple[str, Line]], found: Judged, labels: Sequence[str]) -> list[Line]:
+    """Every line with its `reward`, one of `completions` with its `rewards`; of a sum with its `reward_terms`."""
+    done, at = [], 0
+    for _, line in lines:
+        many = "completions" in line
+        own = slice(at, at := at + (len(line["completions"]) if many else 1))
+        more: Line = {"rewards": found.total[own]} if many else {"reward": found.total[own][0]}
+        if labels:
+            terms = {label: found.terms[label][own] for label in labels}
+            more["reward_terms"] = terms if many else {label: values[0] for label, values in terms.items()}
+        done.append(line | more)
+    return done
+
+
+def means(name: str, found: Judged, labels: Sequence[str]) -> str:
+    """The mean reward, and every term's, for a sentence."""
+
+    def mean(values: Sequence[float]) -> str:
+        return f"{sum(values) / max(1, len(values)):.4f}"
+
+    terms: Mapping[str, str] = {label: mean(found.terms[label]) for label in labels}
+    apart = f" = {mask(name)}: " + ", ".join(f"{label} {value}" for label, value in terms.items()) if terms else ""
+    return f"mean reward {mean(found.total)}{apart}"

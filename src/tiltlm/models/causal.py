@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from tiltlm.models.backbone import BodyState, fuse_activations, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.ends import ends_of
+from tiltlm.models.folders import located
 from tiltlm.models.hub import pretrained
 from tiltlm.models.look import look
 from tiltlm.models.output import Curve, Fixed, head_log_prob, head_logits
@@ -74,7 +75,7 @@ class CausalLM(LanguageModel):
 
         eos_ids: None takes what the model's own files name (see `ends`); () gives completions the caller's length.
         """
-        if (Path(name) / "adapter_config.json").is_file():
+        if (Path(located(name)) / "adapter_config.json").is_file():
             raise ValueError(
                 f"{name} holds adapters alone: name a folder in which they are merged into their model"
             )

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from tiltlm.models.backbone import fuse_activations, hidden
-from tiltlm.models.hub import pretrained
+from tiltlm.models.hub import config_of, pretrained
 from tiltlm.models.selftest import examine
 from tiltlm.samples import Tokens
 
@@ -68,18 +68,12 @@ class TextClassifier(nn.Module):
     @property
     def labels(self) -> list[str]:
         """The classes' names; of a model with one output two, the second being what it states the odds of."""
-        config: Any = self.model.config
-        names = [str(config.id2label[k]) for k in range(config.num_labels)]
-        return names if len(names) > 1 else [f"not {names[0]}", names[0]]
+        return labels_of(self.model.config)
 
     def index_of(self, label: str) -> int:
         """The number of the class called `label` (its name, or its number). Raises ValueError naming the
         classes."""
-        if label in self.labels:
-            return self.labels.index(label)
-        if label.lstrip("-").isdigit() and 0 <= int(label) < len(self.labels):
-            return int(label)
-        raise ValueError(f"the classifier has no class {label!r}; it has {', '.join(self.labels)}")
+        return class_called(label, self.labels)
 
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, int64 [N, L], right-padded; an empty text becomes one padding token."""
@@ -119,6 +113,33 @@ class TextClassifier(nn.Module):
         """Take the weights that `save` wrote to `folder`, bit by bit."""
         saved = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())
+
+
+def labels_of(config: Any) -> list[str]:
+    """The names of the classes that a sequence classifier's configuration states; of one output two."""
+    names = [str(config.id2label[k]) for k in range(config.num_labels)]
+    return names if len(names) > 1 else [f"not {names[0]}", names[0]]
+
+
+def class_called(label: str, labels: Sequence[str]) -> int:
+    """The number of the class called `label`, by its name or its number. Raises ValueError naming the classes."""
+    if label in labels:
+        return labels.index(label)
+    if label.isdigit() and int(label) < len(labels):
+        return int(label)
+    raise ValueError(f"the classifier has no class {label!r}; it has {', '.join(labels)}")
+
+
+def classifier_config(name: str | Path) -> Any:
+    """The configuration of the sequence classifier called `name`, its weights unread.
+
+    Raises ValueError where there is no such model, or its configuration says that it is another kind.
+    """
+    config = config_of(name)
+    kinds = config.architectures or []
+    if kinds and not any("Classification" in kind for kind in kinds):
+        raise ValueError(f"{str(name)!r} is a {kinds[0]} and has no trained classification head")
+    return config
 
 
 def log_classes(logits: Tensor) -> Tensor:

@@ -1,18 +1,39 @@
-"""Pretrained parts by folder or hub name, with one clear error where there is no such thing."""
+"""Pretrained parts by name, with one clear error where there is no such thing: a folder, a hub name, or a run's folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from tiltlm.models.folders import located
+
+WEIGHTS = ("*.safetensors", "*.bin")
+
 
 def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(name)`. Raises ValueError that names what was looked for."""
+    place = located(name)
     try:
-        return kind.from_pretrained(str(name), **options)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+        return kind.from_pretrained(place, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{str(name)!r} is no folder or hub name that transformers can load: {reason} "
             "(without a network, download the model elsewhere and name its folder)"
         ) from None
+
+
+def config_of(name: str | Path) -> Any:
+    """The configuration of the model called `name`, its weights unread: whether there is such a model, before any work.
+
+    Raises ValueError where there is none, and for a folder of adapters or without weights.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(located(name))
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{name} holds adapters alone: name a folder in which they are merged into their model")
+    config = pretrained(AutoConfig, name)
+    if folder.is_dir() and not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise ValueError(f"{name} holds a model's config.json and no weights ({', '.join(WEIGHTS)})")
+    return config

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from tiltlm.models.backbone import hidden_of
 from tiltlm.models.classifier import TextClassifier
@@ -27,11 +27,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, most_tokens: int | None = None) -> None:
         super().__init__()
-        if model.config.num_labels != 1:
-            raise ValueError(
-                f"a reward model has one output; this one has {model.config.num_labels} classes "
-                "(take classifier:MODEL:LABEL to use a class's log-probability as reward)"
-            )
+        one_output(model.config)
         self.classifier = TextClassifier(model, tokenizer, most_tokens)
 
     @staticmethod
@@ -119,6 +115,15 @@ class RewardModel(nn.Module):
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder`, bit by bit."""
         self.classifier.restore(folder)
+
+
+def one_output(config: PreTrainedConfig) -> None:
+    """Raise ValueError for the configuration of a classifier with several classes."""
+    if config.num_labels != 1:
+        raise ValueError(
+            f"a reward model has one output; this one has {config.num_labels} classes "
+            "(take classifier:MODEL:LABEL to use a class's log-probability as reward)"
+        )
 
 
 def _cut_left(ids: list[int], most: int, bos_id: int | None) -> list[int]:

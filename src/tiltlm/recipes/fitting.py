@@ -12,6 +12,7 @@ from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience
 from tiltlm.objective import Objective
 from tiltlm.progress import OnStep, note, steps
+from tiltlm.rewards.masking import without_secrets
 from tiltlm.run import Run
 from tiltlm.seeds import Stream
 from tiltlm.tracking import Track, tracker
@@ -69,10 +70,10 @@ def fit(
 
     watch: as `how.watch(…)` makes it. Raises ValueError if `how` asks for evaluations and there is none.
     """
-    if how.evaluate_every and watch is None:
-        raise ValueError(f"{run.recipe.name} measures nothing while it trains: set its evaluate_every to 0")
+    if watch is None:
+        refuse_evaluations(run.recipe.name, how)
     name = f"{run.recipe.name}/{run.key}"
-    with steps(run.recipe.name) as show, tracker(name, run.folder, asdict(run.recipe)) as track:
+    with steps(run.recipe.name) as show, tracker(name, run.folder, without_secrets(asdict(run.recipe))) as track:
         course = Training(
             model.to(device),
             Engine(model, how.optim),
@@ -91,6 +92,12 @@ def fit(
         ).run()
     _report_unsolved(run.recipe.name, how.pace, course)
     return course
+
+
+def refuse_evaluations(name: str, how: Fit) -> None:
+    """Raise ValueError where a stage without held-out data is asked to evaluate on the way."""
+    if how.evaluate_every:
+        raise ValueError(f"{name} measures nothing while it trains: set its evaluate_every to 0")
 
 
 def _both(show: OnStep, send: Track) -> OnStep:

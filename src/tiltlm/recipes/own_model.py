@@ -17,6 +17,9 @@ from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.tasks.stories import train_tokenizer
 
+OWN_TOKENS = 512
+"""Tokens that the own model holds."""
+
 
 def train_own_model(
     run: Run[Any],
@@ -36,8 +39,8 @@ def train_own_model(
     tokenizer = train_tokenizer(texts[:2000])
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=0, eos_token_id=None,
-        pad_token_id=0,
+        num_key_value_heads=4, max_position_embeddings=OWN_TOKENS, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     model = CausalLM.from_config(config, seed=own.child("init").generator())
     model.tokenizer = tokenizer

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tiltlm.jsonl import read_rows
+from tiltlm.models.folders import located
+from tiltlm.models.hub import config_of
 from tiltlm.progress import note
-from tiltlm.recipes.own_model import train_own_model
+from tiltlm.recipes.own_model import OWN_TOKENS, train_own_model
 from tiltlm.recipes.preferences_lab import Lab
 from tiltlm.recipes.preferences_settings import Base, Data
 from tiltlm.recipes.preferences_verdicts import are_verdicts, wanted
 from tiltlm.ruler.estimate import Estimate
-from tiltlm.run import Recipe, Run, located
+from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.dialogues import dialogues
 from tiltlm.tasks.hh import Dropped, split_dialogues
@@ -52,6 +54,19 @@ class DataStage(Recipe):
                 raise ValueError(
                     f"{name} is named as training and as test data: leave --data.test out to carve it"
                 )
+        if self.data.keep and not self.data.train:
+            raise ValueError(f"dialogues of our own making have no column {self.data.keep[0]!r} (--data.keep)")
+        held = config_of(self.base.named).to_dict() if self.base.named else {"max_position_embeddings": OWN_TOKENS}
+        limit = held.get("max_position_embeddings") or self.base.most_tokens
+        if self.base.most_tokens > limit:
+            who = self.base.named or "the project's own model"
+            raise ValueError(f"{who} holds {limit} tokens: lower --base.most-tokens, now {self.base.most_tokens}")
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the rows will have, as the first one of the data tells; none where that is not a file here."""
+        if not self.data.train:
+            return ("prompt", "chosen", "rejected")
+        return tuple(self.first_row() or ())
 
     def build(self, run: Run[Any]) -> None:
         own = stream(self.seed, "preferences", "data")
@@ -103,10 +118,10 @@ class DataStage(Recipe):
 
     def found_in(self, sources: tuple[str, ...], split: str, limit: int | None, own: Stream) -> Loaded:
         """At most `limit` rows of some sources, read as `data` says."""
-        tokenizer = Lab(self.base, located(self.base.named), self.seed).tokenizer if self.base.named else None
+        tokenizer = Lab(self.base, self.base.named, self.seed).tokenizer if self.base.named else None
         how = self.data
         return read_preferences(
-            sources, how.format, split, tokenizer, limit, columns=how.columns, encoding=how.encoding,
+            sources, how.format, split, tokenizer, limit, keep=how.keep, columns=how.columns, encoding=how.encoding,
             own=own.child("weights"),
         )  # fmt: skip
 
@@ -169,9 +184,12 @@ class BaseStage(DataStage):
     def inputs(self) -> dict[str, Recipe]:
         return {"data": self.up(DataStage)}
 
-    def build(self, run: Run[Any]) -> None:
-        if self.base.named:
+    def check(self) -> None:
+        super().check()
+        if self.base.named and self.stage == BaseStage.stage:
             raise ValueError(f"the base model is {self.base.named}: there is nothing to train")
+
+    def build(self, run: Run[Any]) -> None:
         rows = self.rows_of(run, "train")
         texts = [row["prompt"] + text for row in rows for text in texts_in(row)]
         own = stream(self.seed, "preferences", "base")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,3 +174,13 @@ class EncodedReward:
 
     def __call__(self, samples: Samples) -> Tensor:
         return torch.tensor(self.reward.of(*self.encoder.texts(samples)), device=samples.device)
+
+    def term(self, label: str) -> Callable[[Samples], Tensor]:
+        """One term of a sum of rewards, unweighted, as a function of samples."""
+        return lambda samples: torch.tensor(
+            self.reward.terms(*self.encoder.texts(samples))[label], device=samples.device
+        )
+
+    def terms(self) -> dict[str, Callable[[Samples], Tensor]]:
+        """Every term by the name that reports have for it; none where the reward is no sum."""
+        return {f"reward[{label}]": self.term(label) for label in self.reward.function.labels}

@@ -53,8 +53,8 @@ class Aligned(Label):
     """A policy aligned with the target by one method, from the reference's labelled completions or the data's own."""
 
     align: Align = Align()
-    judges_answers: ClassVar[bool] = False
-    """Whether verdicts on single answers are enough to learn from."""
+    learns_from: ClassVar[tuple[str, ...]] = ("chosen", "completions")
+    """Columns of which the data has one, where the policy learns from the data itself."""
 
     def inputs(self) -> dict[str, Recipe]:
         shared = self.needed() | self.sft_needed() | self.judge_needed()
@@ -62,17 +62,19 @@ class Aligned(Label):
 
     def check(self) -> None:
         super().check()
-        if self.align.source == "data" and not self.judges_answers and are_verdicts([self.first_row() or {}]):
-            raise ValueError(self.wants_more())
         if self.align.source == "labelled" and self.align.size > self.draws.n:
             raise ValueError(
                 f"groups of {self.align.size} (align.size) want as many completions of a prompt; {self.draws.n} are drawn: "
                 f"--draws.n {self.align.size}"
             )
+        found = self.columns()
+        if self.align.source == "data" and found and not set(found) & set(self.learns_from):
+            raise ValueError(self.wants_more() if "label" in found else
+                             f"align.source data wants pairs or groups; the data has {', '.join(found)}")  # fmt: skip
 
     def wants_more(self) -> str:
         """Why verdicts are not enough, and what is."""
-        others = ", ".join(name for name, kind in POLICIES.items() if kind.judges_answers)
+        others = ", ".join(name for name, kind in POLICIES.items() if "label" in kind.learns_from)
         return (
             f"{self.name} wants pairs or groups, and the data holds verdicts on single answers (prompt, completion, "
             f"label): {others} learns from those; or take --align.source labelled: the reference's own draws, labelled "
@@ -253,7 +255,8 @@ class Watched:
         )  # fmt: skip
         reward = float(self.reward(samples).mean())
         kl = float(kl_along_in_batches(self.policy, self.reference, samples, 64).mean())
-        return {"reward": reward, "kl_to_reference": kl, "objective": reward - self.recipe.goal.beta * kl}
+        terms = {name: float(term(samples).mean()) for name, term in self.reward.terms().items()}
+        return {"reward": reward, "kl_to_reference": kl, "objective": reward - self.recipe.goal.beta * kl} | terms
 
 
 # ---- the methods --------------------------------------------------------------------------------------------
@@ -395,7 +398,7 @@ class KTOPolicy(OnPairs):
 
     kto: KTO = KTO(beta=0.5)
     stage: ClassVar[str] = "kto-policy"
-    judges_answers: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[str, ...]] = ("chosen", "completions", "label")
 
     def objective(self) -> Objective:
         return self.kto

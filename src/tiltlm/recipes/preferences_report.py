@@ -89,6 +89,7 @@ class Bench:
             "finished": lambda samples: (
                 samples.finished.double() if samples.finished is not None else samples.mask[:, 0]
             ),
+            **reward.terms(),
         }
         return Ruler(
             Target(reference, reward, recipe.goal.beta), prompts, recipe.base.new_tokens, lab.stream.child("test"),
@@ -215,7 +216,7 @@ class ReferenceMeasured(Measured):
     """Measure the reference itself, and what the data's responses are worth."""
 
     stage: ClassVar[str] = "reference"
-    judges_answers: ClassVar[bool] = True  # it learns nothing, whatever the data holds
+    learns_from: ClassVar[tuple[str, ...]] = ("prompt",)  # nothing is learnt, whatever the data holds
 
     def inputs(self) -> dict[str, Recipe]:
         return Aligned.inputs(self)

@@ -34,6 +34,10 @@ class Data:
     test_rows: int = 128
     """Rows carved from `train` where no test data is named; else the most that are used (0: all)."""
 
+    keep: tuple[str, ...] = ()
+    """Further columns of the data (an answer, say) that a function of your own takes as reward: (prompt, completion) are
+    judged with those of the prompt's row."""
+
     limit: int = 0
     """Rows of the training data at most (0: all)."""
 
@@ -176,8 +180,9 @@ class Goal:
     """The target: pi* ∝ pi_ref · exp(r / beta), beta = beta_r · beta_pi."""
 
     reward: str = ""
-    """reward-model:MODEL, classifier:MODEL:LABEL, log-odds:MODEL:LABEL, FILE.py:FUNCTION (of prompts and completions) or
-    an https:// endpoint; empty: the reward model that the stage `reward-model` trains."""
+    """reward-model:MODEL, classifier:MODEL:LABEL, log-odds:MODEL:LABEL, FILE.py:FUNCTION (f(prompts, completions,
+    **columns), columns as `data.keep` names them), an https:// endpoint, or a sum: 'a.py:f + 0.5*classifier:MODEL:LABEL';
+    empty: the reward model that the stage `reward-model` trains."""
 
     beta_r: float = 0.5
     """Temperature of the rewards within a group."""

@@ -15,6 +15,7 @@ from tiltlm.experience import Offline
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.hub import config_of
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.objective import Objective
 from tiltlm.policies.sft import SFT as SFTLoss
@@ -32,11 +33,11 @@ from tiltlm.recipes.preferences_verdicts import (
     wanted,
 )
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
-from tiltlm.rewards.by_name import TextReward
+from tiltlm.rewards.by_name import TextReward, files_of, text_function
 from tiltlm.rewards.verdicts import Verdicts
 from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.judge import AHEAD, MODEL, RULE, doubt
-from tiltlm.run import Recipe, Run, located
+from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -118,14 +119,25 @@ class RewardStage(BaseStage):
     judge: Judge = Judge()
     stage: ClassVar[str] = "reward-model"
 
+    def check(self) -> None:
+        super().check()
+        if self.judge.body:
+            config_of(self.judge.body)
+        found = self.columns()
+        if self.stage == RewardStage.stage and found and not {"chosen", "label"} & set(found):
+            raise ValueError(
+                "a reward model learns from pairs (chosen, rejected) or verdicts (completion, label); the data has "
+                + ", ".join(found)
+            )
+
     def inputs(self) -> dict[str, Recipe]:
         return self.needed()
 
     def build(self, run: Run[Any]) -> None:
         lab, body = self.lab(run), self.judge.body
-        model = RewardModel.from_body(
-            located(body) if body else lab.model, seed=self.seed, most_tokens=self.base.most_tokens
-        ).to(lab.device)
+        model = RewardModel.from_body(body or lab.model, seed=self.seed, most_tokens=self.base.most_tokens).to(
+            lab.device
+        )
         if are_verdicts(self.rows_of(run, "train")):
             train, valid, test = (self.verdicts(run, model, split) for split in SPLITS)
             self.learn(run, lab, model, OBJECTIVE, train, lambda: verdict_metrics(model, valid))
@@ -320,22 +332,42 @@ class Label(Generate, RewardStage):
         return {} if self.goal.reward else {"reward-model": self.up(RewardStage)}
 
     def files(self) -> list[str]:
-        return super().files() + self.goal.reward.split(":")
+        return super().files() + files_of(self.goal.reward)
 
     def check(self) -> None:
         super().check()
-        path = self.goal.reward.rpartition(":")[0]
-        if path.endswith(".py") and not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file (--goal.reward)")
+        if self.goal.reward:
+            found = text_function(self.goal.reward)
+            kept = ", ".join(self.data.keep) or "none"
+            found.check_columns(
+                self.data.keep, f"of the data's further columns {kept} is kept: name it, --data.keep"
+            )
 
     def judge_of(self, run: Run[Any], lab: Lab) -> EncodedReward:
         """r(x, y), of samples or of texts."""
-        name = located(self.goal.reward)
-        if not name:
-            name = f"reward-model:{best_checkpoint(run.inputs['reward-model'].folder)}"
+        name = self.goal.reward or f"reward-model:{best_checkpoint(run.inputs['reward-model'].folder)}"
+        about = self.columns_by_prompt(run.inputs.get("generate", run), lab) if self.data.keep else None
         return EncodedReward(
-            TextReward(name, lab.tokenizer, str(device_of(self.base.device, "--base.device"))), lab.encoder
+            TextReward(name, lab.tokenizer, str(device_of(self.base.device, "--base.device")), about), lab.encoder
         )
+
+    def columns_by_prompt(self, run: Run[Any], lab: Lab) -> Callable[[str], dict[str, Any]]:
+        """A prompt, as the models see it -> the kept columns of its row: r(x, y) is a function of prompt and completion.
+
+        Raises ValueError where rows of one prompt disagree.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for row in (row for split in SPLITS for row in self.rows_of(run, split)):
+            prompt, own = (
+                lab.encoder.prompt_text(lab.encoder.prompt(row["prompt"])),
+                {n: row[n] for n in self.data.keep},
+            )
+            if found.setdefault(prompt, own) != own:
+                raise ValueError(
+                    f"rows of one prompt differ in the columns {', '.join(own)}: a reward depends on prompt and completion "
+                    f"alone; the prompt is {prompt[-60:]!r}"
+                )
+        return found.__getitem__
 
     def build(self, run: Run[Any]) -> None:
         generated = run.inputs["generate"]
@@ -350,22 +382,34 @@ class Label(Generate, RewardStage):
             if tied:
                 note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
             report += [self.estimate(split, "reward", mean(found.mean(1)), "reward"),
-                       self.estimate(split, "spread within a group", mean(found.std(1)), "reward")]  # fmt: skip
+                       self.estimate(split, "spread within a group", mean(found.std(1)), "reward"),
+                       *self.term_rows(split, run.folder / f"{split}.jsonl")]  # fmt: skip
         run.write_json("report.json", report)
+
+    def term_rows(self, split: str, path: Path) -> Rows:
+        """A report row for every term of a sum of rewards: its mean over the split, unweighted."""
+        said = [row["reward_terms"] for row in read_rows(path) if "reward_terms" in row]
+        means = {
+            name: torch.tensor([row[name] for row in said]).double().mean(1) for name in (said[0] if said else ())
+        }
+        return [self.estimate(split, f"reward[{name}]", mean(x), "reward") for name, x in means.items()]
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         raise ValueError(f"{run.folder} holds labels and draws nothing itself: name the run of the stage sft")
 
 
 def labels(reward: TextReward, rows: Rows) -> Any:
-    """(begin, end) -> those lines with their `rewards`."""
+    """(begin, end) -> those lines with their `rewards`, and with `reward_terms` where the reward is a sum."""
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
         part = rows[begin:end]
         texts = [text for row in part for text in row["completions"]]
         prompts = [row["prompt"] for row in part for _ in row["completions"]]
-        values = iter(reward.of(prompts, texts))
+        found = reward.judged(prompts, texts)
+        at = 0
         for row in part:
-            yield row | {"rewards": [next(values) for _ in row["completions"]]}
+            own = slice(at, at := at + len(row["completions"]))
+            several = {name: values[own] for name, values in found.terms.items()} if reward.function.labels else {}
+            yield row | {"rewards": found.total[own]} | ({"reward_terms": several} if several else {})
 
     return make

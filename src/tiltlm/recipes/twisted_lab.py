@@ -25,7 +25,7 @@ from tiltlm.rewards.classifier import ClassProbability, LogOdds, Threshold
 from tiltlm.rewards.continuation import Continuation
 from tiltlm.rewards.words import WordHits
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.ruler.measure import Ruler
+from tiltlm.ruler.measure import Check, Ruler
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samplers.rejection import reject
 from tiltlm.samples import Pairs, Samples, Tokens, conditions_of
@@ -114,7 +114,7 @@ class Lab:
             ids = self.tokenizer(goal.continuation, add_special_tokens=False)["input_ids"]
             return Continuation(self.reference, Tokens.of([ids], self.device), kind=goal.kind)
         if goal.reward == "file":
-            return TextReward(goal.file, self.tokenizer)
+            return TextReward(goal.file, self.tokenizer, str(self.device))
         return self._classified()
 
     def _classified(self) -> Reward:
@@ -123,6 +123,10 @@ class Lab:
         if self.goal.threshold is None:
             return own
         return Threshold(LogOdds(own), self.goal.threshold, above=self.goal.above)
+
+    def terms(self) -> dict[str, Check]:
+        """Every term of a sum of rewards, unweighted, by the name that reports have for it; none where there is no sum."""
+        return self.reward.parts() if isinstance(self.reward, TextReward) else {}
 
     # ---- prompts and exact draws ----------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class Lab:
                 n=n,
                 max_new_tokens=self.width,
                 stream=own,
-                r_max=self.goal.r_max,
+                r_max=self.goal.bound(),
                 batch_size=batch_size,
                 pilot=False,
             )
@@ -210,6 +214,7 @@ class Lab:
             n=test.n,
             batch_size=test.batch_size,
             log_z=log_z,
+            checks=self.terms(),
             exact=exact if self.conditioned or exact is None else exact.select(slice(0, test.exact)),
         )
 

@@ -58,6 +58,8 @@ class CommonLogZ(CTLTwist):
             )
         if self.log_z.by == "enumeration" and not (infill and self.goal.condition_tokens == 1):
             raise ValueError("enumeration sums over the gap: infill with one token to follow")
+        if self.log_z.by == "bounds" and not infill and self.stage == CommonLogZ.stage:
+            self.refuse_few(self.log_z.repeats, "log-z.repeats")
 
     def by_reference(self, run: Run[Any], lab: Lab) -> None:
         parts, s = [], self.log_z

@@ -18,9 +18,9 @@ from tiltlm.policies.ppo import ActorCritic, LiveActor
 from tiltlm.policies.reinforce import Reinforce as ReinforceLoss
 from tiltlm.policies.rpo import RPO as RPOLoss
 from tiltlm.policies.sft import SFT as SFTLoss
-from tiltlm.recipes.fitting import fit
+from tiltlm.recipes.fitting import Fit, fit
 from tiltlm.recipes.twisted_lab import Lab, preferences
-from tiltlm.recipes.twisted_settings import LearnPolicy, LearnPPO
+from tiltlm.recipes.twisted_settings import LearnPolicy, LearnPPO, shared_out
 from tiltlm.recipes.twisted_settings import Twist as Net
 from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.run import Run
@@ -44,6 +44,14 @@ class PPOPolicy(Exact):
             raise ValueError(
                 "a plain language model does not see what must follow: infill wants --ppo.policy head"
             )
+
+    def check(self) -> None:
+        super().check()
+        if self.goal.reward == "infill":
+            shared_out(self.ppo.fit.batch_size, self.ppo.conditions, "ppo")
+
+    def fits(self) -> list[Fit]:
+        return [self.ppo.fit]
 
     def build(self, run: Run[Any]) -> None:
         lab, s = self.lab(run), self.ppo
@@ -104,6 +112,9 @@ class PlainPolicy(Scored):
                 f"{self.stage}: a plain language model does not see what must follow; take a twist or ppo"
             )
 
+    def fits(self) -> list[Fit]:
+        return [self.settings().fit]
+
     def experience(self, lab: Lab, policy: CausalLM) -> Any:
         n, own = self.settings().fit.batch_size, lab.stream.child(self.stage, "draws")
         return Generated(lambda s: preferences(lab.reference, lab.target, lab.prompt, n, lab.width, s), own)
@@ -130,6 +141,11 @@ class SFTPolicy(PlainPolicy):
 
     def settings(self) -> LearnPolicy:
         return self.sft
+
+    def check(self) -> None:
+        super().check()
+        if self.stage == SFTPolicy.stage:
+            self.goal.bound()
 
     def experience(self, lab: Lab, policy: CausalLM) -> Any:
         own = lab.stream.child(self.stage, "draws")

@@ -92,6 +92,7 @@ class BoundsFigure(CTLTwist):
     def check(self) -> None:
         super().check()
         refuse_conditions(self)
+        self.refuse_few(self.bounds.repeats, "bounds.repeats")
 
     def inputs(self) -> dict[str, Recipe]:
         return Scored.inputs(self) | {"exact": self.up(Exact), "twist": self.up(CTLTwist)}
@@ -274,6 +275,7 @@ class ReachFigure(CTLTwist):
     def check(self) -> None:
         super().check()
         refuse_conditions(self)
+        self.refuse_few(self.reach.repeats, "reach.repeats")
 
     def at(self, length: int) -> ReachFigure:
         """This recipe at another length."""

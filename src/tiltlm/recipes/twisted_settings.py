@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any, Literal
 
 from tiltlm.engine import Optim
 from tiltlm.recipes.fitting import Fit
+from tiltlm.rewards.by_name import text_function
+from tiltlm.rewards.masking import mask
 from tiltlm.rewards.words import ANIMALS
+from tiltlm.ruler.bounds import ESTIMATORS
 from tiltlm.train import Pace
 
 DATA = Path(os.environ.get("TILTLM_DATA", "../shared/data"))
@@ -29,6 +33,15 @@ def at_least_one(settings: Any, *names: str) -> None:
         if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
             option = name.replace("_", "-")
             raise ValueError(f"{option} of {type(settings).__name__} must be 1 or more; got {value}")
+
+
+def shared_out(batch_size: int, conditions: int, name: str) -> None:
+    """Raise ValueError unless a batch can be shared out among so many conditions."""
+    if batch_size < conditions:
+        raise ValueError(
+            f"{name}: a batch of {batch_size} cannot be shared out among {conditions} conditions: lower "
+            f"--{name}.conditions, or raise --{name}.fit.batch-size"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,7 @@ class Goal:
     """words: what is looked for; r = logsigmoid(5·hits − 5), lower-case whole words."""
 
     classifier: str = ""
-    """A sequence-classification model (hub name or folder); empty: the one that the stage `classifier` trains."""
+    """A sequence-classification model (hub name, folder or run); empty: the one that the stage `classifier` trains."""
 
     label: str = ""
     """The class whose log-probability is the reward: its name or number."""
@@ -125,10 +138,12 @@ class Goal:
     """infill, continuation: r = log pi_ref(c | x, y), or pi_ref(c | x, y) itself."""
 
     file: str = ""
-    """file: FILE.py:FUNCTION, of a list of prompts and a list of completions (texts), one number each."""
+    """file: FILE.py:FUNCTION, f(prompts, completions) -> one number each; or any reward by name, as `tiltlm score` takes
+    it, or a sum: 'mine.py:f + 0.5*classifier:MODEL:LABEL'."""
 
-    r_max: float = 0.0
-    """An upper bound of the reward, for exact draws by rejection."""
+    r_max: float | None = None
+    """An upper bound of the reward, for exact draws by rejection. Not named: 0 of words, classifiers and what must follow
+    (1 of its probability), and of `file` the sum of its terms' own bounds, where each has one."""
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -142,9 +157,29 @@ class Goal:
             raise ValueError("continuation: name the text that must follow, --goal.continuation TEXT")
         if self.reward == "file" and not self.file:
             raise ValueError("file: name your own function, --goal.file FILE.py:FUNCTION")
+        if self.reward == "classifier" and not self.label:
+            raise ValueError("classifier: name the class whose log-probability is the reward, --goal.label NAME")
         odd = [word for word in self.words if not (word.isalpha() and word == word.lower())]
         if odd or not self.words:
             raise ValueError(f"words are looked for as single lower-case words; got {list(odd)}")
+
+    @property
+    def most(self) -> float:
+        """No reward is larger: r_max, or the bound that the reward has by itself; infinite where neither is known."""
+        if self.r_max is not None:
+            return self.r_max
+        if self.reward == "file":
+            return text_function(self.file).most
+        return 1.0 if self.kind == "probability" and self.reward == "continuation" else 0.0
+
+    def bound(self) -> float:
+        """`most`, for exact draws. Raises ValueError where no bound is known."""
+        if math.isinf(self.most):
+            raise ValueError(
+                f"exact draws by rejection need an upper bound of the reward, and {mask(self.file)} states none: name it, "
+                "--goal.r-max (the most that any completion can get)"
+            )
+        return self.most
 
 
 @dataclass(frozen=True)
@@ -215,8 +250,15 @@ class Learn:
     keep: tuple[int, ...] = ()
     """Steps whose checkpoints stay, and are measured too: the curve of the KLs against updates."""
 
+    @property
+    def wants_exact(self) -> bool:
+        """Whether its steps take exact draws of pi*."""
+        return self.positives != "particles" or self.drawn_by == "exact"
+
     def __post_init__(self) -> None:
         at_least_one(self, "particles", "conditions")
+        if self.drawn_by == "mixed" and self.particles % 2:
+            raise ValueError(f"mixed draws are half q's, half the reference's: not of {self.particles} particles")
         if self.fit.batch_size != Fit().batch_size:
             raise ValueError(
                 f"a twist's batch is its particles (times conditions); fit.batch-size {self.fit.batch_size} does nothing"
@@ -340,10 +382,16 @@ class Bounds:
     particles: tuple[int, ...] = (4, 16, 64, 256)
     repeats: int = 20
     estimators: tuple[str, ...] = ("iwae", "smc", "smc-ess")
-    proposals: tuple[str, ...] = ("twist", "reference")
+    proposals: tuple[Literal["twist", "reference"], ...] = ("twist", "reference")
 
     def __post_init__(self) -> None:
         at_least_one(self, "particles", "repeats")
+        unknown = [name for name in self.estimators if name not in ESTIMATORS]
+        if unknown or not set(self.estimators) - {"iwae"} or not self.proposals:
+            raise ValueError(
+                f"bounds want estimators of {', '.join(ESTIMATORS)}, one of them by SMC (importance sampling's midpoint may"
+                f" be nats off), and a proposal; got estimators {self.estimators}, proposals {self.proposals}"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tiltlm.models.classifier import class_called, classifier_config, labels_of
+from tiltlm.models.hub import config_of
 from tiltlm.progress import note, steps
+from tiltlm.recipes.fitting import Fit, refuse_evaluations
+from tiltlm.recipes.own_model import OWN_TOKENS
 from tiltlm.recipes.twisted_lab import Lab
 from tiltlm.recipes.twisted_settings import (
     ClassifierSettings,
@@ -14,7 +19,8 @@ from tiltlm.recipes.twisted_settings import (
     Goal,
     Language,
 )
-from tiltlm.recipes.twisted_text import train_classifier, train_reference
+from tiltlm.recipes.twisted_text import classes_known, train_classifier, train_reference
+from tiltlm.rewards.by_name import files_of, text_function
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.rejection import reject
 from tiltlm.samples import Samples
@@ -28,9 +34,30 @@ class Reference(Recipe):
     language: Language = Language()
     stage: ClassVar[str] = "reference"
 
-    def build(self, run: Run[Any]) -> None:
-        if self.language.model:
+    def files(self) -> list[str]:
+        return [self.language.model]
+
+    def check(self) -> None:
+        if self.language.model and self.stage == Reference.stage:
             raise ValueError(f"the reference is {self.language.model}: there is nothing to train")
+        limit = (
+            config_of(self.language.model).to_dict()
+            if self.language.model
+            else {"max_position_embeddings": OWN_TOKENS}
+        )
+        most = limit.get("max_position_embeddings") or math.inf
+        if self.language.new_tokens >= most:
+            raise ValueError(
+                f"the reference holds {most} tokens: lower --language.new-tokens, now {self.language.new_tokens}"
+            )
+        for how in self.fits():
+            refuse_evaluations(self.name, how)
+
+    def fits(self) -> list[Fit]:
+        """How this stage trains: it has no held-out data that it could evaluate on."""
+        return [self.language.fit]
+
+    def build(self, run: Run[Any]) -> None:
         train_reference(run, self.language, self.seed)
 
     def model_of(self, run: Run[Any]) -> str | Path:
@@ -55,12 +82,22 @@ class Classifier(Reference):
         return {} if self.classify.body else self.needed()
 
     def check(self) -> None:
-        missing = [name for name in self.files() if not Path(name).is_file()]
+        super().check()
+        missing = [name for name in self.classify.data if not Path(name).is_file()]
         if missing:
-            raise FileNotFoundError(f"{missing[0]}: no such file (--classify.data, --goal.file or --exact.stored)")
+            raise FileNotFoundError(f"{missing[0]}: no such file (--classify.data)")
+        if self.classify.body:
+            config_of(self.classify.body)
 
     def files(self) -> list[str]:
-        return list(self.classify.data)
+        return [*super().files(), *self.classify.data, self.classify.body]
+
+    def fits(self) -> list[Fit]:
+        return [self.classify.fit]
+
+    def classes(self) -> list[str]:
+        """The classes of the classifier that is trained here."""
+        return classes_known(self.classify, self.family)
 
     def build(self, run: Run[Any]) -> None:
         body = self.classify.body or self.model_of(run)
@@ -76,14 +113,20 @@ class Scored(Classifier):
     def inputs(self) -> dict[str, Recipe]:
         return self.needed() | self.judge()
 
+    def files(self) -> list[str]:
+        own = files_of(self.goal.file) if self.goal.reward == "file" else []
+        return [*super().files(), *own, self.goal.classifier]
+
     def check(self) -> None:
         super().check()
         if self.goal.reward == "infill" and self.language.stop:
             raise ValueError("infill: gap and what follows have a fixed length each; leave --language.stop out")
-
-    def files(self) -> list[str]:
-        own = [self.goal.file.rpartition(":")[0]] if self.goal.reward == "file" else []
-        return super().files() + own
+        if self.goal.reward == "file":
+            no_rows = "this recipe has one prompt and no rows with columns: give it a default, or use the recipes on pairs"
+            text_function(self.goal.file).check_columns((), no_rows)
+        if self.goal.reward == "classifier" and self.goal.label != "condition":
+            named = self.goal.classifier
+            class_called(self.goal.label, labels_of(classifier_config(named)) if named else self.classes())
 
     def judge(self) -> dict[str, Recipe]:
         """The stage `classifier`, where the goal wants one and names none."""
@@ -106,6 +149,25 @@ class Exact(Scored):
 
     exact: ExactSettings = ExactSettings()
     stage: ClassVar[str] = "exact"
+
+    def check(self) -> None:
+        super().check()
+        if self.exact.stored and not Path(self.exact.stored).is_file():
+            raise FileNotFoundError(f"{self.exact.stored}: no such file (--exact.stored)")
+        if self.stage == Exact.stage and not self.exact.stored and self.goal.reward != "infill":
+            self.goal.bound()
+
+    def draws(self) -> int:
+        """How many exact draws there will be."""
+        return len(Samples.load(self.exact.stored)) if self.exact.stored else self.exact.n
+
+    def refuse_few(self, repeats: int, setting: str) -> None:
+        """Raise ValueError where upper bounds want more exact draws than there will be: each wants one of its own."""
+        if repeats > self.draws():
+            raise ValueError(
+                f"{repeats} upper bounds (--{setting}) want as many exact draws, and there are {self.draws()}: raise "
+                f"--exact.n to {repeats}, or lower --{setting}"
+            )
 
     def build(self, run: Run[Any]) -> None:
         lab = self.lab(run)
@@ -142,7 +204,7 @@ class Exact(Scored):
                 n=s.n,
                 max_new_tokens=lab.width,
                 stream=lab.stream.child("exact" if self.exact.purpose == "measuring" else "training"),
-                r_max=self.goal.r_max,
+                r_max=self.goal.bound(),
                 batch_size=s.batch_size,
                 max_tries=s.max_tries,
                 path=path,

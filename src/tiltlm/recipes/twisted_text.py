@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -54,9 +55,32 @@ def _labelled_rows(
 ) -> tuple[list[tuple[str, int]], list[str]]:
     if settings.data:
         return read_labelled(settings.data, settings.text, settings.label, classes_of(settings.classes))
-    rude = family.startswith(("toxicity", "threshold", "long"))
-    rows = labelled(4000, own.child("sentences"), "toxicity" if rude else "sentiment")
-    return rows, ["kind", "toxic"] if rude else ["negative", "positive"]
+    kind = _sentences_of(family)
+    return labelled(4000, own.child("sentences"), kind), OWN_CLASSES[kind]
+
+
+Sentences = Literal["sentiment", "toxicity"]
+OWN_CLASSES: dict[Sentences, list[str]] = {"toxicity": ["kind", "toxic"], "sentiment": ["negative", "positive"]}
+"""The classes of the project's own sentences."""
+
+
+def _sentences_of(family: str) -> Sentences:
+    return "toxicity" if family.startswith(("toxicity", "threshold", "long")) else "sentiment"
+
+
+def classes_known(settings: ClassifierSettings, family: str) -> list[str]:
+    """The classes that the classifier will have, before it is trained."""
+    if not settings.data:
+        return OWN_CLASSES[_sentences_of(family)]
+    changed = tuple(Path(name).stat().st_mtime_ns for name in settings.data)
+    return _classes_in(settings.data, settings.text, settings.label, settings.classes, changed)
+
+
+@cache
+def _classes_in(
+    data: tuple[str, ...], text: str, label: str, classes: tuple[str, ...], changed: tuple[int, ...]
+) -> list[str]:
+    return read_labelled(data, text, label, classes_of(classes))[1]
 
 
 def _accuracy(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tiltlm.experience import Generated
 from tiltlm.models.base import LanguageModel, Twist
 from tiltlm.models.heads import ValueHead
-from tiltlm.recipes.fitting import fit
+from tiltlm.recipes.fitting import Fit, fit
 from tiltlm.recipes.twisted_lab import Lab
 from tiltlm.recipes.twisted_settings import (
     Learn,
@@ -17,6 +17,7 @@ from tiltlm.recipes.twisted_settings import (
     LearnFudge,
     LearnSoftQ,
     LearnValue,
+    shared_out,
 )
 from tiltlm.recipes.twisted_settings import Twist as Net
 from tiltlm.recipes.twisted_stages import Exact
@@ -55,6 +56,11 @@ class TwistStage(Exact):
             raise ValueError(
                 "infill: every step draws fresh conditions with an exact draw each; leave supply at fresh"
             )
+        if not self.is_infill() and self.learn().wants_exact and self.stage.endswith("-twist"):
+            self.goal.bound()
+
+    def fits(self) -> list[Fit]:
+        return [self.learn().fit]
 
     def is_infill(self) -> bool:
         return self.goal.reward == "infill"
@@ -94,8 +100,7 @@ class TwistStage(Exact):
         """Prompts and, where they are wanted, exact draws of every step."""
         if lab.conditioned:
             return Infilling(lab.reference, lab.prompt, lab.width, self.goal.condition_tokens, how.conditions)
-        wanted = how.positives != "particles" or how.drawn_by == "exact"
-        return OnePrompt(lab.prompt, self.supply(run, lab, how) if wanted else None)
+        return OnePrompt(lab.prompt, self.supply(run, lab, how) if how.wants_exact else None)
 
     def supply(self, run: Run[Any], lab: Lab, how: Learn) -> Supply:
         n = 1 if how.positives == "csmc" else how.particles
@@ -135,6 +140,10 @@ class RLTwist(TwistStage):
 
     def learn(self) -> Learn:
         return self.rl
+
+    def check(self) -> None:
+        super().check()
+        SoftQ(self.rl.target, self.rl.multi_step)
 
     def twist_objective(self, reference: LanguageModel) -> TwistObjective:
         return SoftQ(self.rl.target, self.rl.multi_step)
@@ -196,6 +205,15 @@ class Value(Exact):
     net: Net = Net()
     value: LearnValue = LearnValue()
     stage: ClassVar[str] = "value"
+
+    def check(self) -> None:
+        super().check()
+        ValueLearning(self.value.atoms)
+        if self.goal.reward == "infill":
+            shared_out(self.value.fit.batch_size, self.value.conditions, "value")
+
+    def fits(self) -> list[Fit]:
+        return [self.value.fit]
 
     def build(self, run: Run[Any]) -> None:
         lab, s = self.lab(run), self.value

@@ -1,94 +1,217 @@
-"""Rewards of texts by name: what `tiltlm score` and a recipe's `--reward` understand.
+"""Rewards of texts by name: what `tiltlm score` and a recipe's `--goal.reward` (twisted SMC: `--goal.file`) understand.
 
-FILE.py:FUNCTION          a function of your own, of a list of prompts and a list of completions
-reward-model:MODEL        a sequence classifier with one output (folder or hub name)
+FILE.py:FUNCTION          a function of your own, f(prompts, completions, **columns), see `user_file`
+reward-model:MODEL        a sequence classifier with one output
 classifier:MODEL:LABEL    log P(label | prompt and completion)
 log-odds:MODEL:LABEL      log P − log(1 − P) of the same
-http://… https://…        an endpoint, see `endpoint.py`
+http://… https://…        an endpoint, see `endpoint`
+exact-answer              1 where the completion equals the column `answer`
+toxicity nontoxicity sentiment:STARS      by published models of the hub
+A + 0.5*B − …             a sum of these, see `terms`
+
+MODEL is a folder, a hub name, or a run's folder. A name is looked at before any work (`text_function` raises where there is
+no such file, function, model or class); networks are loaded when they are first asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tiltlm.models.classifier import TextClassifier
-from tiltlm.models.reward_model import RewardModel
+from tiltlm.rewards.classifier import SENTIMENT, TOXICITY
 from tiltlm.rewards.endpoint import Endpoint
-from tiltlm.rewards.user_file import call, function_of
+from tiltlm.rewards.masking import mask
+from tiltlm.rewards.numbers import as_numbers
+from tiltlm.rewards.of_texts import AnswerGiven, Column, LogOddsOf, LogProbabilityOf, OfTexts, RewardOf
+from tiltlm.rewards.terms import Term, terms_of
+from tiltlm.rewards.user_file import UserFunction
 from tiltlm.samples import Samples
 
-TextFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""Prompts and completions, as texts -> one number each."""
+PUBLISHED = {"toxicity": f"classifier:{TOXICITY}:0", "nontoxicity": f"classifier:{TOXICITY}:1"}
+PUBLISHED |= {f"sentiment:{stars}": f"classifier:{SENTIMENT}:{stars - 1}" for stars in range(1, 6)}
+"""Rewards by published hub models, and what they stand for."""
 
-NAMED = ("FILE.py:FUNCTION", "reward-model:MODEL", "classifier:MODEL:LABEL", "log-odds:MODEL:LABEL", "https://…")
+NAMED = (
+    "FILE.py:FUNCTION", "reward-model:MODEL", "classifier:MODEL:LABEL", "log-odds:MODEL:LABEL", "https://…",
+    "exact-answer", *PUBLISHED,
+)  # fmt: skip
+
+NO_COLUMNS: Mapping[str, Column] = {}
+
+OF_CLASSES: dict[str, type[LogProbabilityOf]] = {"classifier": LogProbabilityOf, "log-odds": LogOddsOf}
 
 
-def text_function(name: str, device: str = "cpu") -> TextFunction:
-    """The reward called `name` (see the module). Raises ValueError naming what there is."""
+def of_texts(name: str, device: str = "cpu") -> OfTexts:
+    """The single reward called `name` (see the module). Raises ValueError naming what there is."""
+    name = PUBLISHED.get(name, name)
     kind, _, rest = name.partition(":")
+    model, _, label = rest.rpartition(":")
     if name.startswith(("http://", "https://")):
         return Endpoint(name)
     if name.rpartition(":")[0].endswith(".py"):
-        return function_of(name)
+        return UserFunction(name)
+    if name == "exact-answer":
+        return AnswerGiven()
     if kind == "reward-model" and rest:
-        model = RewardModel.load(rest, device=device)
-        return lambda prompts, completions: model.scores(prompts, completions).tolist()
-    model_name, _, label = rest.rpartition(":")
-    if kind in ("classifier", "log-odds") and model_name and label:
-        return of_class(model_name, label, odds=kind == "log-odds", device=device)
+        return RewardOf(rest, device)
+    if kind in OF_CLASSES and model and label:
+        return OF_CLASSES[kind](model, label, device)
     near = get_close_matches(name, NAMED, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(f"there is no reward {name!r}.{hint} Known: {', '.join(NAMED)}")
+    raise ValueError(f"there is no reward {mask(name)!r}.{hint} Known: {', '.join(NAMED)}, and sums of them")
 
 
-def of_class(name: str, label: str, *, odds: bool = False, device: str = "cpu") -> TextFunction:
-    """log P(label | prompt and completion) by the sequence classifier called `name`, or its log-odds."""
-    classifier = TextClassifier.load(name, device=device)
-    column = classifier.index_of(label)
+class Judged(NamedTuple):
+    """The rewards of some rows, and those of every term of the sum by its label."""
 
-    def reward(prompts: Sequence[str], completions: Sequence[str]) -> Sequence[float]:
-        texts = [x + y for x, y in zip(prompts, completions, strict=True)]
-        log_p = classifier.log_probs(texts)[:, column].double() if texts else torch.zeros(0)
-        if odds:
-            log_p = log_p.clamp_max(-1e-12)
-            log_p = log_p - torch.log(-torch.expm1(log_p))
-        return log_p.tolist()
+    total: list[float]
+    terms: dict[str, list[float]]
 
-    return reward
+
+@dataclass(frozen=True)
+class TextFunction:
+    """Σ weight · reward: what a name stands for, asked with prompts, completions and columns."""
+
+    terms: tuple[Term, ...]
+    rewards: tuple[OfTexts, ...]
+
+    def __call__(
+        self, prompts: Column, completions: Column, columns: Mapping[str, Column] = NO_COLUMNS
+    ) -> list[float]:
+        """One number each."""
+        return self.judged(prompts, completions, columns).total
+
+    def judged(
+        self, prompts: Column, completions: Column, columns: Mapping[str, Column] = NO_COLUMNS,
+        places: Sequence[str] | None = None,
+    ) -> Judged:  # fmt: skip
+        """The rewards, term by term. places: where every row comes from, for errors.
+
+        Raises ValueError for what `numbers` refuses.
+        """
+        found = {
+            term.label: as_numbers(term.label, reward(prompts, completions, columns), completions, places)
+            for term, reward in zip(self.terms, self.rewards, strict=True)
+        }
+        rows = zip(*found.values(), strict=True)
+        weights = [term.weight for term in self.terms]
+        return Judged([sum(w * r for w, r in zip(weights, row, strict=True)) for row in rows], found)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the terms are called; empty where there is one alone."""
+        return tuple(term.label for term in self.terms) if len(self.terms) > 1 else ()
+
+    @property
+    def most(self) -> float:
+        """No reward is larger: Σ weight · the terms' own bounds; infinite where one has none."""
+        ends = [(term.weight, *reward.bounds) for term, reward in zip(self.terms, self.rewards, strict=True)]
+        return sum(weight * (high if weight > 0 else low) for weight, low, high in ends if weight)
+
+    @property
+    def takes_columns(self) -> bool:
+        return any(reward.columns.any for reward in self.rewards)
+
+    def check_columns(self, names: Sequence[str], otherwise: str) -> None:
+        """Raise ValueError where a reward takes a column that is not among `names`; `otherwise` says what to do."""
+        for term, reward in zip(self.terms, self.rewards, strict=True):
+            for column in reward.columns.required:
+                if column not in names:
+                    raise ValueError(f"{term.label} takes the column {column!r}, and {otherwise}")
+
+
+def text_function(name: str, device: str = "cpu") -> TextFunction:
+    """The reward called `name`: one, or a sum. Raises ValueError or FileNotFoundError for what cannot be asked: no such
+    name, file, function, model or class. No network is loaded yet."""
+    terms = terms_of(name)
+    rewards = tuple(of_texts(term.name, device) for term in terms)
+    for reward in rewards:
+        reward.check()
+    return TextFunction(terms, rewards)
+
+
+def files_of(name: str) -> list[str]:
+    """Files and folders that the reward called `name` is read from: what a result depends on beside the name itself."""
+    try:
+        return [file for term in terms_of(name) for file in of_texts(term.name).files]
+    except (ValueError, FileNotFoundError):  # it will be refused, with this reason, when it is looked at
+        return []
+
+
+Rows = Callable[[str], Mapping[str, Any]]
+"""A prompt -> the other columns of its row."""
+
+REMEMBERED = 100_000
+"""Completions whose terms are kept for reports, at most."""
 
 
 @dataclass(frozen=True)
 class TextReward:
-    """The reward called `name` of a policy's samples, as texts that `tokenizer` decodes: r(x, y), [N]."""
+    """The reward called `name` of a policy's samples, as texts that `tokenizer` decodes: r(x, y), [N].
+
+    about: the columns of a prompt's row; None where there are no rows.
+    """
 
     name: str
     tokenizer: Any
     device: str = "cpu"
+    about: Rows | None = None
+    _seen: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def function(self) -> TextFunction:
         return text_function(self.name, self.device)
 
     def __call__(self, samples: Samples) -> Tensor:
-        prompts, texts = texts_apart(samples, self.tokenizer)
-        return torch.tensor(self.of(prompts, texts), device=samples.device)
+        return torch.tensor(self.of(*texts_apart(samples, self.tokenizer)), device=samples.device)
 
     def of(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        """The rewards of texts. Raises ValueError where there are too few, too many, or one is not a number."""
-        values = call(self.name, self.function, prompts, completions)
-        if len(values) != len(completions):
-            raise ValueError(f"{self.name} returned {len(values)} numbers for {len(completions)} completions")
-        for row, value in enumerate(values):
-            if value != value:
-                raise ValueError(f"{self.name} gave completion {row} ({completions[row]!r}) the reward nan")
-        return values
+        """The rewards of texts. Raises ValueError where there are too few, too many, or one is no finite number."""
+        return self.judged(prompts, completions).total
+
+    def judged(self, prompts: Sequence[str], completions: Sequence[str]) -> Judged:
+        """The rewards of texts, and those of every term."""
+        found = self.function.judged(prompts, completions, self._columns(prompts))
+        if self.function.labels:
+            if len(self._seen) > REMEMBERED:
+                self._seen.clear()
+            rows = zip(*found.terms.values(), strict=True)
+            self._seen.update(zip(zip(prompts, completions, strict=True), rows, strict=True))
+        return found
+
+    def parts(self) -> dict[str, Callable[[Samples], Tensor]]:
+        """Every term of a sum, unweighted, by the name that reports have for it; none where there is no sum."""
+
+        def part(label: str) -> Callable[[Samples], Tensor]:
+            def of(samples: Samples) -> Tensor:
+                found = self.terms(*texts_apart(samples, self.tokenizer))[label]
+                return torch.tensor(found, device=samples.device)
+
+            return of
+
+        return {f"reward[{label}]": part(label) for label in self.function.labels}
+
+    def _columns(self, prompts: Sequence[str]) -> Mapping[str, Column]:
+        if self.about is None or not self.function.takes_columns:
+            return NO_COLUMNS
+        rows = [self.about(prompt) for prompt in prompts]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+    def terms(self, prompts: Sequence[str], completions: Sequence[str]) -> dict[str, list[float]]:
+        """Every term's rewards of texts, for reports: as they were when the texts were judged, where that is remembered."""
+        pairs = list(zip(prompts, completions, strict=True))
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._seen]
+        if new:
+            self.judged(*(list(side) for side in zip(*new, strict=True)))
+        rows = [self._seen[pair] for pair in pairs]
+        return {label: [row[k] for row in rows] for k, label in enumerate(self.function.labels)}
 
 
 def texts_apart(samples: Samples, tokenizer: Any) -> tuple[list[str], list[str]]:

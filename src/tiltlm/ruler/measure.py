@@ -116,6 +116,8 @@ class Measurement:
 
 
 def unit_of(metric: str) -> str:
+    if metric.startswith("reward["):  # a term of a sum of rewards
+        return "reward"
     return "nats" if metric.startswith("value_loss") else UNITS.get(metric, "rate")
 
 

@@ -71,6 +71,7 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str = ""
     convert: Callable[[Row], Kept | Dropped] | None = None
+    keep: Sequence[str] = ()
 
     def of(self, source: str, counted: Counter[str]) -> Iterator[Found]:
         """What a source's rows become, one after the other; rated answers at its end, as groups."""
@@ -83,14 +84,17 @@ class Reading:
             else:
                 yield self._converted(found)
         for answers in rated.values():
-            yield self._converted(gathered(answers))
+            yield self._converted(gathered(answers, self.keep))
 
     def _made(self, where: str, row: Row) -> Found:
         nulls: tuple[str, ...] = ()
         try:
             row = mapped(row, self.columns)
             nulls = tuple(name for name, value in row.items() if value is None and name in NAMES)
-            return Found(where, self.make({k: v for k, v in row.items() if v is not None}, self.tokenizer), nulls)
+            made = self.make({k: v for k, v in row.items() if v is not None}, self.tokenizer)
+            if isinstance(made, Kept):
+                made = Kept(made.row | _kept(row, self.keep), made.notes)
+            return Found(where, made, nulls)
         except ValueError as error:
             raise ValueError(f"{where}: {said_of(nulls)}{error}") from None
 
@@ -102,7 +106,8 @@ class Reading:
         except ValueError as error:
             raise ValueError(f"{found.where}: {error}") from None
         if isinstance(after, Kept):
-            after = Kept(after.row, (*found.made.notes, *after.notes))
+            kept = {name: found.made.row[name] for name in self.keep}
+            after = Kept(after.row | kept, (*found.made.notes, *after.notes))
         return found._replace(made=after)
 
 
@@ -114,14 +119,39 @@ def said_of(nulls: Sequence[str]) -> str:
     return f"column{'s' if len(nulls) > 1 else ''} {', '.join(map(repr, nulls))} {verb} missing: "
 
 
-def gathered(answers: Sequence[Found]) -> Found:
+def _kept(row: Row, keep: Sequence[str]) -> Row:
+    """The columns `keep` of a row, as they are."""
+    for name in keep:
+        if row.get(name) is None or name in SHAPED:
+            has = ", ".join(each for each in row if each not in SHAPED) or "no others"
+            raise ValueError(f"there is no further column {name!r} to keep; this row has {has}")
+    return {name: row[name] for name in keep}
+
+
+SHAPED = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "completion",
+    "completions",
+    "rewards",
+    "label",
+    "rating",
+    "margin",
+    "finished",
+)
+"""The columns of the four shapes."""
+
+
+def gathered(answers: Sequence[Found], keep: Sequence[str] = ()) -> Found:
     """The group of rated answers to one prompt, where its first one stands; a single answer is none."""
     kept = [each.made for each in answers if isinstance(each.made, Kept)]
     if len(kept) < 2:
         return answers[0]._replace(made=Dropped("fewer than two completions"))
     rows, notes = [each.row for each in kept], dict.fromkeys(note for each in kept for note in each.notes)
     group = {"completions": [row["completion"] for row in rows], "rewards": [row["rating"] for row in rows]}
-    return answers[0]._replace(made=Kept({"prompt": rows[0]["prompt"], **group}, (*notes, GATHERED)))
+    more = {name: rows[0][name] for name in keep}
+    return answers[0]._replace(made=Kept({"prompt": rows[0]["prompt"], **group, **more}, (*notes, GATHERED)))
 
 
 GATHERED = "rated answers to one prompt, gathered"
@@ -134,6 +164,7 @@ def read_preferences(
     tokenizer: Any = None,
     limit: int | None = None,
     *,
+    keep: Sequence[str] = (),
     columns: Sequence[str] = (),
     encoding: str = "",
     convert: Callable[[Row], Kept | Dropped] | None = None,
@@ -141,13 +172,15 @@ def read_preferences(
 ) -> Loaded:
     """The rows of `sources` (what `rows_of` reads, each with its weight), all of one shape; at most `limit` of them.
 
+    keep: columns that every row brings along as they are found.
+
     tokenizer: writes messages as text by its chat template, and cuts prompts for `imdb`; else it is not needed.
     columns: names for columns that are called otherwise (`tiltlm.tasks.mapping`). encoding: of text files that have no
     byte order mark. convert: what becomes of every row made (`as_pairs`, `as_rewards`). own: draws a weight's fraction.
     Raises ValueError naming file:line for a row that does not fit, and FileNotFoundError.
     """
     make = format_named(format) if isinstance(format, str) else format
-    reading = Reading(make, split, tokenizer, mapping_of(columns), encoding, convert)
+    reading = Reading(make, split, tokenizer, mapping_of(columns), encoding, convert, keep)
     own = own or stream(0, "weights")
     rows: list[Row] = []
     tally = Tally()
@@ -188,7 +221,7 @@ class Tally:
         """The row, if it has the columns of the first one. Raises ValueError where it has others."""
         self.first = self.first or (row, found)
         more = ("margin", "finished")
-        shapes = [", ".join(name for name in one if name not in more) for one in (row, self.first[0])]
+        shapes = [", ".join(n for n in one if n in SHAPED and n not in more) for one in (row, self.first[0])]
         if shapes[0] != shapes[1]:
             where, nulls = self.first[1].where, self.first[1].nulls
             null = f" ({where}: {said_of(nulls).removesuffix(': ')})" if nulls else ""

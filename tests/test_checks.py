@@ -1,0 +1,303 @@
+"""What can be known before work is said before work: nothing is built where a later stage would fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from command import tiltlm
+from tiltlm.models.folders import located, model_in
+from tiltlm.models.hub import config_of, pretrained
+from tiltlm.run import digests
+from tiltlm.seeds import stream
+from tiltlm.tasks.stories import stories, train_tokenizer
+
+OWN = ["--language.model="]
+MINE = """
+def f(prompts, completions):
+    return [0.0] * len(completions)
+
+def rows(lines):
+    return [0.0] * len(lines)
+
+def needs(prompts, completions, answer):
+    return [0.0] * len(completions)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A function file, a classifier of two classes, a language model, one without weights, and data of each shape."""
+    folder = tmp_path_factory.mktemp("checks")
+    (folder / "mine.py").write_text(MINE)
+    small = {
+        "vocab_size": 300,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    tokenizer = train_tokenizer(stories(50, stream(0, "checks")), 300)
+    judge = BertForSequenceClassification(BertConfig(**small, num_labels=2, max_position_embeddings=64))
+    model = LlamaForCausalLM(LlamaConfig(**small, max_position_embeddings=64))
+    for name, each in (("judge", judge), ("model", model), ("bare", model)):
+        each.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    (folder / "bare" / "model.safetensors").unlink()
+    rows = [{"prompt": f"{k}", "completion": "a"} for k in range(40)]
+    (folder / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+TWISTED = [
+    (["ctl", "--goal.reward", "file", "--goal.file", "mine.py:gone"], "has no function 'gone'"),
+    (
+        ["ctl", "--goal.reward", "file", "--goal.file", "mine.py:rows"],
+        "takes one argument (lines): a reward is f(",
+    ),
+    (["ctl", "--goal.reward", "file", "--goal.file", "mine.py:needs"], "takes the column 'answer'"),
+    (
+        ["ctl", "--goal.reward", "file", "--goal.file", "mine.py:f + clasifier:judge:1"],
+        "there is no reward 'clasifier",
+    ),
+    (
+        ["ctl", "--goal.reward", "file", "--goal.file", "mine.py:f + classifier:judge:happy"],
+        "has no class 'happy'",
+    ),
+    (["exact", "--goal.reward", "file", "--goal.file", "mine.py:f"], "need an upper bound of the reward"),
+    (["sft", "--test.no-absolute", "--goal.reward", "file", "--goal.file", "mine.py:f"], "need an upper bound"),
+    (
+        [
+            "dpg",
+            "--test.no-absolute",
+            "--dpg.positives",
+            "exact",
+            "--goal.reward",
+            "file",
+            "--goal.file",
+            "mine.py:f",
+        ],
+        "need an upper bound",
+    ),
+    (
+        ["ctl", "--goal.reward", "classifier", "--goal.label", "angry"],
+        "has no class 'angry'; it has negative, positive",
+    ),
+    (["ctl", "--goal.reward", "classifier", "--goal.label="], "--goal.label NAME"),
+    (
+        ["ctl", "--goal.reward", "classifier", "--goal.classifier", "judge", "--goal.label", "x"],
+        "it has LABEL_0, LABEL_1",
+    ),
+    (
+        ["ctl", "--goal.reward", "classifier", "--goal.classifier", "gone", "--goal.label", "1"],
+        "'gone' is no folder",
+    ),
+    (
+        ["ctl", "--goal.reward", "classifier", "--goal.classifier", "model", "--goal.label", "1"],
+        "no trained classification",
+    ),
+    (["ctl", "--language.model", "gone"], "'gone' is no folder or hub name"),
+    (["ctl", "--language.model", "bare"], "config.json and no weights"),
+    (
+        ["ctl", "--language.model", "model", "--language.new-tokens", "64"],
+        "holds 64 tokens: lower --language.new-tokens",
+    ),
+    (["ctl", "--language.new-tokens", "600"], "holds 512 tokens"),
+    (
+        ["ctl", "--classify.body", "gone", "--goal.reward", "classifier", "--goal.label", "1"],
+        "'gone' is no folder",
+    ),
+    (
+        ["log-z", "--log-z.by", "bounds", "--exact.n", "10"],
+        "20 upper bounds (--log-z.repeats) want as many exact draws",
+    ),
+    (["ctl", "--log-z.by", "bounds", "--exact.n", "10"], "raise --exact.n to 20, or lower --log-z.repeats"),
+    (["bounds", "--exact.n", "10"], "20 upper bounds (--bounds.repeats)"),
+    (["reach", "--exact.n", "10"], "20 upper bounds (--reach.repeats)"),
+    (["bounds", "--bounds.estimators", "smcc"], "bounds want estimators of iwae, smc, smc-ess"),
+    (["bounds", "--bounds.estimators", "iwae"], "one of them by SMC"),
+    (["ctl", "--exact.stored", "gone.safetensors"], "gone.safetensors: no such file"),
+    (["ctl", "--ctl.fit.evaluate-every", "5"], "measures nothing while it trains"),
+    (["ctl", "--ctl.drawn-by", "mixed", "--ctl.particles", "7"], "not of 7 particles"),
+    (["q-sharp", "--value.atoms", "1", "0"], "atoms must be two or more increasing numbers"),
+    (["rl", "--rl.target", "linear", "--rl.multi-step", "1"], "multi_step must be"),
+]
+
+
+@pytest.mark.parametrize(("args", "said"), TWISTED, ids=[said[:30] for _, said in TWISTED])
+def test_twisted_recipes_fail_before_they_work(place, args, said):
+    refused("sentiment-small", place, [args[0], *OWN, *args[1:]], said)
+
+
+@pytest.mark.parametrize("method", ["ppo", "value"])
+def test_a_batch_that_cannot_be_shared_out_is_refused(place, method):
+    stage = {"ppo": "ppo", "value": "q-sharp"}[method]
+    args = [stage, *OWN, f"--{method}.fit.batch-size", "4", f"--{method}.conditions", "9"]
+    refused("infill2-small", place, args, "a batch of 4 cannot be shared out among 9 conditions")
+
+
+PAIRS = [
+    (["exo-rw", "--goal.reward", "mine.py:gone"], "has no function 'gone'"),
+    (["exo-rw", "--goal.reward", "mine.py:rows"], "takes one argument (lines)"),
+    (["exo-rw", "--goal.reward", "mine.py:needs"], "none is kept: name it, --data.keep"),
+    (["exo-rw", "--goal.reward", "classifier:judge:happy"], "has no class 'happy'"),
+    (["exo-rw", "--goal.reward", "reward-model:judge"], "a reward model has one output; this one has 2 classes"),
+    (["exo-rw", "--goal.reward", "reward-model:gone"], "'gone' is no folder"),
+    (["exo-rw", "--goal.reward", "https://"], "is no URL that can be asked"),
+    (["sft", "--base.model", "gone"], "'gone' is no folder"),
+    (["sft", "--base.start", "bare"], "no weights"),
+    (
+        ["sft", "--base.model", "model", "--base.most-tokens", "65", "--base.new-tokens", "8"],
+        "model holds 64 tokens",
+    ),
+    (["sft", "--base.most-tokens", "513"], "the project's own model holds 512 tokens"),
+    (
+        ["base", "--base.model", "model", "--base.most-tokens", "60", "--base.new-tokens", "8"],
+        "there is nothing to train",
+    ),
+    (["reward-model", "--judge.body", "gone"], "'gone' is no folder"),
+    (
+        ["exo-rw", "--data.train", "examples.jsonl"],
+        "a reward model learns from pairs (chosen, rejected); the data has prompt",
+    ),
+    (
+        ["dpo-pref", "--data.train", "examples.jsonl", "--align.source", "data", "--goal.reward", "mine.py:f"],
+        "align.source data wants pairs or groups",
+    ),
+    (["exo-rw", "--data.keep", "answer"], "dialogues of our own making have no column 'answer'"),
+    (
+        ["data", "--data.train", "examples.jsonl", "--data.keep", "answer"],
+        "no further column 'answer' to keep; this row has",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "said"), PAIRS, ids=[said[:30] for _, said in PAIRS])
+def test_preference_recipes_fail_before_they_work(place, args, said):
+    refused("dialogues-small", place, args, said)
+
+
+def refused(family: str, place: Path, args: list[str], said: str) -> None:
+    done = tiltlm("run", f"{family}/{args[0]}", *args[1:], cwd=place, check=False)
+    assert done.returncode == 2 and said in " ".join(done.stderr.split()), done.stderr
+    assert not list(place.rglob("checkpoint-*")) and not list(place.rglob("DONE"))
+
+
+# ---- a run's folder as a model's name -----------------------------------------------------------------------
+
+
+def run_at(folder: Path, model: Path | None = None, done: bool = True) -> Path:
+    """A folder as a run leaves it, with `model` as its checkpoint."""
+    folder.mkdir()
+    (folder / "provenance.json").write_text("{}")
+    if model is not None:
+        (folder / "checkpoint-4").symlink_to(model, target_is_directory=True)
+        (model / "COMPLETE").write_text("")
+    if done:
+        (folder / "DONE").write_text("")
+    return folder
+
+
+def test_a_run_s_folder_names_its_model_wherever_one_is_loaded(place, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run = run_at(tmp_path / "run", place / "judge")
+    assert located(run) == str(run / "checkpoint-4") and located("gpt2") == "gpt2" and located("") == ""
+    assert config_of(run).num_labels == 2 and pretrained(AutoTokenizer, run).vocab_size
+    assert pretrained(AutoModelForSequenceClassification, str(run)).config.num_labels == 2
+    (tmp_path / "y.jsonl").write_text('{"prompt": "a", "completion": " dog"}\n')
+    for name, out in ((run, "a.jsonl"), (place / "judge", "b.jsonl")):
+        tiltlm("score", f"classifier:{name}:1", "y.jsonl", "--out", out, cwd=tmp_path)
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+
+
+def test_a_run_that_holds_no_model_says_so(place, tmp_path):
+    for made, said in (
+        (run_at(tmp_path / "empty"), "is a run without a trained model"),
+        (run_at(tmp_path / "half", place / "judge", done=False), "is a run that is not finished"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            located(made)
+        done = tiltlm("score", f"classifier:{made}:1", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path, check=False)
+        assert done.returncode == 2 and said in done.stderr
+    (place / "judge" / "head.json").write_text("{}")
+    with pytest.raises(ValueError, match="trained a value or a twist"):
+        located(run_at(tmp_path / "twist", place / "judge"))
+    (place / "judge" / "head.json").unlink()
+
+
+def test_a_run_is_known_by_its_model_and_not_by_what_lies_beside_it(place, tmp_path):
+    run = run_at(tmp_path / "run", place / "judge")
+    before = digests([str(run)])
+    (run / "report.html").write_text("made later")
+    assert digests([str(run)]) == before == {str(run): digests([str(model_in(run))])[str(model_in(run))]}
+
+
+# ---- further columns of preference data ---------------------------------------------------------------------
+
+KEPT = """
+def right(prompts, completions, answer):
+    assert all(len(a) == 3 and x.endswith(a[-1]) for x, a in zip(prompts, answer)), (prompts, answer)
+    return [len(y) + int(a[-1]) for y, a in zip(completions, answer)]
+
+def short(prompts, completions):
+    return [-len(y) for y in completions]
+"""
+
+
+def test_a_column_of_the_data_reaches_a_reward_in_a_recipe(place):
+    """Generated completions are judged with the kept column of their prompt's row; every term of the sum is reported."""
+    (place / "kept.py").write_text(KEPT)
+    rows = [{"prompt": f"a dog {k}", "chosen": " a", "rejected": " b", "answer": f"no{k % 10}"} for k in range(24)]
+    (place / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = [
+        "--data.train",
+        "kept.jsonl",
+        "--data.keep",
+        "answer",
+        "--data.valid-rows",
+        "4",
+        "--data.test-rows",
+        "4",
+    ]
+    args += ["--base.start", "model", "--base.stop-id", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    args += ["--draws.n", "2", "--goal.reward", "kept.py:right + kept.py:short"]
+    done = tiltlm("run", "pairs/label", *args, cwd=place)
+    folder = place / done.stdout.splitlines()[-1]
+    labelled = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert len(labelled) == 16
+    for row in labelled:
+        right, short = row["reward_terms"]["kept.py:right"], row["reward_terms"]["kept.py:short"]
+        assert short == [-len(y) for y in row["completions"]]
+        assert (
+            row["rewards"] == [a + b for a, b in zip(right, short, strict=True)] == [float(row["prompt"][-1])] * 2
+        )
+    report = {row["metric"]: row["value"] for row in json.loads((folder / "report.json").read_text())}
+    assert report["reward[kept.py:short]"] <= 0 and "reward[kept.py:right]" in report
+
+
+def test_rows_of_one_prompt_must_agree_in_what_is_kept(place):
+    (place / "kept.py").write_text(KEPT)
+    rows = [
+        {"prompt": f"a dog {k // 2}", "chosen": " a", "rejected": f" b{k}", "answer": f"n{k % 10}o"}
+        for k in range(40)
+    ]
+    (place / "split.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = [
+        "--data.train",
+        "split.jsonl",
+        "--data.keep",
+        "answer",
+        "--data.valid-rows",
+        "4",
+        "--data.test-rows",
+        "4",
+    ]
+    args += ["--base.start", "model", "--base.stop-id", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    done = tiltlm(
+        "run", "pairs/label", *args, "--draws.n", "2", "--goal.reward", "kept.py:right", cwd=place, check=False
+    )
+    assert done.returncode == 2 and "rows of one prompt differ in the columns answer" in done.stderr
