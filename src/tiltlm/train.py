@@ -14,14 +14,18 @@ import shutil
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, Protocol
 
 import torch
 
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience
+from tiltlm.jsonl import write_whole
 from tiltlm.objective import Objective
 from tiltlm.seeds import Stream
+from tiltlm.stopping import held
+from tiltlm.tensors import writing
 
 
 class Saveable(Protocol):
@@ -181,12 +185,15 @@ class Training:
     on_evaluation: Callable[[int, dict[str, float]], None] = lambda step, numbers: None
 
     def run(self) -> Course:
-        """Train to the end of the pace, from the last checkpoint if there is one; returns the course taken."""
+        """Train to the end of the pace, from the last checkpoint if there is one; returns the course taken.
+
+        Asked to stop (`tiltlm.stopping`), it ends after the step it is in with a checkpoint, and `Stopped`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         found = checkpoints(self.folder)
         step, course = self._resume(found[-1]) if found else self._begin()
-        with (self.folder / "metrics.jsonl").open("a") as log:
-            while not self._over(step, course):
+        with held() as stopped, (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            while not self._over(step, course) and stopped() is None:
                 metrics = self._step(step, course)
                 log.write(json.dumps({"step": step, **metrics}) + "\n")
                 step += 1
@@ -196,7 +203,8 @@ class Training:
                 if _multiple(step, self.checkpoint_every) or self._kept(step, course):
                     log.flush()
                     self._save(step, course)
-        self._save(step, course)
+            log.flush()
+            self._save(step, course)
         self.model.eval()
         return course
 
@@ -214,7 +222,7 @@ class Training:
             self.stream.child("evaluation", step).seed_everything()
             numbers = {name: float(value) for name, value in watch.measure().items()}
         watch.observe(step, numbers, course)
-        with (self.folder / "evals.jsonl").open("a") as log:
+        with (self.folder / "evals.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **numbers}) + "\n")
         self.on_evaluation(step, numbers)
 
@@ -233,9 +241,10 @@ class Training:
             return
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        self.model.save(aside)
-        torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, aside / "trainer.pt")
-        (aside / "COMPLETE").write_text("")
+        with writing(final), (aside / "trainer.pt").open("wb") as file:
+            self.model.save(aside)
+            torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, file)
+        (aside / "COMPLETE").touch()
         aside.rename(final)
         for old in checkpoints(self.folder)[:-1]:
             if self._kept(step_of(old), course):
@@ -257,7 +266,7 @@ class Training:
         return 0, course
 
     def _resume(self, checkpoint: Path) -> tuple[int, Course]:
-        state = torch.load(checkpoint / "trainer.pt", weights_only=True)
+        state = _state_in(checkpoint)
         self.model.restore(checkpoint)
         self.engine.load_state(state["engine"])
         _forget_from(self.folder / "metrics.jsonl", state["step"])
@@ -285,8 +294,9 @@ def keep_as_it_is(model: Saveable, folder: Path) -> None:
     aside = folder / ".checkpoint-0.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    model.save(aside)
-    (aside / "COMPLETE").write_text("")
+    with writing(folder / "checkpoint-0"):
+        model.save(aside)
+    (aside / "COMPLETE").touch()
     aside.rename(folder / "checkpoint-0")
 
 
@@ -312,8 +322,21 @@ def best_checkpoint(folder: Path) -> Path:
     trainer = found[-1] / "trainer.pt"
     if not trainer.is_file():  # a model that needed no training
         return found[-1]
-    best = torch.load(trainer, weights_only=True, mmap=True)["course"].get("best_step")
+    best = _state_in(found[-1], mmap=True)["course"].get("best_step")
     return found[-1] if best is None else folder / f"checkpoint-{best}"
+
+
+def _state_in(checkpoint: Path, mmap: bool = False) -> dict[str, Any]:
+    """What `trainer.pt` of a checkpoint holds. Raises ValueError, naming it, where that is not whole."""
+    path = checkpoint / "trainer.pt"
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, mmap=mmap)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        why = str(error).split("\n")[0]
+        raise ValueError(
+            f"{path} is not whole ({why}): remove {checkpoint}, and training goes on from the one before, or anew"
+        ) from None
+    return state
 
 
 def _multiple(step: int, of: int) -> bool:
@@ -325,10 +348,10 @@ def _forget_from(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line)
-        except json.JSONDecodeError:
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
-    path.write_text("".join(line + "\n" for line in kept))
+    write_whole(path, "".join(line + "\n" for line in kept))

@@ -1,12 +1,11 @@
 """Several runs built side by side, each in a process of its own: `tiltlm run RECIPE --jobs 2`, `tiltlm sweep … --jobs 2`.
 
-A run starts once everything it needs is done, so no two processes ever build the same folder. Such a process runs
-`python -m tiltlm.commands.jobs FOLDER` and reads its recipe from the folder's config.json.
+A run starts once everything it needs is done; the lock of its folder keeps other commands out meanwhile. Such a process
+runs `python -m tiltlm.commands.jobs FOLDER` and reads its recipe from the folder's config.json.
 """
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -17,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from tiltlm.commands.process import prepare
+from tiltlm.jsonl import read_json
+from tiltlm.mistakes import MISTAKES, one_line
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.run import Run, begin, ensure, find, from_json, unfinished
+from tiltlm.stopping import Stopped, listening
 
 POLL_SECONDS = 0.1
 
@@ -33,9 +35,6 @@ def build_all(runs: Iterable[Run[Any]], jobs: int, command: str) -> None:
     for run in waiting.values():
         run.recipe.check()
     working: dict[Path, subprocess.Popen[str]] = {}
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that the others are stopped as well
     try:
         while waiting or working:
             for folder in [f for f, process in working.items() if process.poll() is not None]:
@@ -46,12 +45,14 @@ def build_all(runs: Iterable[Run[Any]], jobs: int, command: str) -> None:
                 working[run.folder] = _start(waiting.pop(run.folder), command)
             time.sleep(POLL_SECONDS)
     finally:
-        for process in working.values():
+        for process in working.values():  # each keeps what it has: a stage that trains writes a checkpoint
             process.terminate()
+        for process in working.values():
+            process.wait()
 
 
 def _start(run: Run[Any], command: str) -> subprocess.Popen[str]:
-    begin(run, command)
+    begin(run)
     process = subprocess.Popen(
         [sys.executable, "-m", "tiltlm.commands.jobs", str(run.folder), command],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -70,15 +71,20 @@ def _pass_on(process: subprocess.Popen[str]) -> None:
 def main(folder: Path, command: str) -> int:
     """Build the run whose settings are in `folder`."""
     prepare()
-    stored = json.loads((folder / "config.json").read_text())
+    stored = read_json(folder / "config.json")
     value = from_json(type(recipe(stored["recipe"])), stored["settings"])
     root = folder.parents[2]
     if find(value, root).folder != folder:
         raise ValueError(f"{folder}: the files that its settings name have changed since it was begun")
     try:
-        ensure(value, root, command)
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        print(f"{value.name}: {error}", file=sys.stderr)
+        with listening():
+            ensure(value, root, command)
+    except Stopped as stopped:
+        return stopped.status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except MISTAKES as error:
+        print(f"{value.name}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -23,7 +23,7 @@ from tiltlm.commands.models import load_run
 from tiltlm.commands.page_curves import curves
 from tiltlm.commands.page_tables import Row, differences_table, number, result_tables, verdicts, warnings
 from tiltlm.commands.process import prepare
-from tiltlm.jsonl import read_rows
+from tiltlm.jsonl import read_json, read_rows
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.run import Run
@@ -158,8 +158,8 @@ def text_of(value: Any) -> str:
 
 def about(run: Run[Any]) -> Row:
     """Where a run's numbers come from."""
-    provenance = json.loads((run.folder / "provenance.json").read_text())
-    settings = json.loads((run.folder / "config.json").read_text())["settings"]
+    provenance = read_json(run.folder / "provenance.json")
+    settings = read_json(run.folder / "config.json")["settings"]
     facts = {
         "folder": str(run.folder),
         "command": provenance.get("command", ""),
@@ -170,7 +170,7 @@ def about(run: Run[Any]) -> Row:
     }
     log_z = run.folder / "log_z.json"
     if log_z.is_file():
-        facts["log Z"] = str(LogZ.from_json(json.loads(log_z.read_text())))
+        facts["log Z"] = str(LogZ.from_json(read_json(log_z)))
     return {
         "name": run.recipe.name,
         "seed": run.recipe.seed,

@@ -19,7 +19,7 @@ import tyro
 
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
-from tiltlm.jsonl import read_rows, whole_lines
+from tiltlm.jsonl import read_json, read_rows, whole_lines, write_whole
 from tiltlm.progress import note, steps
 from tiltlm.samplers.ancestral import Warp, Warped, draw
 from tiltlm.samples import Samples, Tokens
@@ -132,7 +132,7 @@ def _same_settings(settings: Sample) -> None:
     beside = settings.out.with_name(settings.out.name + ".settings.json")
     now = {name: str(value) for name, value in asdict(settings).items() if name not in ("batch_size", "out")}
     if settings.out.exists() and beside.exists():
-        before = json.loads(beside.read_text())
+        before = read_json(beside)
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             raise ValueError(
@@ -142,4 +142,4 @@ def _same_settings(settings: Sample) -> None:
     elif settings.out.exists() and whole_lines(settings.out):
         raise FileExistsError(f"{settings.out} exists and was not made by this command: choose another --out")
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(now, indent=1) + "\n")
+    write_whole(beside, json.dumps(now, indent=1) + "\n")

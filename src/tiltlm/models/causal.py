@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -31,6 +30,7 @@ from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.hub import pretrained
 from tiltlm.models.packing import hidden_packed, why_not
 from tiltlm.samples import Samples, Tokens
+from tiltlm.tensors import load_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -157,7 +157,7 @@ class CausalLM(LanguageModel):
         if self.adapters is not None:
             from peft import set_peft_model_state_dict
 
-            adapter = load_file(str(Path(folder) / "adapter_model.safetensors"), device=str(self.device))
+            adapter = load_tensors(Path(folder) / "adapter_model.safetensors", self.device)
             set_peft_model_state_dict(self.adapters, adapter)
             return
         saved = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self.model.dtype)

@@ -15,13 +15,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
-from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
-from tiltlm.jsonl import open_text, placed_rows
+from tiltlm.jsonl import no_half_characters, open_text, parsing, placed_rows, reading
 
 Placed = tuple[str, dict[str, Any]]
 """(where a row stands, the row)."""
@@ -39,10 +37,8 @@ def rows_of(source: str | Path, split: str = "train") -> Iterator[Placed]:
     if path is None:
         yield from _hub(str(source), split)
         return
-    try:
+    with reading(path):
         yield from READERS[_ending(path)](path)
-    except (UnicodeDecodeError, BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 {_ending(path)} ({error})") from None
 
 
 def file_of(source: str | Path, split: str = "train") -> Path | None:
@@ -99,12 +95,9 @@ ARRAY, BETWEEN = re.compile(r"\s*\[\s*"), re.compile(r"\s*(,\s*|(?=\]))")
 
 def _object_at(text: str, at: int, where: str) -> tuple[dict[str, Any], int]:
     """The object that begins at `at`, and where the next one, or the closing bracket, stands."""
-    try:
+    with parsing(where, "an object was expected here"):
         row, end = json.JSONDecoder().raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: an object was expected here; not JSON in line {error.lineno} ({error.msg})"
-        ) from None
+        no_half_characters(text[at:end], row)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: an array of objects was expected; here is a {type(row).__name__}")
     after = BETWEEN.match(text, end)
