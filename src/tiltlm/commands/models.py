@@ -80,7 +80,9 @@ def _of_run(run: Run[Any]) -> Decoder:
 def recipe_in(stored: Any, config: Path) -> Recipe:
     """The recipe that a config.json holds. Raises ValueError, naming the file, where it holds none."""
     try:
-        value: Recipe = from_json(type(recipe(stored["recipe"])), stored["settings"])
+        kind, settings = type(recipe(stored["recipe"])), dict(stored["settings"])
+        dict[str, str](stored.get("files") or {})
+        value: Recipe = from_json(kind, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{config}: not the settings of a run ({type(error).__name__}: {error}); run its recipe again"

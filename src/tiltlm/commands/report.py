@@ -159,7 +159,11 @@ def text_of(value: Any) -> str:
 def about(run: Run[Any]) -> Row:
     """Where a run's numbers come from."""
     provenance = read_json(run.folder / "provenance.json")
-    settings = read_json(run.folder / "config.json")["settings"]
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("versions", {}), dict):
+        raise ValueError(
+            f"{run.folder / 'provenance.json'} does not say where numbers come from; build the run again"
+        )
+    settings = asdict(run.recipe)
     facts = {
         "folder": str(run.folder),
         "command": provenance.get("command", ""),
@@ -175,5 +179,5 @@ def about(run: Run[Any]) -> Row:
         "name": run.recipe.name,
         "seed": run.recipe.seed,
         "facts": facts,
-        "settings": json.dumps(settings, indent=1),
+        "settings": json.dumps(settings, indent=1, default=str),
     }

@@ -82,6 +82,8 @@ def one_by_one(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], li
     counts = []
     for row in rows:
         texts = row.get("completions")
+        if texts is not None and not isinstance(texts, list):
+            raise ValueError(f"'completions' must be a list of texts; it is {type(texts).__name__}")
         rest = {name: value for name, value in row.items() if name != "completions"}
         found = [row] if texts is None else [{**rest, "completion": text} for text in texts]
         flat += found

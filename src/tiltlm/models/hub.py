@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 
 def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(name)`. Raises ValueError that names what was looked for."""
     try:
         return kind.from_pretrained(str(name), **options)
-    except OSError as error:
+    except (OSError, StrictDataclassError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{str(name)!r} is no folder or hub name that transformers can load: {reason} "

@@ -15,8 +15,8 @@ The first line whose columns a row has decides; other columns are left out (a pa
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -193,9 +193,12 @@ def _noted(made: Kept | Dropped, notes: tuple[str, ...]) -> Kept | Dropped:
     return made if isinstance(made, Dropped) else Kept(made.row, (*made.notes, *notes))
 
 
+LARGEST = sys.float_info.max
+
+
 def _numbers(values: Sequence[Any], name: str) -> list[float]:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
             raise ValueError(f"{name} must be finite numbers; got {value!r}")
     return list(values)
 

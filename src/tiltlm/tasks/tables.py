@@ -142,8 +142,9 @@ def _parquet(path: Path) -> Iterator[Placed]:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield f"{path}:{number}", row
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not parquet after row {number} ({error})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: not parquet after row {number} ({why})") from None
 
 
 def _hub(source: str, split: str) -> Iterator[Placed]:
