@@ -60,7 +60,8 @@ LINES = [
     b'{"prompt": NaN, "completion": -Infinity}', b'{"prompt": "a", "prompt": 1}', b"\xef\xbb\xbf{}", b'"' * 999,
     '{"prompt": "a", "completion": "é"}'.encode("utf-16"), '{"prompt": "é", "completion": "b"}'.encode("latin-1"),
     b'prompt,chosen,rejected\n"a,b,c\n', b"prompt,prompt\na,b\n", b"prompt,completion\n" + b"a" * 200_000 + b",b\n",
-    b"PAR1" + b"\x00" * 20 + b"PAR1", b"\x1f\x8b\x08\x00", b"prompt;chosen;rejected\na;b;c\n", b"a\rb\r\nc\x85d\xe2\x80\xa8e",
+    b"PAR1" + b"\x00" * 20 + b"PAR1", b"\x1f\x8b\x08\x00", b"prompt;chosen;rejected\na;b;c\n",
+    b"a\rb\r\nc\x85d\xe2\x80\xa8e",
 ]  # fmt: skip
 """Whole contents that are none."""
 
