@@ -7,13 +7,14 @@ BIN    := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: browser demo test check format lint types bench clean help
+.PHONY: wheel-check browser demo test check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
 	@echo "make test    every test"
 	@echo "make check   format, lint, types, tests"
 	@echo "make bench   speed and memory beside peers (BENCH_ARGS=--quick for a short run)"
+	@echo "make wheel-check  build the wheel, install it in an empty environment, run the demo there"
 	@echo "make clean   remove .venv, runs and caches"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -53,6 +54,15 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# The wheel, in an environment that holds nothing else: what a user gets runs the demo.
+wheel-check:
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip wheel --quiet --no-deps -w build/wheel .
+	build/wheel/env/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	build/wheel/env/bin/python -m pip install --quiet -c constraints.txt build/wheel/tiltlm-*.whl
+	cd build/wheel && env -u PYTHONPATH env/bin/tiltlm demo
 
 bench: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
