@@ -9,7 +9,7 @@ export MKL_NUM_THREADS ?= 1
 # Test files run side by side, so many at a time; 0 runs them one after the other in one process (for a debugger).
 WORKERS ?= 2
 
-.PHONY: browser demo test test-portable check format lint types bench clean help
+.PHONY: wheel-check browser demo test test-portable check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-portable   the numbers of networks once more, rounded as on another processor"
 	@echo "make check   format, lint, types, tests"
 	@echo "make bench   speed and memory beside peers (BENCH_ARGS=--quick for a short run)"
+	@echo "make wheel-check  build the wheel, install it in an empty environment, run the demo there"
 	@echo "make clean   remove .venv, runs and caches"
 
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -60,6 +61,15 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# The wheel, in an environment that holds nothing else: what a user gets runs the demo.
+wheel-check:
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip wheel --quiet --no-deps -w build/wheel .
+	build/wheel/env/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	build/wheel/env/bin/python -m pip install --quiet -c constraints.txt build/wheel/tiltlm-*.whl
+	cd build/wheel && env -u PYTHONPATH env/bin/tiltlm demo
 
 bench: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -7,7 +7,8 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "tiltlm"
 ORDER = [
-    {"seeds", "samples", "jsonl", "progress"},
+    {"mistakes", "stopping", "tensors", "jsonl", "progress"},
+    {"seeds", "samples", "lock"},
     {"device"},
     {"groups"},
     {"models"},

@@ -283,7 +283,7 @@ def test_labelled_text_from_csv_and_jsonl(tmp_path):
     ("content", "message"),
     [
         ('{"text": "a"}\n', r"line 1: no column 'text' or 'label'; there are text"),
-        ('{"text": "a", "label": 1}\n{"text": \n', "line 2 is not JSON"),
+        ('{"text": "a", "label": 1}\n{"text": \n', "line 2: not JSON"),
         ("[1]\n", "line 1: a row is an object; got list"),
         ('{"text": "a", "label": 1}\n', "1 rows with 1 classes"),
     ],

@@ -12,9 +12,12 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
 
 from tiltlm import __version__
+from tiltlm.mistakes import MISTAKES, one_line
 from tiltlm.rewards.masking import mask
+from tiltlm.stopping import Stopped, listening
 
 USAGE = """\
 tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in nats how close you came.
@@ -44,8 +47,10 @@ COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "de
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status (0 fine, 2 the user's mistake, 130 interrupted)."""
+    """Entry point; returns the exit status (0 fine, 2 the user's mistake, 130 interrupted, 143 and 138 stopped by
+    SIGTERM and SIGUSR1)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _degrade_output()
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -57,17 +62,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = get_close_matches(command, COMMANDS, n=1)
         return _mistake(f"there is no command {command!r}." + (f" Did you mean {near[0]}?" if near else ""))
     try:
-        return vars(import_module(f"tiltlm.commands.{COMMANDS[command]}"))[command](rest)
+        with listening():
+            return vars(import_module(f"tiltlm.commands.{COMMANDS[command]}"))[command](rest)
+    except Stopped as stopped:
+        print(f"\n{stopped}: the same command goes on where it stopped", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except MISTAKES as error:
         if os.environ.get("TILTLM_TRACEBACK"):
             raise
-        return _mistake(str(error))
+        return _mistake(one_line(error))
+
+
+def _degrade_output() -> None:
+    """On a terminal that has not every character, print ? for those it lacks instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _mistake(text: str) -> int:

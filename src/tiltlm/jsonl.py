@@ -10,6 +10,9 @@ import codecs
 import gzip
 import io
 import json
+import os
+import re
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +31,7 @@ def placed_rows(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with open_text(path, encoding) as lines:
+    with reading(path), open_text(path, encoding) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{path}:{number}", _row(line, f"{path}:{number}", needs)
@@ -104,12 +107,9 @@ def _first_misfit(path: Path, name: str) -> tuple[int, int]:
 
 
 def _row(line: str, where: str, needs: tuple[str, ...]) -> dict[str, Any]:
-    try:
+    with parsing(where, "every line must be one object"):
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: not JSON ({error.msg} at column {error.colno}); every line must be one object"
-        ) from None
+        no_half_characters(line, row)
     if not isinstance(row, dict):
         raise ValueError(
             f'{where}: expected an object like {{"{needs[0] if needs else "prompt"}": …}}; got {line.strip()[:60]}'
@@ -119,6 +119,61 @@ def _row(line: str, where: str, needs: tuple[str, ...]) -> dict[str, Any]:
         has = ", ".join(row) or "nothing"
         raise ValueError(f"{where}: column {missing[0]!r} is missing; this line has {has}")
     return row
+
+
+@contextmanager
+def parsing(where: str, wanted: str) -> Iterator[None]:
+    """Within, JSON is parsed: whatever it can be wrong with is a ValueError that begins with `where`."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        if error.lineno > 1:
+            raise ValueError(f"{where}: {wanted}; not JSON in line {error.lineno} ({error.msg})") from None
+        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}); {wanted}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: brackets within brackets, more than can be read; {wanted}") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"{where}: \\u{ord(half):04x} is half of a character, and no text; {wanted}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"{where}: {error}; {wanted}") from None
+
+
+HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""How half of a character beyond the first 65536 is written (two make one)."""
+
+
+def no_half_characters(text: str, value: Any) -> None:
+    """Raise UnicodeEncodeError where `value`, read from `text`, holds text that no file can."""
+    if HALF.search(text):
+        json.dumps(value, ensure_ascii=False).encode()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within, a file is read: where it is not UTF-8, no gzip or cut, a ValueError says so."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: cannot be read as UTF-8 ({error})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as {path.suffix} ({error}): pack it again") from None
+
+
+def read_json(path: Path) -> Any:
+    """A .json file. Raises FileNotFoundError, and ValueError that names the file."""
+    with reading(path), parsing(str(path), "if a run wrote it, remove the run's folder and build it again"):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file as UTF-8, aside first: a reader never sees half of it. Two processes do not share their aside."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def whole_lines(path: Path) -> int:

@@ -29,11 +29,13 @@ import tyro
 from rich.console import Console
 
 from tiltlm.device import check_devices
+from tiltlm.jsonl import write_whole
+from tiltlm.lock import alone_in
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.folders import model_in
 from tiltlm.progress import note
 from tiltlm.rewards.masking import mask, without_secrets
-from tiltlm.ruler.table import table
+from tiltlm.ruler.table import read_report, table
 
 ROOT = Path("runs")
 R = TypeVar("R", bound="Recipe")
@@ -86,7 +88,7 @@ class Recipe:
         """Print the finished run's results on standard output: its report as a table, if it has one."""
         report = run.folder / "report.json"
         if report.is_file():
-            Console(width=130, highlight=False).print(table(json.loads(report.read_text()), self.name))
+            Console(width=130, highlight=False).print(table(read_report(report), self.name))
 
     def files(self) -> list[str]:
         """Files that settings name and whose content decides the result."""
@@ -128,15 +130,11 @@ class Run(typing.Generic[R]):
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON, aside first: a reader never sees half a file."""
-        aside = self.folder / f".{name}.tmp"
-        aside.write_text(json.dumps(value, indent=1, default=str) + "\n")
-        aside.rename(self.folder / name)
+        write_whole(self.folder / name, json.dumps(value, indent=1, default=str) + "\n")
 
     def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as JSON lines, aside first."""
-        aside = self.folder / f".{name}.tmp"
-        aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        aside.rename(self.folder / name)
+        write_whole(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 ADDED: dict[str, Any] = {"added": True}
@@ -203,15 +201,22 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     check_all(run)
     for needed in run.inputs.values():
         ensure(needed.recipe, root, command)
+    with alone_in(run.folder):
+        if not run.done:  # another process may have built it meanwhile
+            _build(run, command)
+    return run
+
+
+def _build(run: Run[Any], command: str) -> None:
+    recipe, started = run.recipe, time.time()
     note(f"{recipe.name}  ->  {run.folder}")
-    begin(run, command)
-    started = time.time()
+    begin(run)
+    run.write_json("provenance.json", provenance(recipe.seed, command))
     recipe.build(run)
     run.write_json(
         "provenance.json", provenance(recipe.seed, command) | {"seconds": round(time.time() - started, 1)}
     )
-    (run.folder / "DONE").write_text("")
-    return run
+    (run.folder / "DONE").touch()
 
 
 def check_all(run: Run[Any]) -> None:
@@ -221,13 +226,12 @@ def check_all(run: Run[Any]) -> None:
         each.recipe.check()
 
 
-def begin(run: Run[Any], command: str) -> None:
+def begin(run: Run[Any]) -> None:
     """Make a run's folder and write down what it is going to be."""
     recipe = run.recipe
     run.folder.mkdir(parents=True, exist_ok=True)
     settings = without_secrets(asdict(recipe))
     run.write_json("config.json", {"recipe": recipe.name, "settings": settings, "files": digests(recipe.files())})
-    run.write_json("provenance.json", provenance(recipe.seed, command))
 
 
 def unfinished(run: Run[Any]) -> list[Run[Any]]:

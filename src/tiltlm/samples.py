@@ -14,8 +14,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tiltlm.tensors import load_tensors, save_tensors
 
 
 def _expect(ok: bool, message: str) -> None:
@@ -286,12 +287,12 @@ class Samples:
         if isinstance(self.prompts, Conditioned):
             tensors["conditions.ids"] = self.prompts.conditions.ids
             tensors["conditions.mask"] = self.prompts.conditions.mask
-        save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, str(path))
+        save_tensors(tensors, path)
 
     @staticmethod
     def load(path: str | Path) -> Samples:
         """Read what `save` wrote."""
-        tensors = load_file(str(path))
+        tensors = load_tensors(path)
         prompts = Tokens(tensors.pop("prompts.ids"), tensors.pop("prompts.mask"))
         if "conditions.ids" in tensors:
             conditions = Tokens(tensors.pop("conditions.ids"), tensors.pop("conditions.mask"))

@@ -20,10 +20,13 @@ import torch
 
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience
+from tiltlm.jsonl import write_whole
 from tiltlm.models.folders import best_checkpoint as best_checkpoint
-from tiltlm.models.folders import checkpoints, step_of
+from tiltlm.models.folders import checkpoints, state_in, step_of
 from tiltlm.objective import Objective
 from tiltlm.seeds import Stream
+from tiltlm.stopping import held
+from tiltlm.tensors import writing
 
 
 class Saveable(Protocol):
@@ -183,12 +186,15 @@ class Training:
     on_evaluation: Callable[[int, dict[str, float]], None] = lambda step, numbers: None
 
     def run(self) -> Course:
-        """Train to the end of the pace, from the last checkpoint if there is one; returns the course taken."""
+        """Train to the end of the pace, from the last checkpoint if there is one; returns the course taken.
+
+        Asked to stop (`tiltlm.stopping`), it ends after the step it is in with a checkpoint, and `Stopped`.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         found = checkpoints(self.folder)
         step, course = self._resume(found[-1]) if found else self._begin()
-        with (self.folder / "metrics.jsonl").open("a") as log:
-            while not self._over(step, course):
+        with held() as stopped, (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            while not self._over(step, course) and stopped() is None:
                 metrics = self._step(step, course)
                 log.write(json.dumps({"step": step, **metrics}) + "\n")
                 step += 1
@@ -198,7 +204,8 @@ class Training:
                 if _multiple(step, self.checkpoint_every) or self._kept(step, course):
                     log.flush()
                     self._save(step, course)
-        self._save(step, course)
+            log.flush()
+            self._save(step, course)
         self.model.eval()
         return course
 
@@ -216,7 +223,7 @@ class Training:
             self.stream.child("evaluation", step).seed_everything()
             numbers = {name: float(value) for name, value in watch.measure().items()}
         watch.observe(step, numbers, course)
-        with (self.folder / "evals.jsonl").open("a") as log:
+        with (self.folder / "evals.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **numbers}) + "\n")
         self.on_evaluation(step, numbers)
 
@@ -235,9 +242,10 @@ class Training:
             return
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        self.model.save(aside)
-        torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, aside / "trainer.pt")
-        (aside / "COMPLETE").write_text("")
+        with writing(final), (aside / "trainer.pt").open("wb") as file:
+            self.model.save(aside)
+            torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, file)
+        (aside / "COMPLETE").touch()
         aside.rename(final)
         for old in checkpoints(self.folder)[:-1]:
             if self._kept(step_of(old), course):
@@ -259,7 +267,7 @@ class Training:
         return 0, course
 
     def _resume(self, checkpoint: Path) -> tuple[int, Course]:
-        state = torch.load(checkpoint / "trainer.pt", weights_only=True)
+        state = state_in(checkpoint)
         self.model.restore(checkpoint)
         self.engine.load_state(state["engine"])
         _forget_from(self.folder / "metrics.jsonl", state["step"])
@@ -287,8 +295,9 @@ def keep_as_it_is(model: Saveable, folder: Path) -> None:
     aside = folder / ".checkpoint-0.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    model.save(aside)
-    (aside / "COMPLETE").write_text("")
+    with writing(folder / "checkpoint-0"):
+        model.save(aside)
+    (aside / "COMPLETE").touch()
     aside.rename(folder / "checkpoint-0")
 
 
@@ -301,10 +310,10 @@ def _forget_from(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] < step:
                 kept.append(line)
-        except json.JSONDecodeError:
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
-    path.write_text("".join(line + "\n" for line in kept))
+    write_whole(path, "".join(line + "\n" for line in kept))

@@ -14,7 +14,7 @@ from typing import Any
 
 from tiltlm.ruler.compare import Difference, holm, over_seeds, paired
 from tiltlm.ruler.measure import Measurement
-from tiltlm.ruler.table import HEADINGS
+from tiltlm.ruler.table import HEADINGS, read_report
 from tiltlm.run import Recipe, Run
 
 SHOWN = HEADINGS | {"objective": "J", "win_rate": "wins"}
@@ -71,7 +71,7 @@ def contestants(runs: Sequence[Run[Any]]) -> list[Contestant]:
 def name_of(run: Run[Any]) -> str:
     """What a run's report calls what it measured first, with the seed left to the caller."""
     report = run.folder / "report.json"
-    rows = json.loads(report.read_text()) if report.is_file() else []
+    rows = read_report(report) if report.is_file() else []
     return str(rows[0]["method"]) if rows else run.recipe.stage
 
 

@@ -12,6 +12,7 @@ import tyro
 
 from tiltlm.commands.process import prepare
 from tiltlm.recipes import recipe
+from tiltlm.ruler.table import read_report
 from tiltlm.run import ensure
 
 
@@ -36,8 +37,8 @@ def demo(args: list[str]) -> int:
     star.recipe.show(star)
     print()
     tree.recipe.show(tree)
-    rows = [json.loads((run.folder / "report.json").read_text()) for run in (star, tree)]
-    (settings.out / "report.json").write_text(json.dumps(rows[0] + rows[1], indent=1) + "\n")
+    rows = [read_report(run.folder / "report.json") for run in (star, tree)]
+    (settings.out / "report.json").write_text(json.dumps(rows[0] + rows[1], indent=1) + "\n", encoding="utf-8")
     shutil.copy(star.folder / "frontier.png", settings.out / "frontier.png")
     print(f"\nthe same numbers: {settings.out / 'report.json'}\nthe picture:      {settings.out / 'frontier.png'}")
     return 0

@@ -1,8 +1,9 @@
 """Several runs built side by side, each in a process of its own: `tiltlm run RECIPE --jobs 2`, `tiltlm sweep … --jobs 2`.
 
-A run starts once everything it needs is done, so no two processes ever build the same folder. Such a process runs
-`python -m tiltlm.commands.jobs FOLDER` and reads its recipe, as JSON, from its standard input: the folder's config.json has
-lost the credentials that a reward's URL may hold, and other users of the machine see what stands on a command line.
+A run starts once everything it needs is done; the lock of its folder keeps other commands out meanwhile. Such a process
+runs `python -m tiltlm.commands.jobs FOLDER` and reads its recipe, as JSON, from its standard input: the folder's
+config.json has lost the credentials that a reward's URL may hold, and other users of the machine see what stands on a
+command line.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from tiltlm.commands.process import prepare
+from tiltlm.mistakes import MISTAKES, one_line
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.rewards.masking import mask
 from tiltlm.run import Run, begin, check_all, ensure, find, from_json, unfinished
+from tiltlm.stopping import Stopped, listening
 
 POLL_SECONDS = 0.1
 
@@ -37,9 +40,6 @@ def build_all(runs: Iterable[Run[Any]], jobs: int, command: str) -> None:
         check_all(run)
     waiting = {run.folder: run for top in tops for run in unfinished(top)}
     working: dict[Path, subprocess.Popen[str]] = {}
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that the others are stopped as well
     try:
         while waiting or working:
             for folder in [f for f, process in working.items() if process.poll() is not None]:
@@ -50,12 +50,14 @@ def build_all(runs: Iterable[Run[Any]], jobs: int, command: str) -> None:
                 working[run.folder] = _start(waiting.pop(run.folder), command)
             time.sleep(POLL_SECONDS)
     finally:
-        for process in working.values():
+        for process in working.values():  # each keeps what it has: a stage that trains writes a checkpoint
             process.terminate()
+        for process in working.values():
+            process.wait()
 
 
 def _start(run: Run[Any], command: str) -> subprocess.Popen[str]:
-    begin(run, command)
+    begin(run)
     process = subprocess.Popen(
         [sys.executable, "-m", "tiltlm.commands.jobs", str(run.folder), command],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -83,9 +85,14 @@ def main(folder: Path, command: str) -> int:
     if find(value, root).folder != folder:
         raise ValueError(f"{folder}: the files that its settings name have changed since it was begun")
     try:
-        ensure(value, root, command)
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        print(f"{value.name}: {mask(str(error))}", file=sys.stderr)
+        with listening():
+            ensure(value, root, command)
+    except Stopped as stopped:
+        return stopped.status
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except MISTAKES as error:
+        print(f"{value.name}: {mask(one_line(error))}", file=sys.stderr)
         return 2
     return 0
 

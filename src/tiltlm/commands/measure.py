@@ -31,7 +31,7 @@ from tiltlm.commands.models import load_run
 from tiltlm.commands.process import prepare
 from tiltlm.commands.prompts import hardest, spread
 from tiltlm.progress import note
-from tiltlm.ruler.table import table
+from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Run
 
 
@@ -70,7 +70,7 @@ def measure(args: list[str]) -> int:
     out = Console(width=150, highlight=False)
     out.print(table(rows, "finished runs", SHOWN))
     if settings.out is not None:
-        settings.out.write_text(json.dumps(rows, indent=1) + "\n")
+        settings.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         print(settings.out)
     if found:
         out.print(differences(found))
@@ -97,7 +97,7 @@ def report_of(run: Run[Any]) -> list[dict[str, Any]]:
         raise ValueError(
             f"{run.folder} ({run.recipe.name}) has no report: it is an ingredient; measure what uses it"
         )
-    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    rows: list[dict[str, Any]] = read_report(path)
     return [{**row, "method": f"{row['method']}  [{run.key}]"} for row in rows]
 
 

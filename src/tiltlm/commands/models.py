@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from tiltlm.device import device_of
+from tiltlm.jsonl import read_json
 from tiltlm.models.base import LanguageModel, without_end
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import ends_of, tokenizer_of
@@ -89,6 +89,19 @@ def _of_run(run: Run[Any]) -> Decoder:
     return Decoder(run.recipe.decoder(run), tokenizer, most_new, run.recipe.prompt_room)
 
 
+def recipe_in(stored: Any, config: Path) -> Recipe:
+    """The recipe that a config.json holds. Raises ValueError, naming the file, where it holds none."""
+    try:
+        kind, settings = type(recipe(stored["recipe"])), dict(stored["settings"])
+        dict[str, str](stored.get("files") or {})
+        value: Recipe = from_json(kind, settings)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{config}: not the settings of a run ({type(error).__name__}: {error}); run its recipe again"
+        ) from None
+    return value
+
+
 def load_run(folder: Path) -> Run[Recipe]:
     """The run in `folder`, with its recipe as it was. Raises ValueError if it is not a finished run."""
     config = folder / "config.json"
@@ -96,8 +109,8 @@ def load_run(folder: Path) -> Run[Recipe]:
         raise ValueError(f"{folder} is not a run folder (no config.json and provenance.json in it)")
     if not (folder / "DONE").is_file():
         raise ValueError(f"{folder} is not finished: run the same recipe again to complete it")
-    stored = json.loads(config.read_text())
-    value: Recipe = from_json(type(recipe(stored["recipe"])), stored["settings"])
+    stored = read_json(config)
+    value = recipe_in(stored, config)
     found = find(value, folder.resolve().parents[2], stored.get("files"))
     if found.folder.resolve() != folder.resolve():
         raise ValueError(f"{folder} was moved or made by another version: its settings belong to {found.folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from tiltlm.ruler.compare import Difference
 from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.judge import doubt
 from tiltlm.ruler.measure import Measurement
-from tiltlm.ruler.table import cell, over_seeds
+from tiltlm.ruler.table import cell, over_seeds, read_report
 from tiltlm.run import Run
 
 Row = dict[str, Any]
@@ -137,7 +136,7 @@ def warnings(runs: Sequence[Run[Any]]) -> list[str]:
     found = []
     for run in runs:
         report = run.folder / "report.json"
-        text = doubt(json.loads(report.read_text())) if report.is_file() else None
+        text = doubt(read_report(report)) if report.is_file() else None
         if text is not None:
             found.append(f"{run.recipe.name}, seed {run.recipe.seed}: {text}.")
     return found
@@ -195,7 +194,7 @@ def _line(run: Run[Any], row: Row) -> Row:
 
 def rows_of(run: Run[Any]) -> list[Row]:
     """A run's report."""
-    found: list[Row] = json.loads((run.folder / "report.json").read_text())
+    found: list[Row] = read_report(run.folder / "report.json")
     return found
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from tiltlm.commands.models import load_run
 from tiltlm.commands.page_curves import curves
 from tiltlm.commands.page_tables import Row, differences_table, number, result_tables, verdicts, warnings
 from tiltlm.commands.process import prepare
-from tiltlm.jsonl import read_rows
+from tiltlm.jsonl import read_json, read_rows
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.run import Run
@@ -158,8 +158,12 @@ def text_of(value: Any) -> str:
 
 def about(run: Run[Any]) -> Row:
     """Where a run's numbers come from."""
-    provenance = json.loads((run.folder / "provenance.json").read_text())
-    settings = json.loads((run.folder / "config.json").read_text())["settings"]
+    provenance = read_json(run.folder / "provenance.json")
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("versions", {}), dict):
+        raise ValueError(
+            f"{run.folder / 'provenance.json'} does not say where numbers come from; build the run again"
+        )
+    settings = asdict(run.recipe)
     facts = {
         "folder": str(run.folder),
         "command": provenance.get("command", ""),
@@ -170,10 +174,10 @@ def about(run: Run[Any]) -> Row:
     }
     log_z = run.folder / "log_z.json"
     if log_z.is_file():
-        facts["log Z"] = str(LogZ.from_json(json.loads(log_z.read_text())))
+        facts["log Z"] = str(LogZ.from_json(read_json(log_z)))
     return {
         "name": run.recipe.name,
         "seed": run.recipe.seed,
         "facts": facts,
-        "settings": json.dumps(settings, indent=1),
+        "settings": json.dumps(settings, indent=1, default=str),
     }

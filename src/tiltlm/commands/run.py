@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from tiltlm.commands.process import prepare, runs_root
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.rewards.masking import mask
-from tiltlm.ruler.table import over_seeds, table
+from tiltlm.ruler.table import over_seeds, read_report, table
 from tiltlm.run import Recipe, check_all, ensure, find
 
 
@@ -94,7 +93,7 @@ def sweep(args: list[str]) -> int:
         note(f"[bold]{k + 1} of {len(points)}[/]  {name} {mask(' '.join(point))}")
         finished = ensure(value, runs_root(), command_line("sweep", args))
         report = finished.folder / "report.json"
-        found = json.loads(report.read_text()) if report.is_file() else []
+        found = read_report(report) if report.is_file() else []
         rows += [{**row, "point": what_varies(point, points)} for row in found]
         print(finished.folder)
     _show_sweep(rows, f"sweep of {name}", len({value.seed for value in recipes}))

@@ -23,7 +23,7 @@ import tyro
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
 from tiltlm.device import device_of
-from tiltlm.jsonl import placed_rows, whole_lines
+from tiltlm.jsonl import placed_rows, read_json, whole_lines, write_whole
 from tiltlm.progress import note, steps
 from tiltlm.samplers.ancestral import Warp, Warped, draw
 from tiltlm.samples import Samples, Tokens
@@ -112,7 +112,7 @@ def _append(settings: Sample, lines: list[str]) -> None:
     """Write lines behind those that are there, and what they were made with beside them. Nothing is written before
     something was drawn."""
     _beside(settings).parent.mkdir(parents=True, exist_ok=True)
-    _beside(settings).write_text(json.dumps(_made_with(settings), indent=1) + "\n")
+    write_whole(_beside(settings), json.dumps(_made_with(settings), indent=1) + "\n")
     with settings.out.open("a", encoding="utf-8") as file:
         file.writelines(lines)
 
@@ -165,7 +165,7 @@ def _same_settings(settings: Sample) -> None:
     """Refuse to complete a file with other settings than it was begun with."""
     now = _made_with(settings)
     if settings.out.exists() and _beside(settings).exists():
-        before = json.loads(_beside(settings).read_text())
+        before = read_json(_beside(settings))
         changed = [name for name in now if before.get(name) != now[name]]
         if changed:
             raise ValueError(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -32,6 +31,7 @@ from tiltlm.models.packing import hidden_packed, why_not
 from tiltlm.models.prefixes import body_state
 from tiltlm.models.selftest import examine
 from tiltlm.samples import Samples, Tokens
+from tiltlm.tensors import load_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -161,7 +161,7 @@ class CausalLM(LanguageModel):
         if self.adapters is not None:
             from peft import set_peft_model_state_dict
 
-            adapter = load_file(str(Path(folder) / "adapter_model.safetensors"), device=str(self.device))
+            adapter = load_tensors(Path(folder) / "adapter_model.safetensors", self.device)
             set_peft_model_state_dict(self.adapters, adapter)
             return
         saved = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self.model.dtype)

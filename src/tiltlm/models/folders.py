@@ -6,6 +6,8 @@ from __future__ import annotations
 from functools import cache
 from os.path import isfile
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
@@ -32,8 +34,21 @@ def best_checkpoint(folder: Path) -> Path:
     trainer = found[-1] / "trainer.pt"
     if not trainer.is_file():  # a model that needed no training
         return found[-1]
-    best = torch.load(trainer, weights_only=True, mmap=True)["course"].get("best_step")
+    best = state_in(found[-1], mmap=True)["course"].get("best_step")
     return found[-1] if best is None else folder / f"checkpoint-{best}"
+
+
+def state_in(checkpoint: Path, mmap: bool = False) -> dict[str, Any]:
+    """What `trainer.pt` of a checkpoint holds. Raises ValueError, naming it, where that is not whole."""
+    path = checkpoint / "trainer.pt"
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, mmap=mmap)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        why = str(error).split("\n")[0]
+        raise ValueError(
+            f"{path} is not whole ({why}): remove {checkpoint}, and training goes on from the one before, or anew"
+        ) from None
+    return state
 
 
 def is_run(name: str | Path) -> bool:

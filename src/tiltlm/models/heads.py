@@ -23,15 +23,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tiltlm.jsonl import read_json
 from tiltlm.models.backbone import BodyState, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.output import head_log_prob, head_logits
 from tiltlm.models.prefixes import body_state
 from tiltlm.samples import Samples, Tokens, conditions_of
+from tiltlm.tensors import load_tensors, save_tensors
 
 Reads = Literal["nothing", "tokens", "class"]
 
@@ -161,17 +162,14 @@ class ValueHead(Values):
     def save(self, folder: str | Path) -> None:
         """Write body (`from_pretrained` folder), head.safetensors and head.json into `folder`."""
         self.body.save(folder)
-        save_file(
-            {name: x.detach().cpu().contiguous() for name, x in self.head.state_dict().items()},
-            str(Path(folder) / "head.safetensors"),
-        )
+        save_tensors(self.head.state_dict(), Path(folder) / "head.safetensors")
         shape = {"width": self.width, "per_token": self.per_token, **self.shape}
-        (Path(folder) / "head.json").write_text(json.dumps(shape))
+        (Path(folder) / "head.json").write_text(json.dumps(shape), encoding="utf-8")
 
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder` into this model, bit by bit."""
         self.body.restore(folder)
-        self.head.load_state_dict(load_file(str(Path(folder) / "head.safetensors"), device=str(self.body.device)))
+        self.head.load_state_dict(load_tensors(Path(folder) / "head.safetensors", self.body.device))
 
     @staticmethod
     def load(
@@ -179,8 +177,8 @@ class ValueHead(Values):
     ) -> ValueHead:
         """Read what `save` wrote."""
         body = CausalLM.load(folder, dtype=dtype, device=device, eos_ids=())
-        value = ValueHead(body, **json.loads((Path(folder) / "head.json").read_text()))
-        value.head.load_state_dict(load_file(str(Path(folder) / "head.safetensors"), device=str(device)))
+        value = ValueHead(body, **read_json(Path(folder) / "head.json"))
+        value.head.load_state_dict(load_tensors(Path(folder) / "head.safetensors", device))
         return value.eval()
 
 

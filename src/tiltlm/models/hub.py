@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 from tiltlm.models.folders import located
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -15,7 +18,7 @@ def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     place = located(name)
     try:
         return kind.from_pretrained(place, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{str(name)!r} is no folder or hub name that transformers can load: {reason} "

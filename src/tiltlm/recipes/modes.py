@@ -25,7 +25,6 @@ rows minimise the mean loss of `groups` drawn groups; all else is exact.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +42,7 @@ from tiltlm.objective import positive
 from tiltlm.policies.dpo_rw import dpo_rw_loss
 from tiltlm.policies.exo_rw import exo_rw_loss
 from tiltlm.ruler.plots import COLORS
-from tiltlm.ruler.table import table
+from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
@@ -249,7 +248,7 @@ class Solve(Recipe):
         return torch.randint(self.points, (self.groups, size), generator=generator)
 
     def show(self, run: Run[Any]) -> None:
-        rows = json.loads((run.folder / "report.json").read_text())
+        rows = read_report(run.folder / "report.json")
         out = Console(width=130, highlight=False)
         out.print(table(rows, f"two hills, pi* ∝ exp(r/{self.beta:g}): full and small policy class", HEADINGS))
         several = [f"{r['method']} ({r['value']})" for r in rows if r["metric"] == "minima" and r["value"] > 1]

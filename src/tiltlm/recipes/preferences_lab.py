@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -28,6 +27,7 @@ from tiltlm.rewards.by_name import TextReward
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.encoding import Encoder
+from tiltlm.tensors import load_tensors, save_tensors
 
 ROWS_AT_ONCE = 128
 """Rows that the reference scores in one pass."""
@@ -131,9 +131,9 @@ def with_log_ref(
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
-        save_file({"log_ref": score(samples, reference, precision)}, str(aside))
+        save_tensors({"log_ref": score(samples, reference, precision)}, aside)
         aside.rename(path)
-    return samples.with_(log_ref=load_file(str(path))["log_ref"])
+    return samples.with_(log_ref=load_tensors(path)["log_ref"])
 
 
 @torch.no_grad()

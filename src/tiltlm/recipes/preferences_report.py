@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from tiltlm.jsonl import read_json
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.policies.exo_rw import group_log_ratios, group_metrics
@@ -40,7 +40,7 @@ from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.frontier import frontier_plot
 from tiltlm.ruler.judge import doubt
 from tiltlm.ruler.measure import Measurement, Ruler
-from tiltlm.ruler.table import table
+from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.target import Target
@@ -206,7 +206,7 @@ class Measured(Aligned):
         return kept.recipe.decoder(kept)
 
     def show(self, run: Run[Any]) -> None:
-        rows = json.loads((run.folder / "report.json").read_text())
+        rows = read_report(run.folder / "report.json")
         Console(width=160, highlight=False).print(table(rows, self.name, HEADINGS))
         say_doubt([run])
 
@@ -233,7 +233,7 @@ class ReferenceMeasured(Measured):
     def build(self, run: Run[Any]) -> None:
         super().build(run)
         lab = self.lab(run)
-        bench, rows = Bench(self, run, lab), json.loads((run.folder / "report.json").read_text())
+        bench, rows = Bench(self, run, lab), read_report(run.folder / "report.json")
         reward = self.judge_of(run, lab)
         for name, column, some in responses_of(bench.rows):
             value = mean(torch.tensor(bench.of_data(reward, some, [row[column] for row in some])))
@@ -245,7 +245,7 @@ def say_doubt(runs: Iterable[Run[Any]]) -> None:
     """Say, once each, which reward models that these runs rest on know no more than a coin or the length rule."""
     judges = {run.inputs["reward-model"].folder for run in runs if "reward-model" in run.inputs}
     for folder in judges:
-        text = doubt(json.loads((folder / "report.json").read_text()))
+        text = doubt(read_report(folder / "report.json"))
         if text is not None:
             note(f"[yellow]{text}[/] ({folder})")
 
@@ -327,7 +327,7 @@ class Evaluate(
         return [
             row | {"method": row["method"].replace(each.recipe.label(), self.called(each.recipe))}
             for each in run.inputs.values()
-            for row in json.loads((each.folder / name).read_text())
+            for row in read_json(each.folder / name)
         ]
 
     def distances(self, run: Run[Any]) -> list[dict[str, Any]]:
@@ -352,7 +352,7 @@ class Evaluate(
         raise ValueError(f"{run.folder} compares methods and draws nothing itself: name the run of one of them")
 
     def show(self, run: Run[Any]) -> None:
-        rows = json.loads((run.folder / "report.json").read_text())
+        rows = read_report(run.folder / "report.json")
         betas = ", ".join(f"{beta / self.goal.beta_pi:g}·{self.goal.beta_pi:g} = {beta:g}" for beta in self.betas)
         one = f"{self.goal.beta_r:g}·{self.goal.beta_pi:g} = {self.goal.beta:g}"
         title = f"{self.family}, seed {self.seed}: beta = beta_r·beta_pi = {betas or one}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ from tiltlm.rewards.by_name import TextReward, files_of, text_function
 from tiltlm.rewards.verdicts import Verdicts
 from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.judge import AHEAD, MODEL, RULE, doubt
+from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
@@ -188,11 +190,7 @@ class RewardStage(BaseStage):
 
     def show(self, run: Run[Any]) -> None:
         super().show(run)
-        text = (
-            doubt(json.loads((run.folder / "report.json").read_text()))
-            if self.stage == RewardStage.stage
-            else None
-        )
+        text = doubt(read_report(run.folder / "report.json")) if self.stage == RewardStage.stage else None
         if text is not None:
             note(f"[yellow]{text}[/]")
 
@@ -260,7 +258,7 @@ class Generate(SFT):
                     self.chunk,
                     on_step,
                 )
-        shown = [json.loads(line) for line in (run.folder / "test.jsonl").read_text().splitlines()[:50]]
+        shown = islice(read_rows(run.folder / "test.jsonl"), 50)
         run.write_jsonl(
             "samples.jsonl", [{name: row[name] for name in ("prompt", "completions")} for row in shown]
         )

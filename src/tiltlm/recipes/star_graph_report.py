@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from tiltlm.recipes.star_graph_settings import Test
 from tiltlm.ruler.frontier import binary_curve, frontier_plot
 from tiltlm.ruler.log_z import BinaryTarget
 from tiltlm.ruler.measure import Measurement, Ruler
-from tiltlm.ruler.table import table
+from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Run
 from tiltlm.samples import Samples
 from tiltlm.tasks.star_graph_tokens import AnswerKey
@@ -33,7 +32,7 @@ def write_report(
     measured, _ = ruler.measure(reference)
     rows = measured.rows(name, "reference", seed)
     for method in methods:
-        rows += json.loads((run.inputs[method].folder / "report.json").read_text())
+        rows += read_report(run.inputs[method].folder / "report.json")
     rows += optimum(ruler, log_arms).rows(name, "optimum (exact)", seed)
     run.write_json("report.json", rows)
     run.write_json(f"results_deg_{lab.world.degree}_path_{lab.world.path_length}.json", results(rows, beta))
@@ -47,7 +46,7 @@ def title_of(lab: Lab) -> str:
 
 def show_report(run: Run[Any], lab: Lab, beta: float) -> None:
     """Print the table of the target's beta, the one of the other temperatures, and where the picture is."""
-    rows: list[dict[str, Any]] = json.loads((run.folder / "report.json").read_text())
+    rows: list[dict[str, Any]] = read_report(run.folder / "report.json")
     title, out = title_of(lab), Console(width=130, highlight=False)
     other = [row for row in rows if "(beta" in row["method"]]
     out.print(table([row for row in rows if row not in other], f"{title}: pi* ∝ pi_ref · exp(r/{beta:g})"))

@@ -7,7 +7,6 @@ only the mean 0.05 of the right branch; Q# sees its chance of 1. The claim check
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from tiltlm.exact import Solution, kl, solve
 from tiltlm.models.table import TableValues
+from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Tokens
@@ -49,7 +49,7 @@ class Solve(Recipe):
         run.write_json("report.json", [{**head, **row} for row in rows])
 
     def show(self, run: Run[Any]) -> None:
-        show(json.loads((run.folder / "report.json").read_text()))
+        show(read_report(run.folder / "report.json"))
 
 
 def exact_values(solution: Solution) -> TableValues:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiltlm.exact import log_next_tokens
+from tiltlm.jsonl import read_json
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.heads import ValueHead
 from tiltlm.progress import steps
@@ -28,6 +27,7 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
 from tiltlm.samplers.smc import SMC, smc
 from tiltlm.samples import Samples, conditions_of
+from tiltlm.tensors import load_tensors, save_tensors
 from tiltlm.train import checkpoints, step_of
 from tiltlm.twists.cd import CD as CDRule
 from tiltlm.twists.q_sharp import QSharp as QSharpRule
@@ -75,7 +75,7 @@ class CommonLogZ(CTLTwist):
     def by_enumeration(self, run: Run[Any], lab: Lab) -> None:
         with steps(self.name) as on_step:
             log_p = log_next_tokens(lab.reference, lab.prompt, lab.width, on_step=on_step)
-        save_file({"log_z": log_p.double().contiguous()}, str(run.folder / "log_z_of_token.safetensors"))
+        save_tensors({"log_z": log_p.double()}, run.folder / "log_z_of_token.safetensors")
         expected = float((log_p.exp() * log_p).sum())
         run.write_json("log_z.json", LogZ.exact(expected).to_json())
 
@@ -103,7 +103,7 @@ class CommonLogZ(CTLTwist):
         run.write_json("log_z.json", log_z_of(bounds).to_json())
 
     def show(self, run: Run[Any]) -> None:
-        print(LogZ.from_json(json.loads((run.folder / "log_z.json").read_text())))
+        print(LogZ.from_json(read_json(run.folder / "log_z.json")))
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class Measured(CommonLogZ):
         """The common log Z; exact per condition where it was enumerated."""
         folder = run.inputs["log_z"].folder
         if (folder / "log_z_of_token.safetensors").is_file():
-            table = load_file(str(folder / "log_z_of_token.safetensors"))["log_z"]
+            table = load_tensors(folder / "log_z_of_token.safetensors")["log_z"]
             return table[conditions_of(exact.prompts).ids[:, 0].cpu()]
-        return LogZ.from_json(json.loads((folder / "log_z.json").read_text()))
+        return LogZ.from_json(read_json(folder / "log_z.json"))
 
     def build(self, run: Run[Any]) -> None:
         ruler = self.ruler(run)
@@ -157,7 +157,7 @@ class Measured(CommonLogZ):
     def show(self, run: Run[Any]) -> None:
         Recipe.show(self, run)
         if "log_z" in run.inputs:
-            print(LogZ.from_json(json.loads((run.inputs["log_z"].folder / "log_z.json").read_text())))
+            print(LogZ.from_json(read_json(run.inputs["log_z"].folder / "log_z.json")))
 
     def curve(self, run: Run[Any], ruler: Any) -> None:
         """The distances at every kept checkpoint but the last: curve.json."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
+from tiltlm.jsonl import read_json, read_rows
 from tiltlm.models.base import LanguageModel
 from tiltlm.progress import steps
 from tiltlm.recipes.twisted_lab import Lab
@@ -34,11 +33,12 @@ from tiltlm.ruler.bounds import bound_repeats, log_z_of
 from tiltlm.ruler.frontier import frontier_plot, tilted_curve
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, genealogy_plot, kl_bars
-from tiltlm.ruler.table import table
+from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.smc import SMC, Particles, smc
 from tiltlm.samples import Samples
+from tiltlm.tensors import load_tensors, save_tensors
 from tiltlm.twists.objective import by_prompt
 
 
@@ -65,11 +65,11 @@ class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO):
     def build(self, run: Run[Any]) -> None:
         rows = []
         for name in self.methods:
-            rows += json.loads((run.inputs[name].folder / "report.json").read_text())
+            rows += read_report(run.inputs[name].folder / "report.json")
         run.write_json("report.json", rows)
         kl_bars(rows, run.folder / "kl.png", f"{self.family}, seed {self.seed}: how far from pi*")
         curves = [run.inputs[name].folder / "curve.json" for name in self.methods]
-        points = [row for path in curves if path.is_file() for row in json.loads(path.read_text())]
+        points = [row for path in curves if path.is_file() for row in read_json(path)]
         if points:
             run.write_json("curve.json", points)
             for metric, words in (("kl_to_target", "KL(q‖pi*)"), ("kl_from_target", "KL(pi*‖q)")):
@@ -77,8 +77,8 @@ class Evaluate(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO):
 
     def show(self, run: Run[Any]) -> None:
         out = Console(width=130, highlight=False)
-        out.print(table(json.loads((run.folder / "report.json").read_text()), f"{self.family}, seed {self.seed}"))
-        print(LogZ.from_json(json.loads((run.inputs["log_z"].folder / "log_z.json").read_text())))
+        out.print(table(read_report(run.folder / "report.json"), f"{self.family}, seed {self.seed}"))
+        print(LogZ.from_json(read_json(run.inputs["log_z"].folder / "log_z.json")))
         print("KLs in nats; ± is one standard error, log Z's own included.")
 
 
@@ -115,15 +115,15 @@ class BoundsFigure(CTLTwist):
                 proposals=s.proposals,
                 on_step=on_step,
             )
-        save_file(found.tensors(), str(run.folder / "bounds.safetensors"))
+        save_tensors(found.tensors(), run.folder / "bounds.safetensors")
         run.write_json("bounds.json", found.rows())
         run.write_json("report.json", bound_report(found, self))
         bounds_plot(found.rows(), run.folder / "bounds.png", f"{self.family}: log Z between its bounds")
 
     def show(self, run: Run[Any]) -> None:
-        rows = json.loads((run.folder / "bounds.json").read_text())
+        rows = read_json(run.folder / "bounds.json")
         show_bounds(rows)
-        print(log_z_of(Found.of_tensors(load_file(str(run.folder / "bounds.safetensors")))))
+        print(log_z_of(Found.of_tensors(load_tensors(run.folder / "bounds.safetensors"))))
         print(f"picture: {run.folder / 'bounds.png'}")
 
 
@@ -184,7 +184,7 @@ class FrontierFigure(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO
     def build(self, run: Run[Any]) -> None:
         rows = []
         for label, kept in run.inputs.items():
-            own = json.loads((kept.folder / "report.json").read_text())
+            own = read_report(kept.folder / "report.json")
             rows += [{**row, "method": label, "beta": kept.recipe.goal.beta} for row in own]
         run.write_json("report.json", rows)
         curve = self.curve_of_optimum(next(iter(run.inputs.values())))
@@ -238,7 +238,7 @@ class Qualitative(CTLTwist):
         genealogy_plot(trace, run.folder / "genealogy.png")
 
     def show(self, run: Run[Any]) -> None:
-        rows = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+        rows = list(read_rows(run.folder / "samples.jsonl"))
         best: dict[Any, list[dict[str, Any]]] = {}
         for row in rows:
             best.setdefault(row.get("must follow"), []).append(row)
@@ -320,7 +320,7 @@ class ReachFigure(CTLTwist):
         return {**head, "value": row["value"], "stderr": row["stderr"], "n": row["repeats"], "unit": "nats"}
 
     def show(self, run: Run[Any]) -> None:
-        rows = json.loads((run.folder / "report.json").read_text())
+        rows = read_report(run.folder / "report.json")
         headings = {"log_z_lower": "log Z, lower bound", "log_z_upper": "upper bound"}
         Console(width=130, highlight=False).print(
             table(rows, f"{self.family}: how far log Z is certified", headings)

@@ -167,6 +167,14 @@ class LogZ:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> LogZ:
+        """What `to_json` made. Raises ValueError for anything else."""
+        try:
+            return LogZ._read(value)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a stored log Z: {str(value)[:40]} ({type(error).__name__}: {error})") from None
+
+    @staticmethod
+    def _read(value: dict[str, Any]) -> LogZ:
         bounds = {name: None if value[name] is None else Estimate(**value[name]) for name in ("lower", "upper")}
         paired, each = value.get("paired", False), value.get("each")
         each = None if each is None else torch.tensor(each, dtype=torch.float64)

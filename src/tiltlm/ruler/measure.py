@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiltlm.exact import log_density
@@ -31,6 +29,7 @@ from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
+from tiltlm.tensors import load_tensors, notes_of, save_tensors
 
 UNITS = {
     "reward": "reward",
@@ -104,15 +103,14 @@ class Measurement:
     def save(self, path: str | Path) -> None:
         """Write the observations to a safetensors file, the common log Z in its header."""
         notes = {"beta": repr(self.beta), "log_z": json.dumps(self.log_z.to_json() if self.log_z else None)}
-        save_file({name: x.contiguous() for name, x in self.values.items()}, str(path), notes)
+        save_tensors(self.values, path, notes)
 
     @staticmethod
     def load(path: str | Path) -> Measurement:
-        with safe_open(str(path), "pt") as file:
-            notes = file.metadata() or {}
+        notes = notes_of(path)
         log_z = json.loads(notes.get("log_z", "null"))
         shared = None if log_z is None else LogZ.from_json(log_z)
-        return Measurement(load_file(str(path)), shared, float(notes.get("beta", 1.0)))
+        return Measurement(load_tensors(path), shared, float(notes.get("beta", 1.0)))
 
 
 def unit_of(metric: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.jsonl import read_json
 from tiltlm.ruler.estimate import Estimate, mean
 
 HEADINGS = {
@@ -27,6 +29,36 @@ HEADINGS = {
 
 COUNTS = {"rows", "updates"}
 """Units of whole numbers."""
+
+
+REPORT: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "metric": str,
+    "value": (int, float),
+    "n": (int, float),
+}
+"""What every row of a report has, and what that is."""
+
+
+def read_report(path: Path) -> list[dict[str, Any]]:
+    """The rows of a report.json. Raises ValueError, naming the file, where they are none."""
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: a report is a list of rows; {ANEW}")
+    for k, row in enumerate(rows, 1):
+        for name, kind in REPORT.items():
+            if not isinstance(row.get(name), kind):
+                raise ValueError(f"{path}: {name!r} of row {k} is {row.get(name)!r:.40}; {ANEW}")
+        if bad := [name for name in ("stderr", "low", "high", "gap") if not _number_or_none(row.get(name))]:
+            raise ValueError(f"{path}: {bad[0]!r} of row {k} is {row[bad[0]]!r:.40}; {ANEW}")
+    return rows
+
+
+ANEW = "remove the run's folder, and the same command builds it again"
+
+
+def _number_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def cell(row: Mapping[str, Any] | None) -> str:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiltlm.samplers.ancestral import draw, draw_in_batches
 from tiltlm.samples import Samples, Tokens, cat_samples
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
+from tiltlm.tensors import load_tensors, save_tensors
 
 PILOT = 1000
 """Draws per prompt that estimate the acceptance rate before the search begins."""
@@ -110,10 +110,10 @@ class Search:
         """Write to `path` (safetensors), aside first."""
         aside = path.with_name(f".{path.name}.tmp")
         if self.kept is None:
-            save_file({"tries": torch.tensor(self.tries)}, str(aside))
+            save_tensors({"tries": torch.tensor(self.tries)}, aside)
         else:
             self.kept.save(aside)
-            save_file({**load_file(str(aside)), "tries": torch.tensor(self.tries)}, str(aside))
+            save_tensors({**load_tensors(aside), "tries": torch.tensor(self.tries)}, aside)
         aside.rename(path)
 
     @staticmethod
@@ -121,7 +121,7 @@ class Search:
         """Read what `save` wrote; an empty search where there is no such file."""
         if not path.is_file():
             return Search(None, 0)
-        tensors = load_file(str(path))
+        tensors = load_tensors(path)
         tries = int(tensors.pop("tries"))
         if not tensors:
             return Search(None, tries)

@@ -18,6 +18,7 @@ may stand, so may messages; `tools` beside them are handed to the template too.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -223,6 +224,9 @@ def _messages(value: Any, role: str) -> list[Message]:
 
 def _noted(made: Kept | Dropped, notes: tuple[str, ...]) -> Kept | Dropped:
     return made if isinstance(made, Dropped) else Kept(made.row, (*made.notes, *notes))
+
+
+LARGEST = sys.float_info.max
 
 
 def _numbers(values: Sequence[Any], name: str) -> list[float]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tiltlm.jsonl import parsing, reading
+
 
 def read_labelled(
     paths: Sequence[str | Path], text: str, label: str, classes: Mapping[str, str] | None = None
@@ -38,11 +40,14 @@ def read_labelled(
 def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with path.open(encoding="utf-8", newline="") as file:
+    with reading(path), path.open(encoding="utf-8-sig", newline="") as file:
         if path.suffix == ".csv":
             reader = csv.DictReader(file)
-            for row in reader:
-                yield reader.line_num, {name: value for name, value in row.items() if value is not None}
+            try:
+                for row in reader:
+                    yield reader.line_num, {name: value for name, value in row.items() if value is not None}
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {reader.line_num}: not csv ({error})") from None
             return
         for number, content in enumerate(file, 1):
             if content.strip():
@@ -50,10 +55,8 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _object(content: str, path: Path, number: int) -> Mapping[str, Any]:
-    try:
+    with parsing(f"{path}, line {number}", "a row is an object"):
         row = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number} is not JSON: {error.msg}") from None
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {number}: a row is an object; got {type(row).__name__}")
     return row

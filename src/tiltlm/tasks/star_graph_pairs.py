@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltlm.jsonl import parsing, reading
 from tiltlm.models.base import LanguageModel
 from tiltlm.rewards.exact_answer import agreement, same_rows
 from tiltlm.samplers.ancestral import draw
@@ -176,7 +177,7 @@ def read_pairs(path: str | Path) -> Rollouts:
     """
     kept: list[dict[str, Any]] = []
     filtered = 0
-    with open(path, encoding="utf-8") as file:
+    with reading(Path(path)), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             row = _parsed(line, f"{path}:{number}")
             if len(row["y_pred_reject"]) == len(row["y_pred_chosen"]):
@@ -192,10 +193,8 @@ def read_pairs(path: str | Path) -> Rollouts:
 
 
 def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
+    with parsing(where, "every line must be one object"):
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}); expected one object a line") from error
     if not isinstance(row, dict) or set(row) != set(KEYS):
         got = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"{where}: expected an object with exactly the keys {', '.join(KEYS)}; got {got}")

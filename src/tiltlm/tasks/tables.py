@@ -16,13 +16,11 @@ from __future__ import annotations
 import csv
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator
-from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
 
-from tiltlm.jsonl import open_text, placed_rows
+from tiltlm.jsonl import no_half_characters, open_text, parsing, placed_rows, reading
 
 Placed = tuple[str, dict[str, Any]]
 """(where a row stands, the row)."""
@@ -42,10 +40,8 @@ def rows_of(source: str | Path, split: str = "train", encoding: str = "") -> Ite
     if path is None:
         yield from _hub(str(source), split)
         return
-    try:
+    with reading(path):
         yield from READERS[_ending(path)](path, encoding)
-    except (BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read as {_ending(path)} ({error})") from None
 
 
 WEIGHT = re.compile(r"\d+(\.\d*)?|\.\d+")
@@ -122,12 +118,9 @@ ARRAY, BETWEEN = re.compile(r"\s*\[\s*"), re.compile(r"\s*(,\s*|(?=\]))")
 
 def _object_at(text: str, at: int, where: str) -> tuple[dict[str, Any], int]:
     """The object that begins at `at`, and where the next one, or the closing bracket, stands."""
-    try:
+    with parsing(where, "an object was expected here"):
         row, end = json.JSONDecoder().raw_decode(text, at)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: an object was expected here; not JSON in line {error.lineno} ({error.msg})"
-        ) from None
+        no_half_characters(text[at:end], row)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: an array of objects was expected; here is a {type(row).__name__}")
     after = BETWEEN.match(text, end)
@@ -183,8 +176,9 @@ def _parquet(path: Path, encoding: str) -> Iterator[Placed]:
             rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield f"{path}:{number}", row
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not parquet after row {number} ({error})") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: not parquet after row {number} ({why})") from None
 
 
 def _hub(source: str, split: str) -> Iterator[Placed]:
