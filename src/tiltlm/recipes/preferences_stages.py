@@ -37,7 +37,7 @@ from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, compa
 from tiltlm.rewards.by_name import TextReward, files_of, text_function
 from tiltlm.rewards.verdicts import Verdicts
 from tiltlm.ruler.estimate import mean
-from tiltlm.ruler.judge import AHEAD, MODEL, RULE, doubt
+from tiltlm.ruler.judge import AHEAD, AHEAD_OF_COMMONER, COMMONER, MODEL, RULE, doubt
 from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw
@@ -171,10 +171,10 @@ class RewardStage(BaseStage):
         train = self.rows_of(run, "train")
         common = (test.good.cpu() == (2 * len(wanted(train)) > len(train))).double()
         return [
-            self.estimate("reward model", "accuracy", mean(right)),
-            self.estimate("the commoner verdict", "accuracy", mean(common)),
-            self.estimate("reward model − commoner verdict", "accuracy", mean(right - common)),
-            self.row("reward model", "loss", verdict_metrics(model, test)["loss"], None, len(test), "nats"),
+            self.estimate(MODEL, "accuracy", mean(right)),
+            self.estimate(COMMONER, "accuracy", mean(common)),
+            self.estimate(AHEAD_OF_COMMONER, "accuracy", mean(right - common)),
+            self.row(MODEL, "loss", verdict_metrics(model, test)["loss"], None, len(test), "nats"),
         ]
 
     def comparisons(self, run: Run[Any], model: RewardModel, split: str) -> Comparisons:
