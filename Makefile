@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 # One thread per process: on a busy machine two OpenMP threads can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
-# Test files run side by side, so many at a time; 0 runs them one after the other in one process (for a debugger).
+# So many test files run side by side, in their order (xdist's own puts the demo, one long test, last); 0: one after the
+# other in one process, for a debugger.
 WORKERS ?= 2
 
 .PHONY: wheel-check browser demo test test-portable check format lint types bench clean help
@@ -44,7 +45,7 @@ demo: $(VENV)/.base
 	$(BIN)/tiltlm demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # torch's plainest kernels, and matrix products summed in another order (tests/rounding.py).
 test-portable: $(VENV)/.dev
