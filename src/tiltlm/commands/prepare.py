@@ -118,7 +118,8 @@ def _tokenizer(name: str) -> Any:
 
 def _write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
+    # a file name that this machine's encoding cannot read holds halves of characters; escaped, they are JSON still
+    aside.write_text(text, encoding="utf-8", errors="backslashreplace")
     aside.rename(path)
 
 
