@@ -17,6 +17,9 @@ Over P prompts the product runs over prompts too, Π_p Π_i Ẑ_{p,i}/Z_p: the *
 certified with R·P in the place of R. As a statement about other prompts it is none: that is what a standard error over
 prompts is for.
 
+Two things it does need: every conditional run has an exact draw of its own, and twist and proposal did not learn from
+those draws (they are fixed when the draws are made).
+
 The price is width: Jensen's gap E[log Ẑ] ≤ log Z, which more particles close, and ln(2/α)/R = 3.7/R on either side, which
 more runs close. Twenty runs of a good twist: 0.37 nats.
 
@@ -41,15 +44,19 @@ def certified(lower: Tensor, upper: Tensor, alpha: float = ALPHA, choices: int =
     choices: among how many settings this one was chosen after seeing them. Raises ValueError if nothing is left between:
     then one of the two sides is wrong.
     """
-    cost = math.log(2 * choices / alpha)
-    low = float(lower.double().mean()) - cost / lower.numel()
-    high = float(upper.double().mean()) + cost / upper.numel()
+    low, high = one_sided(lower, "lower", alpha / choices), one_sided(upper, "upper", alpha / choices)
     if low > high:
         raise ValueError(
             f"certified from below at {low:.4f} and from above at {high:.4f}, which cannot be (chance: {alpha:g} at most); "
             + WRONG
         )
     return low, high
+
+
+def one_sided(runs: Tensor, side: str, alpha: float = ALPHA) -> float:
+    """The end of a certificate on one side, "lower" or "upper", from runs [R] or [R, P]; it errs with chance α/2."""
+    cost = math.log(2 / alpha) / runs.numel()
+    return float(runs.double().mean()) + (cost if side == "upper" else -cost)
 
 
 def runs_for(width: float, gap: float, alpha: float = ALPHA) -> float:
