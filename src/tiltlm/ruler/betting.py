@@ -25,8 +25,11 @@ from tiltlm.ruler.certificate import ALPHA
 
 SHARES = torch.cat([torch.ones(1, dtype=torch.float64), 0.6 ** torch.arange(1, 33, dtype=torch.float64)])
 PRIOR = torch.cat([torch.tensor([0.5]), torch.full((32,), 0.5 / 32)]).double().log()[:, None]
-STEPS = 26
-"""Bisections: the ends are found to 1e-7 of where they may lie."""
+FINE = 1e9
+"""Weights that differ by rounding alone are one weight: rewards often take few values, and betting is then quick."""
+
+STEPS = 18
+"""Bisections: the ends are found to 1e-5 of where they may lie."""
 
 
 def interval_of_mean(
@@ -38,7 +41,7 @@ def interval_of_mean(
     """
     log_x = log_x.double().cpu()
     if counts is None:
-        log_x, counts = log_x.unique(return_counts=True)
+        log_x, counts = ((log_x * FINE).round() / FINE).unique(return_counts=True)
     keep = counts > 0
     log_x, counts = log_x[keep], counts[keep].double().cpu()
     if bounded and bool((log_x > 1e-9).any()):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tiltlm.ruler.betting import interval_of_mean
-from tiltlm.ruler.intervals import wilson
+from tiltlm.ruler.intervals import of_binary
 from tiltlm.ruler.weights import trust
 
 NO_BOUND = "no upper bound of the weights was given, so rare draws that matter may have been missed"
@@ -74,9 +74,10 @@ def of_counts(accepts: int, tries: int, log_w_max: float) -> Known:
     if not 0 <= accepts <= tries or tries < 1:
         raise ValueError(f"kept draws are some of those tried; got {accepts} of {tries}")
     rate = accepts / tries
-    value = _log(rate) + log_w_max
+    value = _log((accepts or 0.5) / tries) + log_w_max  # of none: anywhere below one
     stderr = math.sqrt((1 - rate) / accepts) if accepts else math.inf
-    low, high = (_log(p) + log_w_max for p in wilson(rate, tries))
+    ends = of_binary(rate, tries)
+    low, high = (_log(p) + log_w_max for p in (ends.low, ends.high))
     sure = _of_bernoulli(accepts, tries)
     source = f"{accepts} of {tries} draws of the reference kept by rejection"
     return Known(value, stderr, source, low, high, (sure[0] + log_w_max, sure[1] + log_w_max))
@@ -87,7 +88,8 @@ def of_successes(successes: int, n: int, beta: float) -> Known:
     if not 0 <= successes <= n or n < 1 or not beta > 0:
         raise ValueError(f"need successes within 0 and n, and beta > 0; got {successes}, {n} and {beta}")
     rate, sure = successes / n, _of_bernoulli(successes, n)
-    low, high = (_tilted(_log(p), beta) for p in wilson(rate, n))
+    both = of_binary(rate, n)
+    low, high = (_tilted(_log(p), beta) for p in (both.low, both.high))
     value = _tilted(_log(rate), beta)
     slope = math.exp(1 / beta - value) - math.exp(-value)  # d log Z / d p
     stderr = math.sqrt(rate * (1 - rate) / n) * slope

@@ -2,20 +2,23 @@
 what there is); where that is in doubt, the interval says so in `doubt`. What leans on nothing is in `certificate.py`.
 
     Student's t     mean ± t·stderr: near-normal means, however few; the default
-    Wilson          rates: all p whose own normal interval would hold the rate seen; 1000 of 1000 gives [0.996, 1]
+    Wilson          rates: all p whose own normal interval would hold the rate seen
+    exact           rates with fewer than ten hits or ten misses (Clopper–Pearson: all p under which a rate so high, or so
+                    low, has a chance of 2.5%), where Wilson's covers 92%; 1000 of 1000 gives [0.996, 1]
     bootstrap-t     skewed observations: quantiles of (mean* − mean)/stderr* over resamples take the place of ±t
                     (Efron & Tibshirani 1993, §12.5)
 
-A rate is averaged prompt by prompt before it comes here. Wilson's n is then the number of *independent* draws that would
-spread as the prompts do, p(1 − p)/spread², but never less than the number of prompts.
+A rate is averaged prompt by prompt before it comes here. Its n is then the number of *independent* draws that would
+spread as the prompts do, P·p(1 − p)/spread², but never less than the number of prompts.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from tiltlm.ruler.estimate import Estimate, mean
@@ -90,12 +93,28 @@ def of_rate(x: Tensor) -> Interval:
     """Wilson's interval of a rate, from x [n] within [0, 1]: draws, or the draws of each prompt averaged."""
     x = x.double()
     p, n = float(x.mean()), len(x)
+    if bool(((x == 0) | (x == 1)).all()):
+        return of_binary(p, n)
     if n < 2:
-        return Interval(*wilson(p, 1.0, 1.96), "Wilson", "one observation")
+        return replace(of_binary(p, 1), doubt="one observation")
     spread = float(x.var(unbiased=True))
-    independent = max(float(n), p * (1 - p) / spread) if spread > 0 else float(n)
-    binary = bool(((x == 0) | (x == 1)).all())
-    return Interval(*wilson(p, n if binary else independent, 1.959964 if binary else t_975(n - 1)), "Wilson")
+    independent = max(float(n), n * p * (1 - p) / spread) if spread > 0 else float(n)
+    found = of_binary(p, independent, t_975(n - 1))
+    return replace(found, doubt=f"fewer than {FEW} observations") if n < FEW else found
+
+
+def of_binary(p: float, n: float, z: float = 1.959964) -> Interval:
+    """The interval of a rate from p of n independent verdicts."""
+    if min(p, 1 - p) * n < 10:
+        return Interval(*exact(p, n), "exact")
+    return Interval(*wilson(p, n, z), "Wilson")
+
+
+def exact(p: float, n: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval: quantiles of beta distributions; n need not be whole."""
+    hits, misses = p * n, (1 - p) * n
+    low = 0.0 if hits < 1e-9 else float(betaincinv(hits, misses + 1, 0.025))
+    return low, 1.0 if misses < 1e-9 else float(betaincinv(hits + 1, misses, 0.975))
 
 
 def wilson(p: float, n: float, z: float = 1.959964) -> tuple[float, float]:

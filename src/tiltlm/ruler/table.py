@@ -50,7 +50,7 @@ def _plain(row: Mapping[str, Any]) -> str:
         return f"[{_end(low)}, {_end(high)}]"
     if row.get("interval") == "none":
         return f"{value:.3f} ± ?" if row["n"] == 1 else f"{value:.3f} (all alike)"
-    if row.get("interval") == "Wilson" and not (stderr or 0) >= 5e-4:
+    if row.get("unit") == "rate" and low is not None and not (stderr or 0) >= 5e-4:
         return f"{value:.3f} (≥ {low:.3f})" if value > 0.5 else f"{value:.3f} (≤ {high:.3f})"
     if not (stderr or 0) > 0:
         return f"{value:.3f}"
@@ -89,9 +89,10 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[
         headings = {row["metric"]: row["metric"] for row in rows}
     present = [name for name in headings if any(row["metric"] == name for row in rows)]
     shown = [possible(row) for row in rows if row["metric"] in present]
+    below = doubts(shown)
     out = Table(
-        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, caption=doubts(shown) or None,
-        caption_justify="left",
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, caption=below or None,
+        caption_justify="left", min_width=min(len(below), 100) or None,
     )  # fmt: skip
     out.add_column("method", no_wrap=True)
     for name in present:
