@@ -1,4 +1,4 @@
-"""The command line: list | run | sweep | prepare | sample | doctor | score | measure | report | demo.
+"""The command line: list | run | sweep | prepare | sample | doctor | score | measure | report | calibrate | demo.
 
 A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
 standard output, progress to standard error. Mistakes by the user end in one line that says what to do, and
@@ -36,13 +36,15 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
   tiltlm measure RUN…                           finished runs side by side, compared prompt by prompt
   tiltlm report RUN… --out page.html            their tables, pictures and samples on one page, offline
+  tiltlm calibrate                              how often the intervals hold, counted in worlds whose truth is known
 
 Every command takes --help; `tiltlm run RECIPE --help` lists that recipe's settings and their defaults.
 Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, finished or half-way.
 """
 
 COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
-COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "demo": "demo", "doctor": "doctor"}
+COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "calibrate": "calibrate"}
+COMMANDS |= {"demo": "demo", "doctor": "doctor"}
 """Each command, and the module of `commands/` that has the function of its name."""
 
 

@@ -58,4 +58,4 @@ def _lines(name: str) -> OnStep:
 
 
 def _now(metrics: dict[str, float]) -> str:
-    return f"loss {metrics['loss']:.4f}" if "loss" in metrics else ""
+    return "  ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", "width") if name in metrics)

@@ -169,6 +169,7 @@ class Samples:
     log_psi       [N, T]: the twist after each token, nats
     reward        [N]: r(x, y)
     log_w         [N]: log importance weight towards a target, up to the caller's constant
+    exact_at      float64 [N]: the beta of the target that the row is an exact draw of
     """
 
     prompts: Tokens
@@ -181,6 +182,7 @@ class Samples:
     log_psi: Tensor | None = None
     reward: Tensor | None = None
     log_w: Tensor | None = None
+    exact_at: Tensor | None = None
 
     def __post_init__(self) -> None:
         n, t = self.completions.ids.shape
@@ -203,6 +205,7 @@ class Samples:
             "finished": (n,),
             "reward": (n,),
             "log_w": (n,),
+            "exact_at": (n,),
             "log_q": (n, t),
             "log_ref": (n, t),
             "log_psi": (n, t),

@@ -1,4 +1,4 @@
-"""The one log Z of a comparison, and every method measured against one target."""
+"""Every method measured against one target, with the comparison's one log Z."""
 
 from __future__ import annotations
 
@@ -6,104 +6,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from tiltlm.exact import log_next_tokens
 from tiltlm.jsonl import read_json
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.heads import ValueHead
-from tiltlm.progress import steps
-from tiltlm.recipes.twisted_lab import Lab
+from tiltlm.recipes.twisted_log_z import CommonLogZ
 from tiltlm.recipes.twisted_policies import DPOPolicy, PPOPolicy, ReinforcePolicy, RPOPolicy, SFTPolicy
-from tiltlm.recipes.twisted_settings import LearnCTL, LogZSettings, Test
+from tiltlm.recipes.twisted_settings import LearnCTL, Test
 from tiltlm.recipes.twisted_settings import Twist as Net
 from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.recipes.twisted_twists import CTLTwist, DPGTwist, FudgeTwist, RLTwist, SIXOTwist, Value
-from tiltlm.ruler.bounds import bound_repeats, log_z_of
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Ruler
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
-from tiltlm.samplers.smc import SMC, smc
 from tiltlm.samples import Samples, conditions_of
-from tiltlm.tensors import load_tensors, save_tensors
+from tiltlm.tensors import load_tensors
 from tiltlm.train import checkpoints, step_of
 from tiltlm.twists.cd import CD as CDRule
 from tiltlm.twists.q_sharp import QSharp as QSharpRule
 from tiltlm.twists.value import Rule, ValueTwist
-
-
-@dataclass(frozen=True)
-class CommonLogZ(CTLTwist):
-    """The one log Z that every method of a comparison is held to; if by bounds, then with CTL's twist."""
-
-    log_z: LogZSettings = LogZSettings()
-    stage: ClassVar[str] = "log-z"
-
-    def inputs(self) -> dict[str, Recipe]:
-        needed = Scored.inputs(self) | {"exact": self.up(Exact)}
-        return needed | ({"twist": self.up(CTLTwist)} if self.log_z.by == "bounds" else {})
-
-    def build(self, run: Run[Any]) -> None:
-        how = {"reference": self.by_reference, "enumeration": self.by_enumeration, "bounds": self.by_bounds}
-        how[self.log_z.by](run, self.lab(run))
-
-    def check(self) -> None:
-        super().check()
-        infill = self.goal.reward == "infill"
-        if infill and self.log_z.by == "reference":
-            raise ValueError(
-                "infill: every condition has a log Z of its own; take --log-z.by bounds or enumeration"
-            )
-        if self.log_z.by == "enumeration" and not (infill and self.goal.condition_tokens == 1):
-            raise ValueError("enumeration sums over the gap: infill with one token to follow")
-        if self.log_z.by == "bounds" and not infill and self.stage == CommonLogZ.stage:
-            self.refuse_few(self.log_z.repeats, "log-z.repeats")
-
-    def by_reference(self, run: Run[Any], lab: Lab) -> None:
-        parts, s = [], self.log_z
-        with steps(self.name) as on_step:
-            for k in range(0, s.draws, s.batch_size):
-                own = lab.stream.child("log-z", k)
-                settings = SMC(min(s.batch_size, s.draws - k), threshold=0)
-                parts.append(smc(lab.target, None, lab.prompt, settings, max_new_tokens=lab.width, stream=own))
-                on_step(min(k + s.batch_size, s.draws), s.draws, {})
-        log_w = torch.cat([part.samples.log_w for part in parts if part.samples.log_w is not None])
-        run.write_json("log_z.json", LogZ.of_importance(log_w, "draws of the reference").to_json())
-
-    def by_enumeration(self, run: Run[Any], lab: Lab) -> None:
-        with steps(self.name) as on_step:
-            log_p = log_next_tokens(lab.reference, lab.prompt, lab.width, on_step=on_step)
-        save_tensors({"log_z": log_p.double()}, run.folder / "log_z_of_token.safetensors")
-        expected = float((log_p.exp() * log_p).sum())
-        run.write_json("log_z.json", LogZ.exact(expected).to_json())
-
-    def by_bounds(self, run: Run[Any], lab: Lab) -> None:
-        s, exact = self.log_z, self.exact_of(run).to(lab.device)
-        twist: Any = run.inputs["twist"].recipe.twist_of(run.inputs["twist"])
-        prompts, repeats = lab.prompt, s.repeats
-        if lab.conditioned:  # every condition has the one exact draw that it was split off
-            exact = lab.first(exact, s.conditions)
-            prompts, repeats = exact.prompts, 1
-        with steps(self.name) as on_step:
-            bounds = bound_repeats(
-                lab.target,
-                twist,
-                prompts,
-                exact,
-                ks=s.particles,
-                repeats=repeats,
-                max_new_tokens=lab.width,
-                stream=lab.stream.child("log-z"),
-                batch_size=s.batch_size,
-                on_step=on_step,
-            )
-        run.write_json("bounds.json", bounds.rows())
-        run.write_json("log_z.json", log_z_of(bounds).to_json())
-
-    def show(self, run: Run[Any]) -> None:
-        print(LogZ.from_json(read_json(run.folder / "log_z.json")))
 
 
 @dataclass(frozen=True)

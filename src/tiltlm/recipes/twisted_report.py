@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.recipes.twisted_twists import CTLTwist
 from tiltlm.ruler.bounds import Bounds as Found
 from tiltlm.ruler.bounds import bound_repeats, log_z_of
+from tiltlm.ruler.certificate import runs_for
 from tiltlm.ruler.frontier import frontier_plot, tilted_curve
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.plots import bounds_plot, curve_plot, ess_plot, genealogy_plot, kl_bars
@@ -141,7 +143,9 @@ def bound_report(found: Found, recipe: Recipe) -> list[dict[str, Any]]:
     for row in found.rows():
         method = f"{row['estimator']}, {row['proposal']} proposal, {row['k']} particles"
         head = {"recipe": recipe.name, "method": method, "metric": f"log_z_{row['side']}", "seed": recipe.seed}
-        rows.append({**head, "value": row["value"], "stderr": row["stderr"], "n": row["repeats"], "unit": "nats"})
+        numbers = {"value": row["value"], "stderr": row["stderr"], "n": row["repeats"], "unit": "nats"}
+        ends = {"low": row["low"], "high": row["high"], "interval": "Student's t", "certified": row["certified"]}
+        rows.append({**head, **numbers, **ends})
     return rows
 
 
@@ -205,7 +209,7 @@ class FrontierFigure(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO
             lab.reference, lab.prompt, n=n, max_new_tokens=lab.width, stream=own, batch_size=self.log_z.batch_size
         )
         betas = torch.logspace(2, -2, 60) * max(self.frontier.betas)
-        kl, reward = tilted_curve(lab.target.reward(drawn), betas)
+        kl, reward = tilted_curve(lab.target.reward(drawn), betas, self.goal.bound())
         return kl.tolist(), reward.tolist()
 
 
@@ -311,17 +315,48 @@ class ReachFigure(CTLTwist):
                     on_step=on_step,
                 )
             rows += [{**row, "length": length} for row in found.rows()]
+            save_tensors(found.tensors(), run.folder / f"bounds_{length}.safetensors")
         run.write_json("bounds_by_length.json", rows)
-        run.write_json("report.json", [self.row(row) for row in rows])
+        run.write_json("report.json", [self.row(row) for row in rows] + self.certificates(rows))
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         method = f"{row['length']} tokens, {row['estimator']}, {row['k']} particles"
         head = {"recipe": self.name, "method": method, "metric": f"log_z_{row['side']}", "seed": self.seed}
-        return {**head, "value": row["value"], "stderr": row["stderr"], "n": row["repeats"], "unit": "nats"}
+        ends = {"low": row["low"], "high": row["high"], "interval": "Student's t"}
+        return {
+            **head,
+            "value": row["value"],
+            "stderr": row["stderr"],
+            "n": row["repeats"],
+            "unit": "nats",
+            **ends,
+        }
+
+    def certificates(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Report rows: of every method the certificate's ends and width, and the runs that `reach.width` takes."""
+        sides: dict[str, dict[str, dict[str, Any]]] = {}
+        for row in rows:
+            sides.setdefault(self.row(row)["method"], {})[row["side"]] = row
+        out = []
+        for method, both in sides.items():
+            low, high = both["lower"], both["upper"]
+            runs = runs_for(self.reach.width, max(0.0, high["value"] - low["value"]))
+            found = {"certified_low": low["certified"], "certified_high": high["certified"]}
+            found["certified_width"] = high["certified"] - low["certified"]
+            found |= {} if math.isinf(runs) else {"runs": runs}
+            head = {"recipe": self.name, "method": method, "seed": self.seed, "stderr": None, "n": low["repeats"]}
+            units = {"runs": "rows"}
+            out += [{**head, "metric": m, "value": v, "unit": units.get(m, "nats")} for m, v in found.items()]
+        return out
 
     def show(self, run: Run[Any]) -> None:
         rows = read_report(run.folder / "report.json")
-        headings = {"log_z_lower": "log Z, lower bound", "log_z_upper": "upper bound"}
+        headings = {
+            "log_z_lower": "log Z, lower bound",
+            "log_z_upper": "upper bound",
+            "certified_low": "certified from",
+        }
+        headings |= {"certified_high": "to", "certified_width": "width", "runs": f"runs for {self.reach.width:g}"}
         Console(width=130, highlight=False).print(
             table(rows, f"{self.family}: how far log Z is certified", headings)
         )

@@ -334,9 +334,9 @@ class LearnPolicy:
 class LogZSettings:
     """How the common log Z is found, once for all methods."""
 
-    by: Literal["reference", "enumeration", "bounds"] = "reference"
-    """reference: one long importance run of the reference. enumeration: infill, every gap (short ones). bounds:
-    SMC bounds with CTL's twist."""
+    by: Literal["reference", "enumeration", "bounds", "rejection"] = "reference"
+    """reference: one long importance run of the reference. rejection: how many of its tries the search for exact draws
+    kept. enumeration: infill, every gap (short ones). bounds: SMC bounds with CTL's twist."""
 
     draws: int = 40_000
     particles: tuple[int, ...] = (32, 500)
@@ -346,10 +346,21 @@ class LogZSettings:
     conditions: int = 100
     """infill: on how many conditions log Z is known; the methods are measured on some of these."""
 
+    width: float = 0.0
+    """Draw on until the certificate of log Z is at most so many nats wide (0: `draws` or `repeats`, and no more)."""
+
+    limit: int = 50
+    """With a width: at most so many times `draws` or `repeats`."""
+
     batch_size: int = 2000
 
     def __post_init__(self) -> None:
-        at_least_one(self, "draws", "particles", "repeats", "conditions", "batch_size")
+        at_least_one(self, "draws", "particles", "repeats", "conditions", "batch_size", "limit")
+        if not self.width >= 0 or (self.width and self.by not in ("reference", "bounds")):
+            raise ValueError(
+                f"a width of log Z's certificate goes with --log-z.by reference or bounds and is positive; got "
+                f"{self.width} by {self.by}"
+            )
 
 
 @dataclass(frozen=True)
@@ -420,6 +431,9 @@ class Show:
 @dataclass(frozen=True)
 class Reach:
     """Certified intervals for log Z at growing lengths, each with a CTL twist of its own."""
+
+    width: float = 0.1
+    """The table says how many runs a certificate of so many nats takes."""
 
     lengths: tuple[int, ...] = (20, 50, 100, 200)
     particles: tuple[int, ...] = (64, 256)

@@ -22,6 +22,7 @@ from tiltlm.recipes.twisted_settings import (
 from tiltlm.recipes.twisted_text import classes_known, train_classifier, train_reference
 from tiltlm.rewards.by_name import files_of, text_function
 from tiltlm.run import Recipe, Run
+from tiltlm.samplers.exact_draws import confirm, marked
 from tiltlm.samplers.rejection import reject
 from tiltlm.samples import Samples
 from tiltlm.train import checkpoints
@@ -184,7 +185,7 @@ class Exact(Scored):
         return super().files() + ([self.exact.stored] if self.exact.stored else [])
 
     def stored(self, lab: Lab) -> Samples:
-        """The draws of the file that the settings name. Raises ValueError if they answer another prompt."""
+        """The draws of the file that the settings name. Raises ValueError if they are of another target or prompt."""
         samples = Samples.load(self.exact.stored)
         length = samples.tokens.shape[1]
         same = lab.conditioned or samples.prompts.lists() == lab.prompt.lists()
@@ -193,7 +194,9 @@ class Exact(Scored):
                 f"{self.exact.stored} holds draws of {length} tokens, the settings want {lab.width}; and its prompt is "
                 f"{'the same' if same else 'another one'}"
             )
-        return samples
+        samples = samples.to(lab.device)
+        confirm(lab.target, samples, rewards=len(samples))
+        return samples if samples.exact_at is not None else marked(samples, lab.goal.beta)
 
     def search(self, run: Run[Any], lab: Lab) -> Samples:
         s, path = self.exact, run.folder / "search.safetensors"

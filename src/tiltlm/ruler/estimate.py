@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tiltlm.ruler.student import t_975
+
+__all__ = ["Estimate", "mean", "per_prompt", "t_975"]
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -17,7 +21,9 @@ class Estimate:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.value:.4f}" if not self.stderr > 0 else f"{self.value:.4f} ± {self.stderr:.4f}"
+        if math.isnan(self.stderr):
+            return f"{self.value:.4f} ± ?"
+        return f"{self.value:.4f}" if self.stderr == 0 else f"{self.value:.4f} ± {self.stderr:.4f}"
 
     def interval(self) -> tuple[float, float]:
         """The 95% interval by Student's t: honest also for a handful of observations, three seeds say."""
@@ -25,17 +31,6 @@ class Estimate:
             return -math.inf, math.inf
         half = t_975(self.n - 1) * self.stderr
         return self.value - half, self.value + half
-
-
-def t_975(freedom: int) -> float:
-    """The 97.5% quantile of Student's t; beyond 10 degrees of freedom by its expansion in 1/freedom."""
-    if freedom < 1:
-        raise ValueError(f"Student's t wants at least one degree of freedom; got {freedom}")
-    few = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-    z = 1.959964
-    far = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    far += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    return few[freedom - 1] if freedom <= len(few) else far
 
 
 def mean(x: Tensor) -> Estimate:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiltlm.ruler.agreement import possible
 from tiltlm.ruler.log_z import BinaryTarget
-from tiltlm.ruler.weights import TRUSTED, effective_sample_size, pareto_k
+from tiltlm.ruler.table import reach
 
 
 def binary_curve(log_p: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,16 +26,26 @@ def binary_curve(log_p: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
     return kl.cpu(), torch.stack([t.success.mean() for t in targets]).cpu()
 
 
-def tilted_curve(reward: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-    """(KL(pi*‖pi_ref), E_pi*[r]) by importance weights of rewards [N] of plain draws, for every beta that N draws can
-    tell: those whose weights' effective sample size is 100 at least, and whose Pareto shape can be trusted.
+ENOUGH = 400
+"""Draws that rejection would have kept, from which a point of the curve is drawn: Z is then known to some 5%."""
 
-    KL(pi*‖pi_ref) = E_pi*[r]/beta − log Z.
+
+def tilted_curve(reward: Tensor, betas: Tensor, r_max: float) -> tuple[Tensor, Tensor]:
+    """(KL(pi*‖pi_ref), E_pi*[r]) by importance weights of rewards [N] of plain draws, for every beta that N draws can
+    tell: Σ exp((r − r_max)/beta), the draws that rejection would keep of them, is 400 at least.
+
+    KL(pi*‖pi_ref) = E_pi*[r]/beta − log Z. r_max: the reward's upper bound. The draws' own effective sample size would
+    not do: it is largest where the draws that matter were never met, and the curve would then run *below* what methods
+    reach.
     """
     reward, points = reward.double().cpu(), []
+    if bool((reward > r_max + 1e-5 * max(1.0, abs(r_max))).any()):
+        raise ValueError(
+            f"r_max is {r_max}, but a draw has r = {reward.max().item():.6g}; state the reward's upper bound"
+        )
     for beta in betas.tolist():
         log_w = reward / beta
-        if float(effective_sample_size(log_w[None])[0]) < 100 or pareto_k(log_w) > TRUSTED:
+        if float((log_w - r_max / beta).exp().sum()) < ENOUGH:
             continue
         log_z = log_w.logsumexp(0) - math.log(len(reward))
         expected = (log_w.softmax(0) * reward).sum()
@@ -92,7 +103,7 @@ def _mark(axes: Any, name: str, k: int, kl: Mapping[str, Any], reward: Mapping[s
     """One method's point; later methods are smaller, so that points on top of each other all show."""
     color = f"C{k % 10}"
     axes.errorbar(
-        kl["value"], reward["value"], xerr=_bar(kl), yerr=_bar(reward), fmt=MARKERS[k % len(MARKERS)], capsize=2,
+        kl["value"], reward["value"], xerr=reach(kl), yerr=reach(reward), fmt=MARKERS[k % len(MARKERS)], capsize=2,
         color=color, markerfacecolor="white" if "(beta" in name else color, markersize=max(12 - k, 6), label=name,
         elinewidth=1, zorder=3 + k, clip_on=False,
     )  # fmt: skip
@@ -114,16 +125,11 @@ def _updates(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _reach(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     point = _point(rows, name)
-    return 0.0 if point is None else point[0]["value"] + _bar(point[0])
+    return 0.0 if point is None else point[0]["value"] + float(reach(point[0])[1][0])
 
 
 def _point(rows: Sequence[Mapping[str, Any]], method: str) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    found = {row["metric"]: row for row in rows if row["method"] == method}
+    found = {row["metric"]: possible(row) for row in rows if row["method"] == method}
     if "reward" not in found or "kl_to_reference" not in found:
         return None
     return found["kl_to_reference"], found["reward"]
-
-
-def _bar(row: Mapping[str, Any]) -> float:
-    """1.96 standard errors; 0 where there is none."""
-    return 1.96 * (row["stderr"] or 0.0)

@@ -5,10 +5,10 @@ For a reward of 0 or 1 with success probability p(x) = P_ref(r = 1 | x) everythi
     log Z = log(1 − p + p·e^(1/beta)),   P*(r = 1) = p·e^(1/beta)/Z,   KL(pi*‖pi_ref) = P*(r = 1)/beta − log Z
 
 If the rewarded completions can be listed (one right answer, say), p is the sum of their reference
-probabilities: no sampling, no error. Otherwise the measured success rate stands in, its error propagated.
+probabilities: no sampling, no error.
 
 For any other target, `LogZ` holds what is known: a number, a number with a standard error (one long importance
-run), or a pair of stochastic bounds around it (`bounds.py`).
+run, rejection's verdicts: `importance.py`), or a pair of stochastic bounds around it (`bounds.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltlm.ruler import importance
+from tiltlm.ruler.certificate import WRONG, certified
 from tiltlm.ruler.estimate import Estimate, mean
-from tiltlm.ruler.weights import trust
+from tiltlm.ruler.intervals import FEW
+from tiltlm.ruler.student import errors
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,8 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(x > -math.log(2), torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
 
 
-def from_success_rate(rate: Estimate, beta: float) -> Estimate:
-    """log Z of a binary reward from a measured success rate, with its standard error to first order.
-
-    For *one* prompt, or prompts that share one success probability: log Z is not linear in p.
-    """
-    if not 0 <= rate.value <= 1 or not beta > 0:
-        raise ValueError(f"need a rate within [0, 1] and beta > 0; got {rate.value} and {beta}")
-    lift = math.expm1(1 / beta) if beta > 1 / 700 else math.inf
-    if math.isinf(lift):
-        raise ValueError(f"beta {beta} is too small for a measured rate: exp(1/beta) overflows")
-    z = 1 + rate.value * lift
-    return Estimate(math.log(z), rate.stderr * lift / z, rate.n)
+Side = tuple[float, float]
+"""An end of an interval: the value that it starts from, and how far the draws' chance may carry beyond it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,9 @@ class LogZ:
     to first order; with them it is the middle, and the truth may lie anywhere between.
     paired: known prompt by prompt (`each` [P]) and subtracted so: its spread over prompts is in the distances
     already, and `lower`, `upper` err only by how the gap varies.
+    low, high: the estimate's 95% interval, where it is not value ± 1.96 stderr. certificate: the interval that needs
+    nothing to be normal (`certificate.py`, `betting.py`); over prompts, of the mean over *these* prompts.
+    doubt: why the estimate's interval may not hold; empty where nothing says so.
     """
 
     value: float
@@ -92,6 +88,10 @@ class LogZ:
     source: str = "exact"
     paired: bool = False
     each: Tensor | None = field(default=None, compare=False)
+    low: float | None = None
+    high: float | None = None
+    certificate: tuple[float, float] | None = None
+    doubt: str = ""
 
     @staticmethod
     def exact(value: float | Tensor) -> LogZ:
@@ -99,27 +99,41 @@ class LogZ:
         return LogZ(float(torch.as_tensor(value).double().mean()), 0.0)
 
     @staticmethod
-    def of_importance(log_w: Tensor, source: str) -> LogZ:
-        """From one long run of importance sampling: log of the mean weight, [n]; error by the delta method."""
-        log_w = log_w.double()
-        value = float(log_w.logsumexp(0)) - math.log(len(log_w))
-        spread = float((log_w - value).exp().std()) / math.sqrt(len(log_w))
-        return LogZ(value, spread, source=f"{len(log_w)} {source}; {trust(log_w)}")
+    def of_importance(log_w: Tensor, source: str, log_w_max: float | None = None) -> LogZ:
+        """From one long run of importance sampling: log of the mean weight, [n]; error by the delta method.
+
+        log_w_max: a bound on the weights (r_max/beta for draws of the reference). With it the interval holds whatever the
+        draws missed, and there is a certificate; without it nothing can tell what they missed, and `doubt` says so.
+        """
+        return LogZ(**vars(importance.of_weights(log_w, source, log_w_max)))
+
+    @staticmethod
+    def of_acceptance(accepts: int, tries: int, log_w_max: float) -> LogZ:
+        """From rejection's verdicts: `accepts` of `tries` draws of the reference kept, each with chance w/w_max."""
+        return LogZ(**vars(importance.of_counts(accepts, tries, log_w_max)))
+
+    @staticmethod
+    def of_success_rate(successes: int, n: int, beta: float) -> LogZ:
+        """Of a reward of 0 or 1 for *one* prompt: log(1 + p·(e^(1/beta) − 1)), with Wilson's and betting's ends of p."""
+        return LogZ(**vars(importance.of_successes(successes, n, beta)))
 
     @staticmethod
     def of_bounds(lower: Tensor, upper: Tensor, source: str) -> LogZ:
         """From repeated lower and upper bounds [R] each, of SMC: the midpoint, its error from the pairs'
-        spread."""
-        middle = mean((lower.double() + upper.double()) / 2)
-        return LogZ(middle.value, middle.stderr, mean(lower), mean(upper), source)
+        spread. Raises ValueError if the lower ones lie above the upper ones by more than three errors."""
+        refuse_crossed(lower, upper)
+        middle, fixed = mean((lower.double() + upper.double()) / 2), certified(lower, upper)
+        doubt = FEW_REPEATS if middle.n < FEW else ""
+        return LogZ(middle.value, middle.stderr, mean(lower), mean(upper), source, certificate=fixed, doubt=doubt)
 
     @staticmethod
     def of_pairs(lower: Tensor, upper: Tensor, source: str) -> LogZ:
-        """From one pair of bounds per prompt, [P] each: the midpoints."""
+        """From one pair of bounds per prompt, [P] each: the midpoints. Raises ValueError as `of_bounds` does."""
+        refuse_crossed(lower, upper)
         middle, half = (lower.double() + upper.double()) / 2, mean((upper.double() - lower.double()) / 2)
-        value = mean(middle)
+        value, fixed = mean(middle), certified(lower, upper)
         low, high = (Estimate(value.value + sign * half.value, half.stderr, half.n) for sign in (-1, 1))
-        return LogZ(value.value, value.stderr, low, high, source, paired=True, each=middle)
+        return LogZ(value.value, value.stderr, low, high, source, paired=True, each=middle, certificate=fixed)
 
     def per_prompt(self, n: int) -> Tensor | float:
         """What is subtracted from n prompts' distances: each one's own, or the common value."""
@@ -136,16 +150,27 @@ class LogZ:
 
     @property
     def gap(self) -> float:
-        """Upper less lower bound; 0 where the value is not bracketed."""
-        return 0.0 if self.lower is None or self.upper is None else self.upper.value - self.lower.value
+        """Upper less lower bound, where upper is above; 0 where no gap is seen, or the value is not bracketed."""
+        return 0.0 if self.lower is None or self.upper is None else max(0.0, self.upper.value - self.lower.value)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """The interval's two ends. Between bounds they start from the bounds, at Student's distance; where lower and
+        upper crossed within their errors, from the outer one."""
+        if self.lower is None or self.upper is None:
+            if self.lower is not None:
+                return (self.lower.value, self.lower.value - self.lower.interval()[0]), (math.inf, 0.0)
+            usual = 1.96 * self.stderr
+            down = usual if self.low is None else self.value - self.low
+            return (self.value, down), (self.value, usual if self.high is None else self.high - self.value)
+        first, last = sorted((self.lower, self.upper), key=lambda e: e.value)
+        return (first.value, first.value - first.interval()[0]), (last.value, last.interval()[1] - last.value)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where log Z lies, at 95%: from the lower bound's end (by Student's t) to the upper's, or the value's own."""
-        low, high = self.lower, self.upper
-        if low is None or high is None:
-            return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
-        return low.interval()[0], high.interval()[1]
+        """Where log Z lies, at 95%, by estimate."""
+        (low, down), (high, up) = self.sides
+        return low - down, high + up
 
     @property
     def width(self) -> float:
@@ -154,12 +179,24 @@ class LogZ:
         return high - low
 
     def __str__(self) -> str:
-        if self.lower is None or self.upper is None:
-            return f"log Z = {self.value:.4f} ± {self.stderr:.4f} nats ({self.source})"
         low, high = self.interval
+        ends = f"estimate, 95%: {low:.4f} to {high:.4f}" + (
+            f", which may not hold: {self.doubt}" if self.doubt else ""
+        )
+        if self.certificate is not None:
+            ends += "; certified, 95%: {:.4f} to {:.4f}".format(*self.certificate)
+        if self.lower is None or self.upper is None:
+            exact = self.stderr == 0 and self.low is None
+            plain = f"{self.value:.4f}" + ("" if exact else f" ± {self.stderr:.4f}")
+            if max(high - self.value, self.value - low) > 4 * self.stderr + 1e-4:  # the draws do not tell it
+                return f"log Z lies between {low:.4f} and {high:.4f} nats ({ends}; the draws met: {plain}; {self.source})"
+            return f"log Z = {plain} nats ({'' if exact else ends + '; '}{self.source})"
+        middle = f"middle {self.value:.4f} ± {self.stderr:.4f}"
+        if self.upper.value < self.lower.value:
+            return f"log Z = {middle[7:]} nats (no gap seen, interval from the errors; {ends}; {self.source})"
         return (
-            f"log Z lies between {self.lower} and {self.upper} nats (95%: {low:.4f} to {high:.4f}; "
-            f"gap {self.gap:.4f}, middle {self.value:.4f} ± {self.stderr:.4f}; {self.source})"
+            f"log Z lies between {self.lower} and {self.upper} nats ({ends}; gap {self.gap:.4f}, {middle}; "
+            f"{self.source})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -175,7 +212,31 @@ class LogZ:
 
     @staticmethod
     def _read(value: dict[str, Any]) -> LogZ:
-        bounds = {name: None if value[name] is None else Estimate(**value[name]) for name in ("lower", "upper")}
-        paired, each = value.get("paired", False), value.get("each")
+        """What older files lack stays unknown."""
+        names = ("value", "stderr", "source", "paired", "low", "high", "doubt")
+        known: dict[str, Any] = {name: value[name] for name in names if name in value}
+        for name in ("lower", "upper"):
+            known[name] = None if value[name] is None else Estimate(**value[name])
+        each, fixed = value.get("each"), value.get("certificate")
         each = None if each is None else torch.tensor(each, dtype=torch.float64)
-        return LogZ(value["value"], value["stderr"], **bounds, source=value["source"], paired=paired, each=each)
+        return LogZ(**known, each=each, certificate=None if fixed is None else tuple(fixed))
+
+
+FEW_REPEATS = f"fewer than {FEW} repeats, whose errors are themselves guesses"
+
+ROUNDING = 1e-4
+"""Nats that float32 densities may be off by."""
+
+
+def refuse_crossed(lower: Tensor, upper: Tensor) -> None:
+    """Raise ValueError where the mean of lower bounds lies above that of upper ones by more than three errors."""
+    difference = mean((lower - upper).double())  # of the same repeat or prompt
+    apart = mean(lower), mean(upper)
+    if difference.n < 2:
+        return
+    stderr = max(difference.stderr, math.hypot(apart[0].stderr, apart[1].stderr) if lower.ndim == 1 else 0.0)
+    if difference.value > errors(3, difference.n - 1) * stderr + ROUNDING:
+        raise ValueError(
+            f"the lower bounds of log Z ({apart[0]}) lie above the upper ones ({apart[1]}) by more than three errors: "
+            + WRONG
+        )

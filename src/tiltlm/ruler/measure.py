@@ -21,11 +21,14 @@ from torch import Tensor
 
 from tiltlm.exact import log_density
 from tiltlm.models.base import LanguageModel
+from tiltlm.ruler.agreement import DIVERGENCES, possible
 from tiltlm.ruler.estimate import Estimate, mean, per_prompt
+from tiltlm.ruler.intervals import Interval, of_mean
 from tiltlm.ruler.kl import kl_along_in_batches
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.weights import effective_sample_size, pareto_k
 from tiltlm.samplers.ancestral import draw_in_batches
+from tiltlm.samplers.exact_draws import confirm
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
@@ -71,34 +74,58 @@ class Measurement:
         return {name: mean(x) for name, x in self.values.items()}
 
     def rows(self, recipe: str, method: str, seed: int) -> list[dict[str, Any]]:
-        """Report rows {recipe, method, metric, value, stderr, n, unit, seed}; stderr null where n = 1."""
+        """Report rows {recipe, method, metric, value, stderr, n, unit, low, high, interval, seed}.
+
+        low, high: the 95% interval (`intervals.py`; null: unknown), interval: of which kind. doubt: why it may not hold,
+        where something says so. Distances taken with a common log Z have its part of the error too (`_with_log_z`).
+        Raises ValueError for a KL below 0 beyond chance.
+        """
         head, tail = {"recipe": recipe, "method": method}, {"seed": seed}
         rows = []
         for name, e in self.estimates().items():
             stderr = None if math.isnan(e.stderr) else e.stderr
             numbers = {"metric": name, "value": e.value, "stderr": stderr, "n": e.n, "unit": unit_of(name)}
-            rows.append({**head, **numbers, **self._shared_error(name, e), **tail})
+            rows.append(possible({**head, **numbers, **self._interval(name, e), **tail}))
         return rows
 
-    def _shared_error(self, name: str, e: Estimate) -> dict[str, Any]:
-        """What the common log Z adds to a distance: its part of the error, and the interval of both together.
+    def _interval(self, name: str, e: Estimate) -> dict[str, Any]:
+        """The 95% interval of a metric, as entries of its row."""
+        computed = e.stderr == 0 and (name == "log_z" or (name in DIVERGENCES and e.value == 0))
+        own = (
+            Interval(e.value, e.value, "exact")
+            if computed
+            else of_mean(self.values[name], unit_of(name) == "rate")
+        )
+        scale = {
+            "kl_to_target": 1.0,
+            "kl_from_target": -1.0,
+            "objective_gap": self.beta,
+            "kl_to_target_at_least": 1.0,
+        }
+        found: dict[str, Any] = {"low": own.low, "high": own.high, "interval": own.kind}
+        doubt = own.doubt
+        if self.log_z is not None and name in scale:
+            found |= self._with_log_z(e, own, self.log_z, scale[name], name.endswith("at_least"))
+            doubt = "; ".join(filter(None, (own.doubt, self.log_z.doubt)))
+        found |= {end: None for end in ("low", "high") if math.isinf(found[end])}
+        return found | ({"doubt": doubt} if doubt else {})
 
-        `gap`: log Z is bracketed more widely than the distance is long; then only the interval means something.
+    def _with_log_z(self, e: Estimate, own: Interval, z: LogZ, scale: float, one_sided: bool) -> dict[str, Any]:
+        """The interval of a distance and log Z together: how far each may be off, in quadrature (Zou & Donner 2008), from
+        the bound of log Z on either side where it is bracketed.
+
+        `gap`: log Z is known less well than the distance is long; then only the interval means something.
         """
-        scale = {"kl_to_target": 1.0, "kl_from_target": -1.0, "objective_gap": self.beta}.get(name)
-        if self.log_z is None or scale is None:
-            return {}
-        own = 0.0 if math.isnan(e.stderr) else e.stderr
-        size, z = abs(scale), self.log_z
-        low, high = (scale * (end - z.value) for end in z.interval)
-        both = math.hypot(own, size * z.shared_stderr)
-        found = {"stderr": both, "stderr_log_z": size * z.shared_stderr}
-        if z.gap:
-            ends = sorted((e.value + low, e.value + high))
-            found |= {"low": ends[0] - 1.96 * own, "high": ends[1] + 1.96 * own}
-        else:
-            found |= {"low": e.value - 1.96 * both, "high": e.value + 1.96 * both}
-        return found | ({"gap": size * z.gap} if size * z.gap > abs(e.value) else {})
+        size, ends = abs(scale), z.sides if scale > 0 else (z.sides[1], z.sides[0])
+        (below, down), (above, up) = ends
+        low = e.value - size * abs(z.value - below) - math.hypot(e.value - own.low, size * down)
+        high = math.inf if one_sided else e.value + size * abs(above - z.value)
+        high += math.hypot(own.high - e.value, size * up)
+        stderr = math.hypot(0.0 if math.isnan(e.stderr) else e.stderr, size * z.shared_stderr)
+        found = {"stderr": stderr, "stderr_log_z": size * z.shared_stderr, "low": low, "high": high}
+        if one_sided or size * z.width <= abs(e.value):
+            return found
+        return found | {"gap": size * z.width}
 
     def save(self, path: str | Path) -> None:
         """Write the observations to a safetensors file, the common log Z in its header."""
@@ -126,7 +153,8 @@ class Ruler:
     log_z: [P], exact per prompt; or one common `LogZ` (over prompts: of its mean), whose error and gap then stand
     beside every distance. Without it absolute distances are left out, and `objective` = E_q[r] − beta·KL(q‖pi_ref)
     still ranks methods; a LogZ with a lower bound alone gives a lower bound of KL(q‖pi*). exact: exact draws of
-    pi* for the same prompts, for KL(pi*‖q). checks: the task's own rates.
+    pi* for the same prompts, for KL(pi*‖q); refused with a ValueError if they are not of this target (`confirm`).
+    checks: the task's own rates.
     expected_reward: where E_q[r | x] can be computed (one right answer: q's probability of it), it replaces the
     drawn rewards in every metric but the checks, and takes most of the noise out of the distances.
 
@@ -144,6 +172,10 @@ class Ruler:
     exact: Samples | None = None
     checks: Mapping[str, Check] | None = None
     expected_reward: Callable[[LanguageModel], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.exact is not None:
+            confirm(self.target, self.exact)
 
     def measure(self, q: LanguageModel) -> tuple[Measurement, Samples]:
         """Draw `n` completions of every prompt from `q` and measure; returns the scored samples too."""

@@ -15,6 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from tiltlm.ruler.agreement import possible
+from tiltlm.ruler.table import reach
+
 Rows = Sequence[Mapping[str, Any]]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
@@ -37,6 +40,12 @@ def _save(figure: Figure, path: str | Path) -> Path:
     return Path(path)
 
 
+def _reaches(rows: Rows) -> list[list[float]]:
+    """Error bars of several rows: how far their 95% intervals go below, and above."""
+    ends = [reach(row) for row in rows]
+    return [[end[k][0] for end in ends] for k in (0, 1)]
+
+
 def bounds_plot(rows: Rows, path: str | Path, title: str = "log Z between its bounds") -> Path:
     """Lower and upper bounds of log Z against particles: one colour an estimator, dashed for the reference proposal."""
     figure, axes = _axes(title, "particles K", "bound of log Z, nats")
@@ -47,7 +56,7 @@ def bounds_plot(rows: Rows, path: str | Path, title: str = "log Z between its bo
             own = [r for r in rows if (r["estimator"], r["proposal"], r["side"]) == (estimator, proposal, side)]
             own.sort(key=lambda r: r["k"])
             axes.errorbar(
-                [r["k"] for r in own], [r["value"] for r in own], yerr=[1.96 * (r["stderr"] or 0) for r in own],
+                [r["k"] for r in own], [r["value"] for r in own], yerr=_reaches(own),
                 color=color, marker="^" if side == "lower" else "v", markersize=5, capsize=2, elinewidth=1,
                 linestyle="-" if proposal == "twist" else "--",
                 label=f"{ESTIMATORS[estimator]}, {proposal} proposal" if side == "lower" else None,
@@ -58,7 +67,10 @@ def bounds_plot(rows: Rows, path: str | Path, title: str = "log Z between its bo
 
 
 def kl_bars(rows: Rows, path: str | Path, title: str = "how far from pi*") -> Path:
-    """Both KLs of every method, with 95% intervals; methods in the order of KL(q‖pi*)."""
+    """Both KLs of every method, with 95% intervals; methods in the order of KL(q‖pi*).
+
+    An estimate below 0 is drawn below 0; one that lies there beyond chance raises ValueError.
+    """
     names = {"kl_to_target": "KL(q‖pi*)", "kl_from_target": "KL(pi*‖q)"}
     found = {(r["method"], r["metric"]): r for r in rows if r["metric"] in names}
     methods = list(dict.fromkeys(m for m, _ in found))
@@ -66,10 +78,17 @@ def kl_bars(rows: Rows, path: str | Path, title: str = "how far from pi*") -> Pa
     figure, axes = _axes(title, "nats", "", (7.6, 0.9 + 0.42 * max(1, len(methods))))
     for k, (metric, label) in enumerate(names.items()):
         own = [(i, found[m, metric]) for i, m in enumerate(methods) if (m, metric) in found]
-        values = [max(0.0, r["value"]) for _, r in own]
+        values = [possible(r)["value"] for _, r in own]
         at = [i + (k - 0.5) * 0.36 for i, _ in own]
-        errors = [1.96 * (r["stderr"] or 0) for _, r in own]
-        axes.barh(at, values, 0.34, xerr=errors, color=COLORS[k], label=label, error_kw={"elinewidth": 1})
+        axes.barh(
+            at,
+            values,
+            0.34,
+            xerr=_reaches([r for _, r in own]),
+            color=COLORS[k],
+            label=label,
+            error_kw={"elinewidth": 1},
+        )
     axes.set_yticks(range(len(methods)), methods)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -139,7 +158,7 @@ def curve_plot(rows: Rows, metric: str, path: str | Path, title: str = "") -> Pa
         k = methods.index(method)
         first = seed == next(r.get("seed", 0) for r in own if r["method"] == method)
         axes.errorbar(
-            [r["step"] for r in line], [r["value"] for r in line], yerr=[1.96 * (r["stderr"] or 0) for r in line],
+            [r["step"] for r in line], [r["value"] for r in line], yerr=_reaches(line),
             color=COLORS[k % 8], marker=MARKERS[k % 8], markersize=4, capsize=2, label=method if first else None,
         )  # fmt: skip
     axes.set_xscale("log", base=2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tiltlm.jsonl import read_json
+from tiltlm.ruler.agreement import possible
 from tiltlm.ruler.estimate import Estimate, mean
 
 HEADINGS = {
@@ -62,26 +64,68 @@ def _number_or_none(value: Any) -> bool:
 
 
 def cell(row: Mapping[str, Any] | None) -> str:
-    """value ± stderr, or a dash where nothing was measured."""
+    """value ± one standard error; an interval, or one end of it, where that says more; a dash where nothing was measured.
+
+    Never a certainty that draws do not give: a rate of 1 in 1000 is "1.000 (≥ 0.996)", a number of a single draw "0.5 ±
+    ?", of draws that are all alike "0.5 (all alike)". A star: the row has a doubt (`doubts`).
+    """
     if row is None:
         return "–"
-    if "gap" in row:  # log Z is known less well than the distance: only the interval means something
-        return f"[{row['low']:.3f}, {row['high']:.3f}]"
+    return _plain(row) + ("*" if row.get("doubt") and _starred(row) else "")
+
+
+def _plain(row: Mapping[str, Any]) -> str:
+    value, stderr, low, high = row["value"], row["stderr"], row.get("low"), row.get("high")
     if row.get("unit") in COUNTS:
-        return f"{row['value']:.0f}"
-    value = f"{row['value']:.3f}"
-    return value if not (row["stderr"] or 0) > 0 else f"{value} ± {row['stderr']:.3f}"
+        return f"{value:.0f}"
+    if "gap" in row:  # log Z is known less well than the distance: only the interval means something
+        return f"[{_end(low)}, {_end(high)}]"
+    if row.get("interval") == "none":
+        return f"{value:.3f} ± ?" if row["n"] == 1 else f"{value:.3f} (all alike)"
+    if row.get("unit") == "rate" and low is not None and not (stderr or 0) >= 5e-4:
+        return f"{value:.3f} (≥ {low:.3f})" if value > 0.5 else f"{value:.3f} (≤ {high:.3f})"
+    if not (stderr or 0) > 0:
+        return f"{value:.3f}"
+    digits = next((d for d in (3, 4, 5) if float(f"{stderr:.{d}f}") > 0), 6)
+    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
+
+
+def _end(x: float | None) -> str:
+    return "?" if x is None else f"{x:.3f}"
+
+
+def _starred(row: Mapping[str, Any]) -> bool:
+    """Whether the doubt is not plain to see in the cell itself."""
+    return row.get("interval") != "none"
+
+
+def doubts(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One line for under a table: what the stars in it mean; empty where there is none."""
+    found = dict.fromkeys(row["doubt"] for row in rows if row.get("doubt") and _starred(row))
+    return "* its 95% interval may not hold: " + "; ".join(found) if found else ""
+
+
+def reach(row: Mapping[str, Any]) -> list[list[float]]:
+    """How far the 95% interval of a row goes below and above its value, as [[below], [above]] for error bars."""
+    wide = 1.96 * (row["stderr"] or 0.0)
+    low, high = (row["value"] + s * wide if row.get(e) is None else row[e] for e, s in (("low", -1), ("high", 1)))
+    return [[max(0.0, row["value"] - low)], [max(0.0, high - row["value"])]]
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[str, str] = HEADINGS) -> Table:
     """One line per method (in the order of first appearance), the metrics of `headings` that any row has.
 
-    Rows with none of those metrics are shown with all they have.
+    Rows with none of those metrics are shown with all they have. Raises ValueError for a KL below 0 beyond chance.
     """
     if not any(row["metric"] in headings for row in rows):
         headings = {row["metric"]: row["metric"] for row in rows}
     present = [name for name in headings if any(row["metric"] == name for row in rows)]
-    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    shown = [possible(row) for row in rows if row["metric"] in present]
+    below = doubts(shown)
+    out = Table(
+        title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, caption=below or None,
+        caption_justify="left", min_width=min(len(below), 100) or None,
+    )  # fmt: skip
     out.add_column("method", no_wrap=True)
     for name in present:
         out.add_column(escape(headings[name]), justify="right", no_wrap=True)
@@ -95,7 +139,7 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the same method and metric averaged over seeds.
 
     n is the number of seeds, stderr the spread over them, low to high Student's 95% interval. Where log Z is only
-    bracketed (`gap`), low and high are the mean ends instead, and the gap stays.
+    bracketed (`gap`), low and high are Student's outer ends of the mean lower and the mean upper end, and the gap stays.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -103,15 +147,25 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_merged(members) for members in groups.values()]
 
 
+OF_ONE_SEED = ("gap", "stderr_log_z", "seed", "low", "high", "interval", "doubt")
+
+
 def _merged(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     estimate = _over(members, "value")
-    one = {name: x for name, x in members[0].items() if name not in ("gap", "stderr_log_z", "seed")}
-    (low, high) = estimate.interval()
-    out = {**one, "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n, "low": low, "high": high}
+    one = {name: x for name, x in members[0].items() if name not in OF_ONE_SEED}
+    out = {**one, "value": estimate.value, "stderr": estimate.stderr, "n": estimate.n}
     if any("gap" in row for row in members):
-        ends = {name: _over(members, name).value for name in ("low", "high")}
-        return {**out, **ends, "gap": max(row.get("gap", 0.0) for row in members)}
-    return out
+        known = [row for row in members if row.get("low") is not None and row.get("high") is not None]
+        ends = [_over(known, end).interval()[k] if known else math.nan for k, end in enumerate(("low", "high"))]
+        out["gap"] = max(row.get("gap", 0.0) for row in members)
+    else:
+        ends = list(estimate.interval())
+    low, high = (end if math.isfinite(end) else None for end in ends)
+    if estimate.n == 1:
+        return {**out, "stderr": None, "low": None, "high": None, "interval": "none", "doubt": "one seed"}
+    alike = estimate.stderr == 0 and members[0].get("interval") not in (None, "exact")
+    kind = {"interval": "none", "doubt": "all seeds alike"} if alike else {"interval": "Student's t"}
+    return {**out, "low": None if alike else low, "high": None if alike else high, **kind}
 
 
 def _over(members: Sequence[Mapping[str, Any]], name: str) -> Estimate:

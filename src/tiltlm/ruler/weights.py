@@ -4,6 +4,9 @@ The largest importance weights follow a generalised Pareto law; its shape k̂ sa
 the weights have a finite variance; above 0.7 their mean is not to be trusted at any practical sample size (Vehtari
 et al. 2024, arXiv:1507.02646). The shape is fitted as Zhang & Stephens (2009, Technometrics 51) propose, with
 Vehtari's weak prior towards 0.5.
+
+Both speak of the weights that were *seen*. A run that never met the rare completions that matter has light weights and a
+large effective sample size, and is wrong: only a bound on the weights can tell (`importance.py`).
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def trust(log_w: Tensor) -> str:
     k, ess = pareto_k(log_w), float(effective_sample_size(log_w[None])[0])
     if k == -math.inf and bool((log_w == log_w[0]).all()):
         return f"all {len(log_w)} weights are the same: either there is nothing to weigh, or nothing was hit"
-    verdict = "do not trust it" if k > TRUSTED else "fine" if ess >= ENOUGH else "it rests on few draws"
+    verdict = "it rests on few draws" if ess < ENOUGH else "nothing wrong seen in these draws"
+    verdict = "do not trust it" if k > TRUSTED else verdict
     verdict = "too few draws to tell" if math.isnan(k) else verdict
     return f"ESS {ess:.1f} of {len(log_w)}, Pareto shape {k:.2f}: {verdict}"

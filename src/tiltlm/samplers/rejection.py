@@ -3,8 +3,12 @@
 Draw y ~ pi_ref and keep it with probability exp((r(x, y) − r_max)/beta). What is kept follows pi* exactly; on
 average one of exp(r_max/beta)/Z(x) draws is. How many that is, a pilot says first, and hopeless cases are refused.
 
-Draw m of prompt p depends on the stream, p and m alone, so batches change nothing and an interrupted search goes
-on where it stopped (`Search` is all there is to store).
+Draw m of prompt p depends on the stream, on p's `number` and m alone, so batches change nothing and an interrupted
+search goes on where it stopped (`Search` is all there is to store). Prompts searched under one stream need numbers of
+their own: two like prompts of one number get the same draws.
+
+How many of *all* tries were kept, `Search.accepted` of `Search.tries`, is an estimate of Z·exp(−r_max/beta) that costs
+nothing (`LogZ.of_acceptance`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tiltlm.samplers.ancestral import draw, draw_in_batches
+from tiltlm.samplers.exact_draws import marked
 from tiltlm.samples import Samples, Tokens, cat_samples
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
@@ -106,6 +111,11 @@ class Search:
     kept: Samples | None
     tries: int
 
+    @property
+    def accepted(self) -> int:
+        """How many of the tries were kept."""
+        return 0 if self.kept is None else len(self.kept)
+
     def save(self, path: Path) -> None:
         """Write to `path` (safetensors), aside first."""
         aside = path.with_name(f".{path.name}.tmp")
@@ -143,46 +153,79 @@ def reject(
     max_tries: float = 1e7,
     pilot: bool = True,
     path: Path | None = None,
+    number: int = 0,
     on_try: OnTry = lambda kept, wanted, notes: None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Samples:
-    """`n` exact draws of pi* for one prompt: Samples with reward and log_ref.
+    """`n` exact draws of pi* for one prompt: Samples with reward and log_ref, marked with the target's beta.
+
+    As `search`, which says what the settings are; it also knows how many tries that took.
+    """
+    found = search(
+        target, prompt, n=n, max_new_tokens=max_new_tokens, stream=stream, r_max=r_max, batch_size=batch_size,
+        max_tries=max_tries, pilot=pilot, path=path, number=number, on_try=on_try, tell=tell,
+    )  # fmt: skip
+    assert found.kept is not None
+    return found.kept.select(slice(0, n))
+
+
+@torch.no_grad()
+def search(
+    target: Target,
+    prompt: Tokens,
+    *,
+    n: int,
+    max_new_tokens: int,
+    stream: Stream,
+    r_max: float = 0.0,
+    batch_size: int = 1000,
+    max_tries: float = 1e7,
+    pilot: bool = True,
+    path: Path | None = None,
+    number: int = 0,
+    on_try: OnTry = lambda kept, wanted, notes: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Search:
+    """Search until `n` draws at least are kept, in whole batches.
 
     r_max: an upper bound of the reward. pilot: look ahead before the search (a small one may do without). path:
-    where the search is kept, and taken up again. tell: gets the outlook as a sentence. Raises ValueError if the
-    outlook is more than `max_tries` draws in all, or a reward exceeds r_max.
+    where the search is kept, and taken up again. number: the prompt's own, among those searched under this stream.
+    tell: gets the outlook as a sentence. Raises ValueError if the outlook is more than `max_tries` draws in all, or a
+    reward exceeds r_max.
     """
     if len(prompt) != 1:
         raise ValueError(f"rejection searches for one prompt at a time; got {len(prompt)}")
-    search = Search(None, 0) if path is None else Search.load(path)
-    if search.kept is not None:  # rows may be joined where they share one prompts object
-        search = Search(replace(search.kept.to(prompt.device), prompts=prompt), search.tries)
-    if _count(search) < n and pilot:
+    found = Search(None, 0) if path is None else Search.load(path)
+    if found.kept is not None:  # rows may be joined where they share one prompts object
+        found = Search(replace(found.kept.to(prompt.device), prompts=prompt), found.tries)
+    names = ("rejection", number) if number else ("rejection",)
+    if found.accepted < n and pilot:
         _look_ahead(target, prompt, n, max_new_tokens, stream, r_max, max_tries, batch_size, tell)
-    while _count(search) < n:
-        if search.tries >= max_tries:
+    while found.accepted < n:
+        if found.tries >= max_tries:
             raise ValueError(
-                f"{_count(search)} of {n} exact draws after {search.tries:,} draws of the reference, which is the limit; "
+                f"{found.accepted} of {n} exact draws after {found.tries:,} draws of the reference, which is the limit; "
                 + ADVICE
             )
-        rows = torch.arange(search.tries, search.tries + batch_size)
-        own = stream.child("rejection")
-        some = draw(target.reference, prompt, n=batch_size, max_new_tokens=max_new_tokens, stream=own, rows=rows)
+        rows = torch.arange(found.tries, found.tries + batch_size)
+        some = draw(
+            target.reference,
+            prompt,
+            n=batch_size,
+            max_new_tokens=max_new_tokens,
+            stream=stream.child(*names),
+            rows=rows,
+        )
         reward = target.reward(some)
-        some = some.with_(reward=reward, log_ref=some.log_q, log_q=None)
-        luck = stream.child("rejection", "accept").uniform(rows, 1)[:, 0].to(some.device)
+        some = marked(some.with_(reward=reward, log_ref=some.log_q, log_q=None), target.beta)
+        luck = stream.child(*names, "accept").uniform(rows, 1)[:, 0].to(some.device)
         good = (luck.log() < _log_accept(reward, target.beta, r_max)).nonzero()[:, 0]
-        kept = some.select(good) if search.kept is None else cat_samples([search.kept, some.select(good)])
-        search = Search(kept, search.tries + batch_size)
+        kept = some.select(good) if found.kept is None else cat_samples([found.kept, some.select(good)])
+        found = Search(kept, found.tries + batch_size)
         if path is not None:
-            search.save(path)
-        on_try(min(_count(search), n), n, {"tries": float(search.tries)})
-    assert search.kept is not None
-    return search.kept.select(slice(0, n))
-
-
-def _count(search: Search) -> int:
-    return 0 if search.kept is None else len(search.kept)
+            found.save(path)
+        on_try(min(found.accepted, n), n, {"tries": float(found.tries)})
+    return found
 
 
 def _look_ahead(

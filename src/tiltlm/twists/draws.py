@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tiltlm.models.base import LanguageModel, Twist
 from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.exact_draws import marked
 from tiltlm.samplers.guided import Guided
 from tiltlm.samplers.smc import IMPORTANCE, SMC, Particles, smc
 from tiltlm.samples import Conditioned, Samples, Tokens, cat_samples
@@ -92,7 +93,8 @@ def infilling(
     index = torch.arange(n, device=drawn.device)
     assert drawn.log_q is not None
     kept = {"log_ref": drawn.log_q[:, :width], "reward": drawn.log_q[:, width:].sum(1)}
-    return prompts, Samples(prompts, index, drawn.tokens[:, :width], drawn.mask[:, :width], **kept)
+    exact = Samples(prompts, index, drawn.tokens[:, :width], drawn.mask[:, :width], **kept)
+    return prompts, marked(exact, 1.0)
 
 
 @dataclass(frozen=True)
