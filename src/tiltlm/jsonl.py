@@ -95,7 +95,12 @@ def reading(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """A .json file. Raises FileNotFoundError, and ValueError that names the file."""
-    with reading(path), parsing(str(path), "if a run wrote it, remove the run's folder and build it again"):
+    with (
+        reading(path),
+        parsing(
+            str(path), "if a run wrote it, remove it or the run's folder, and the same command makes it again"
+        ),
+    ):
         return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -8,9 +8,14 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from tiltlm.jsonl import read_json
+
 
 def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(name)`. Raises ValueError that names what was looked for."""
+    config = Path(name) / "config.json"
+    if config.is_file() and not isinstance(read_json(config), dict):
+        raise ValueError(f"{config}: a model's settings are an object; this is something else")
     try:
         return kind.from_pretrained(str(name), **options)
     except (OSError, StrictDataclassError, SafetensorError) as error:
