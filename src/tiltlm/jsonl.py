@@ -41,7 +41,7 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
 
 def _row(line: str, where: str, needs: tuple[str, ...]) -> dict[str, Any]:
     with parsing(where, "every line must be one object"):
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
         no_half_characters(line, row)
     if not isinstance(row, dict):
         raise ValueError(
