@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from command import tiltlm
 from tiltlm import cli
 
-CASES = int(os.environ.get("TILTLM_FUZZ", "400"))
+CASES = int(os.environ.get("TILTLM_FUZZ", "300"))
 FIRST = int(os.environ.get("TILTLM_FUZZ_FIRST", "0"))
 RUN_CASES = max(CASES // 4, 1)
 

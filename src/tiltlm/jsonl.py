@@ -108,7 +108,7 @@ def _first_misfit(path: Path, name: str) -> tuple[int, int]:
 
 def _row(line: str, where: str, needs: tuple[str, ...]) -> dict[str, Any]:
     with parsing(where, "every line must be one object"):
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
         no_half_characters(line, row)
     if not isinstance(row, dict):
         raise ValueError(
@@ -162,7 +162,12 @@ def reading(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """A .json file. Raises FileNotFoundError, and ValueError that names the file."""
-    with reading(path), parsing(str(path), "if a run wrote it, remove the run's folder and build it again"):
+    with (
+        reading(path),
+        parsing(
+            str(path), "if a run wrote it, remove it or the run's folder, and the same command makes it again"
+        ),
+    ):
         return json.loads(path.read_text(encoding="utf-8"))
 
 

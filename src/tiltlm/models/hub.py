@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
+from tiltlm.jsonl import read_json
 from tiltlm.models.folders import located
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -16,6 +17,9 @@ WEIGHTS = ("*.safetensors", "*.bin")
 def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(name)`. Raises ValueError that names what was looked for."""
     place = located(name)
+    config = Path(place) / "config.json"
+    if config.is_file() and not isinstance(read_json(config), dict):
+        raise ValueError(f"{config}: a model's settings are an object; this is something else")
     try:
         return kind.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, StrictDataclassError, SafetensorError) as error:

@@ -56,7 +56,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _object(content: str, path: Path, number: int) -> Mapping[str, Any]:
     with parsing(f"{path}, line {number}", "a row is an object"):
-        row = json.loads(content)
+        row = json.loads(content.rstrip())
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {number}: a row is an object; got {type(row).__name__}")
     return row

@@ -194,7 +194,7 @@ def read_pairs(path: str | Path) -> Rollouts:
 
 def _parsed(line: str, where: str) -> dict[str, Any]:
     with parsing(where, "every line must be one object"):
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
     if not isinstance(row, dict) or set(row) != set(KEYS):
         got = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"{where}: expected an object with exactly the keys {', '.join(KEYS)}; got {got}")
