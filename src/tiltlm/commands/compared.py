@@ -186,4 +186,6 @@ def footnote(found: Sequence[Comparison]) -> str:
             " Trained once: the seeds of training are not in these errors, which are those of the prompts (or draws); they "
             "compare the models at hand, not the methods."
         )
+    doubts = dict.fromkeys(each.difference.doubt for each in found if each.difference.doubt)
+    text += f" * Student's t may not hold here: {'; '.join(doubts)}." if doubts else ""
     return text + (f" Over {max(seeds)} seeds of training, paired seed by seed." if max(seeds) > 1 else "")

@@ -109,7 +109,7 @@ def differences(found: Sequence[Comparison]) -> Table:
     for each in found:
         d = each.difference
         low, high = d.estimate.interval()
-        value = f"{d.estimate.value:+.4f} ± {d.estimate.stderr:.4f}"
+        value = f"{d.estimate.value:+.4f} ± {d.estimate.stderr:.4f}" + ("*" if d.doubt else "")
         pair, p = f"{each.first} − {each.second}", f"{d.p:.3f}" if d.p >= 0.001 else "< 0.001"
         out.add_row(
             escape(pair),

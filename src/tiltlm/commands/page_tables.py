@@ -228,7 +228,7 @@ def differences_table(runs: Sequence[Run[Any]]) -> Row:
             "first": each.first,
             "second": each.second,
             "metric": SHOWN[each.difference.metric],
-            "difference": _shown(each.difference.estimate, "+"),
+            "difference": _shown(each.difference.estimate, "+", "*" if each.difference.doubt else ""),
             "p": {"v": number(each.difference.p), "t": f"{each.difference.p:.3f}"},
             "verdict": each.difference.verdict,
             "would show": {"v": number(each.difference.least), "t": f"{each.difference.least:.4f}"},
@@ -246,8 +246,8 @@ def differences_table(runs: Sequence[Run[Any]]) -> Row:
     }  # fmt: skip
 
 
-def _shown(e: Estimate, sign: str = "") -> Row:
-    return {"v": number(e.value), "t": f"{e.value:{sign}.4f} ± {e.stderr:.4f}"}
+def _shown(e: Estimate, sign: str = "", star: str = "") -> Row:
+    return {"v": number(e.value), "t": f"{e.value:{sign}.4f} ± {e.stderr:.4f}{star}"}
 
 
 def number(value: float) -> float | None:

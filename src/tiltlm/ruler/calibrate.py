@@ -13,7 +13,7 @@ what is claimed over prompts: every run draws its own from it, and the truth is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -168,7 +168,7 @@ def bounds_cells(
             bounds = bound_repeats(
                 world.target, None if noise is None else world.twist(noise), Tokens.of([[0]]),
                 world.pins(runs * most, stream.child("pins")), ks=ks, repeats=runs * most, max_new_tokens=HORIZON,
-                stream=stream, proposals=(proposal,), batch_size=100_000,
+                stream=stream, proposals=(proposal,), batch_size=10_000,
             )  # fmt: skip
             for k in ks:
                 lower, upper = (
@@ -232,7 +232,8 @@ def _cells_of(world: World, runs: int, where: str, n: int, prompts: bool, own: S
             found.setdefault(row["metric"], []).append((Interval(low, high, doubt=row.get("doubt", "")), None))
         for d in paired(*both):
             if d.metric in ("kl_to_target", "kl_from_target"):
-                found.setdefault(f"difference of {d.metric}", []).append((student(d.estimate), None))
+                said = replace(student(d.estimate), doubt=d.doubt)
+                found.setdefault(f"difference of {d.metric}", []).append((said, None))
     truth = _truths(s, *log_q.values())
     yield from (cell(name, where, truth[name], found[name]) for name in truth if name in found)
 

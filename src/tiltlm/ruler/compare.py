@@ -23,8 +23,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from scipy.special import stdtr, stdtrit
+from torch import Tensor
 
 from tiltlm.ruler.estimate import Estimate, mean
+from tiltlm.ruler.intervals import of_mean, skewness
 from tiltlm.ruler.measure import Measurement
 
 LEVEL = 0.05
@@ -39,7 +41,7 @@ class Difference:
     """first − second of one metric, paired; n of the estimate: prompts (or draws of one prompt), or seeds of training.
 
     p: two-sided, adjusted for being one of `together` comparisons; seeds: how many trainings of each method it rests
-    on.
+    on. doubt: why error and p may not hold (few, skewed or like observations); empty where nothing says so.
     """
 
     metric: str
@@ -47,6 +49,7 @@ class Difference:
     p: float
     together: int = 1
     seeds: int = 1
+    doubt: str = ""
 
     @property
     def verdict(self) -> str:
@@ -123,9 +126,22 @@ def paired(first: Measurement, second: Measurement) -> list[Difference]:
         if len(one) != len(other):
             raise ValueError(f"paired comparison needs the same prompts; got {len(one)} and {len(other)} of them")
         if len(one) > 1:
-            estimate = mean(sign * (one - other))
-            found.append(Difference(name, estimate, p_value(estimate)))
+            apart = sign * (one - other)
+            estimate = mean(apart)
+            found.append(Difference(name, estimate, p_value(estimate), doubt=doubt_of(apart)))
     return found
+
+
+def doubt_of(apart: Tensor) -> str:
+    """Why Student's t may not hold for these differences [n]; empty where nothing says so."""
+    if float(apart.std()) == 0:
+        return f"all {len(apart)} differences are alike"
+    said = of_mean(apart).doubt
+    return said or ("skewed differences" if abs(skewness(apart.double())) > SKEWED else "")
+
+
+SKEWED = 0.2
+"""Skewness/√n from which Student's t is doubted."""
 
 
 def over_seeds(found: Sequence[Difference]) -> Difference:
