@@ -134,8 +134,8 @@ def paired(first: Measurement, second: Measurement) -> list[Difference]:
 
 def doubt_of(apart: Tensor) -> str:
     """Why Student's t may not hold for these differences [n]; empty where nothing says so."""
-    if float(apart.std()) == 0:
-        return f"all {len(apart)} differences are alike"
+    if float(apart.std()) == 0:  # all 0: the same model twice, and no doubt about it
+        return "" if float(apart[0]) == 0 else f"all {len(apart)} differences are alike"
     said = of_mean(apart).doubt
     return said or ("skewed differences" if abs(skewness(apart.double())) > SKEWED else "")
 
