@@ -35,7 +35,6 @@ from tiltlm.recipes.preferences_policies import (
 )
 from tiltlm.recipes.preferences_settings import Test
 from tiltlm.rewards.bradley_terry import ahead
-from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.frontier import frontier_plot
 from tiltlm.ruler.judge import doubt
 from tiltlm.ruler.measure import Measurement, Ruler
@@ -159,10 +158,9 @@ class Measured(Aligned):
                 note(f"[yellow]{self.name}: no update improved J on validation prompts, so the policy measured here is the "
                      "reference itself[/]: lower --align.train.lr, or look at evals.jsonl of the training")  # fmt: skip
             if best:
-                rows = [row | self.interval(row) for row in rows]
                 rows.append(self.row(self.label(), "updates", updates, unit="updates"))
                 gap = bench.gap(policy, reference)
-                rows += [self.estimate(self.label(), "gap", mean(gap), "nats")] if len(gap) else []
+                rows += [self.estimate(self.label(), "gap", gap, "nats")] if len(gap) else []
             else:
                 note(f"{self.name}: checkpoint of update {updates}: {found.estimates()['objective']} (J)")
                 curve += [row | {"updates": updates} for row in rows]
@@ -171,13 +169,6 @@ class Measured(Aligned):
         run.write_json("curve.json", curve)
         run.write_json("report.json", rows)
         run.write_jsonl("samples.jsonl", self.side_by_side(lab, bench.rows, samples))
-
-    def interval(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The 95% interval of a win rate."""
-        if row["metric"] != "win_rate" or row["stderr"] is None:
-            return {}
-        low, high = Estimate(row["value"], row["stderr"], row["n"]).interval()
-        return {"low": low, "high": high}
 
     def side_by_side(self, lab: Lab, rows: list[dict[str, Any]], samples: Samples) -> list[dict[str, Any]]:
         """A line per prompt: what the data holds, and what the policy said first."""
@@ -222,7 +213,7 @@ class ReferenceMeasured(Measured):
         reward = self.judge_of(run, lab)
         for side in ("chosen", "rejected", "completion"):
             if side in bench.rows[0]:
-                value = mean(torch.tensor(bench.of_data(reward, [row[side] for row in bench.rows])))
+                value = torch.tensor(bench.of_data(reward, [row[side] for row in bench.rows]))
                 rows.append(self.estimate(f"{side} responses", "reward", value, "reward"))
         run.write_json("report.json", rows)
 
@@ -318,7 +309,7 @@ class Evaluate(
             lower = weights.logsumexp(1).double() - math.log(weights.shape[1])
             for name, folder in folders.items():
                 own = Measurement.load(folder / "measurement.safetensors").values["log_w"]
-                rows.append(self.estimate(name, "kl_to_target_at_least", mean(lower - own), "nats"))
+                rows.append(self.estimate(name, "kl_to_target_at_least", lower - own, "nats"))
         return rows
 
     def decoder(self, run: Run[Any]) -> LanguageModel:

@@ -23,7 +23,6 @@ from tiltlm.recipes.preferences_lab import EncodedReward, Lab
 from tiltlm.recipes.preferences_settings import Draws, Goal, Judge, Train
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
 from tiltlm.rewards.by_name import TextReward
-from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.judge import AHEAD, MODEL, RULE, doubt
 from tiltlm.run import Recipe, Run, located
 from tiltlm.samplers.ancestral import draw
@@ -147,9 +146,9 @@ class RewardStage(BaseStage):
         right = ahead(gaps(model, test)).double().cpu()
         longer = ahead(torch.tensor([len(row["chosen"]) - len(row["rejected"]) for row in rows]).double())
         return [
-            self.estimate(MODEL, "accuracy", mean(right)),
-            self.estimate(RULE, "accuracy", mean(longer)),
-            self.estimate(AHEAD, "accuracy", mean(right - longer)),
+            self.estimate(MODEL, "accuracy", right),
+            self.estimate(RULE, "accuracy", longer),
+            self.estimate(AHEAD, "accuracy", right - longer),
             self.row(MODEL, "loss", judged(model, test)["loss"], None, len(test), "nats"),
         ]
 
@@ -304,8 +303,8 @@ class Label(Generate, RewardStage):
             tied = int((found == found[:, :1]).all(1).sum())
             if tied:
                 note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
-            report += [self.estimate(split, "reward", mean(found.mean(1)), "reward"),
-                       self.estimate(split, "spread within a group", mean(found.std(1)), "reward")]  # fmt: skip
+            report += [self.estimate(split, "reward", found.mean(1), "reward"),
+                       self.estimate(split, "spread within a group", found.std(1), "reward")]  # fmt: skip
         run.write_json("report.json", report)
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
