@@ -106,7 +106,8 @@ def run_of(folder: Path, stage: str) -> Path:
 
 def test_evaluate_builds_everything_and_reports_every_method(tiny):
     rows = json.loads((run_of(tiny, "evaluate") / "report.json").read_text())
-    assert all({"recipe", "method", "metric", "value", "stderr", "n", "unit", "seed"} <= set(r) for r in rows)
+    names = {"recipe", "method", "metric", "value", "stderr", "n", "unit", "low", "high", "interval", "seed"}
+    assert all(names <= set(r) <= names | {"doubt"} for r in rows)
     methods = {row["method"] for row in rows}
     assert {"reference", "optimum (exact)", "reinforce", "dpo", "rpo", "cd", "fudge", "q-sharp"} <= methods
     needed = {"accuracy", "valid_rate", "reward", "kl_to_reference", "kl_to_target", "objective_gap", "log_z"}

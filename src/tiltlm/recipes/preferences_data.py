@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from tiltlm.jsonl import read_rows
 from tiltlm.models.folders import located
@@ -14,7 +17,8 @@ from tiltlm.recipes.own_model import OWN_TOKENS, train_own_model
 from tiltlm.recipes.preferences_lab import Lab
 from tiltlm.recipes.preferences_settings import Base, Data
 from tiltlm.recipes.preferences_verdicts import are_verdicts, wanted
-from tiltlm.ruler.estimate import Estimate
+from tiltlm.ruler.estimate import mean
+from tiltlm.ruler.intervals import of_mean
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.dialogues import dialogues
@@ -101,10 +105,11 @@ class DataStage(Recipe):
         head = {"recipe": self.name, "method": method, "metric": metric, "value": value}
         return {**head, "stderr": stderr, "n": n, "unit": unit, "seed": self.seed, **more}
 
-    def estimate(self, method: str, metric: str, e: Estimate, unit: str = "rate") -> dict[str, Any]:
-        """One line of a report, with its 95% interval."""
-        low, high = e.interval()
-        return self.row(method, metric, e.value, e.stderr, e.n, unit, low=low, high=high)
+    def estimate(self, method: str, metric: str, x: Tensor, unit: str = "rate") -> dict[str, Any]:
+        """One line of a report: the mean of independent observations x [n], with its 95% interval."""
+        e, rate = mean(x), unit == "rate" and bool(((x >= 0) & (x <= 1)).all())
+        stderr = None if math.isnan(e.stderr) else e.stderr
+        return self.row(method, metric, e.value, stderr, e.n, unit, **of_mean(x, rate).entries())
 
     def read(self, split: str, own: Stream) -> Loaded:
         """The rows of the training or of the test data."""

@@ -36,7 +36,6 @@ from tiltlm.recipes.preferences_policies import (
 from tiltlm.recipes.preferences_settings import Test
 from tiltlm.recipes.preferences_verdicts import are_verdicts
 from tiltlm.rewards.bradley_terry import ahead
-from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.frontier import frontier_plot
 from tiltlm.ruler.judge import doubt
 from tiltlm.ruler.measure import Measurement, Ruler
@@ -173,10 +172,9 @@ class Measured(Aligned):
                 note(f"[yellow]{self.name}: no update improved J on validation prompts, so the policy measured here is the "
                      "reference itself[/]: lower --align.train.lr, or look at evals.jsonl of the training")  # fmt: skip
             if best:
-                rows = [row | self.interval(row) for row in rows]
                 rows.append(self.row(self.label(), "updates", updates, unit="updates"))
                 gap = bench.gap(policy, reference)
-                rows += [self.estimate(self.label(), "gap", mean(gap), "nats")] if len(gap) else []
+                rows += [self.estimate(self.label(), "gap", gap, "nats")] if len(gap) else []
             else:
                 note(f"{self.name}: checkpoint of update {updates}: {found.estimates()['objective']} (J)")
                 curve += [row | {"updates": updates} for row in rows]
@@ -185,13 +183,6 @@ class Measured(Aligned):
         run.write_json("curve.json", curve)
         run.write_json("report.json", rows)
         run.write_jsonl("samples.jsonl", self.side_by_side(lab, bench.rows, samples))
-
-    def interval(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The 95% interval of a win rate."""
-        if row["metric"] != "win_rate" or row["stderr"] is None:
-            return {}
-        low, high = Estimate(row["value"], row["stderr"], row["n"]).interval()
-        return {"low": low, "high": high}
 
     def side_by_side(self, lab: Lab, rows: list[dict[str, Any]], samples: Samples) -> list[dict[str, Any]]:
         """A line per prompt: what the data holds, and what the policy said first."""
@@ -236,7 +227,7 @@ class ReferenceMeasured(Measured):
         bench, rows = Bench(self, run, lab), read_report(run.folder / "report.json")
         reward = self.judge_of(run, lab)
         for name, column, some in responses_of(bench.rows):
-            value = mean(torch.tensor(bench.of_data(reward, some, [row[column] for row in some])))
+            value = torch.tensor(bench.of_data(reward, some, [row[column] for row in some]))
             rows.append(self.estimate(f"{name} responses", "reward", value, "reward"))
         run.write_json("report.json", rows)
 
@@ -345,7 +336,7 @@ class Evaluate(
             lower = weights.logsumexp(1).double() - math.log(weights.shape[1])
             for name, folder in folders.items():
                 own = Measurement.load(folder / "measurement.safetensors").values["log_w"]
-                rows.append(self.estimate(name, "kl_to_target_at_least", mean(lower - own), "nats"))
+                rows.append(self.estimate(name, "kl_to_target_at_least", lower - own, "nats"))
         return rows
 
     def decoder(self, run: Run[Any]) -> LanguageModel:

@@ -36,7 +36,6 @@ from tiltlm.recipes.preferences_verdicts import (
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
 from tiltlm.rewards.by_name import TextReward, files_of, text_function
 from tiltlm.rewards.verdicts import Verdicts
-from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.judge import AHEAD, AHEAD_OF_COMMONER, COMMONER, MODEL, RULE, doubt
 from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
@@ -171,9 +170,9 @@ class RewardStage(BaseStage):
         train = self.rows_of(run, "train")
         common = (test.good.cpu() == (2 * len(wanted(train)) > len(train))).double()
         return [
-            self.estimate(MODEL, "accuracy", mean(right)),
-            self.estimate(COMMONER, "accuracy", mean(common)),
-            self.estimate(AHEAD_OF_COMMONER, "accuracy", mean(right - common)),
+            self.estimate(MODEL, "accuracy", right),
+            self.estimate(COMMONER, "accuracy", common),
+            self.estimate(AHEAD_OF_COMMONER, "accuracy", right - common),
             self.row(MODEL, "loss", verdict_metrics(model, test)["loss"], None, len(test), "nats"),
         ]
 
@@ -200,9 +199,9 @@ class RewardStage(BaseStage):
         right = ahead(gaps(model, test)).double().cpu()
         longer = ahead(torch.tensor([len(row["chosen"]) - len(row["rejected"]) for row in rows]).double())
         return [
-            self.estimate(MODEL, "accuracy", mean(right)),
-            self.estimate(RULE, "accuracy", mean(longer)),
-            self.estimate(AHEAD, "accuracy", mean(right - longer)),
+            self.estimate(MODEL, "accuracy", right),
+            self.estimate(RULE, "accuracy", longer),
+            self.estimate(AHEAD, "accuracy", right - longer),
             self.row(MODEL, "loss", judged(model, test)["loss"], None, len(test), "nats"),
         ]
 
@@ -379,8 +378,8 @@ class Label(Generate, RewardStage):
             tied = int((found == found[:, :1]).all(1).sum())
             if tied:
                 note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
-            report += [self.estimate(split, "reward", mean(found.mean(1)), "reward"),
-                       self.estimate(split, "spread within a group", mean(found.std(1)), "reward"),
+            report += [self.estimate(split, "reward", found.mean(1), "reward"),
+                       self.estimate(split, "spread within a group", found.std(1), "reward"),
                        *self.term_rows(split, run.folder / f"{split}.jsonl")]  # fmt: skip
         run.write_json("report.json", report)
 
@@ -390,7 +389,7 @@ class Label(Generate, RewardStage):
         means = {
             name: torch.tensor([row[name] for row in said]).double().mean(1) for name in (said[0] if said else ())
         }
-        return [self.estimate(split, f"reward[{name}]", mean(x), "reward") for name, x in means.items()]
+        return [self.estimate(split, f"reward[{name}]", x, "reward") for name, x in means.items()]
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         raise ValueError(f"{run.folder} holds labels and draws nothing itself: name the run of the stage sft")

@@ -102,7 +102,8 @@ class CommonLogZ(CTLTwist):
         reward, weight = log_w * self.goal.beta, log_w.softmax(0)
         value = float((weight * reward).sum())
         stderr = float(((weight * (reward - value)) ** 2).sum().sqrt())
-        refuse_disagreement(mean(exact.reward), Estimate(value, stderr, len(log_w)))
+        spread = float((weight * (reward - value) ** 2).sum().sqrt())
+        refuse_disagreement(mean(exact.reward), Estimate(value, stderr, len(log_w)), spread)
 
     def by_rejection(self, run: Run[Any], lab: Lab) -> None:
         path = run.inputs["exact"].folder / "search.safetensors"

@@ -16,6 +16,7 @@ from tiltlm.recipes.own_model import train_own_model
 from tiltlm.recipes.twisted_settings import ClassifierSettings, Language
 from tiltlm.rewards.classifier import ClassifierLearning, Labelled
 from tiltlm.ruler.estimate import mean
+from tiltlm.ruler.intervals import of_rate
 from tiltlm.run import Run
 from tiltlm.seeds import Stream, stream
 from tiltlm.tasks.labelled_text import classes_of, read_labelled
@@ -90,10 +91,12 @@ def _accuracy(
     label = torch.tensor([label for _, label in test], device=log_p.device)
     share = torch.bincount(label).max() / len(label)
     head = {"recipe": run.recipe.name, "seed": seed, "unit": "rate"}
-    right = mean((log_p.argmax(1) == label).double())
+    hits = (log_p.argmax(1) == label).double()
+    right = mean(hits)
     loss = mean(-log_p.gather(1, label[:, None])[:, 0].double())
     return [
-        {**head, "method": "classifier", "metric": "accuracy", "value": right.value, "stderr": right.stderr, "n": right.n},
+        {**head, "method": "classifier", "metric": "accuracy", "value": right.value, "stderr": right.stderr, "n": right.n,
+         **of_rate(hits).entries()},
         {**head, "method": "classifier", "metric": "loss", "value": loss.value, "stderr": loss.stderr, "n": loss.n,
          "unit": "nats"},
         {**head, "method": "always the commonest class", "metric": "accuracy", "value": float(share), "stderr": None,

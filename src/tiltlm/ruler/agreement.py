@@ -31,14 +31,19 @@ def possible(row: R) -> R:
     return row
 
 
-def refuse_disagreement(exact: Estimate, weighted: Estimate, what: str = "E[r] under pi*") -> None:
-    """Raise ValueError where exact draws and weighted draws of one target differ by more than four errors."""
-    stderr = math.hypot(exact.stderr, weighted.stderr)
+def refuse_disagreement(exact: Estimate, weighted: Estimate, spread: float) -> None:
+    """Raise ValueError where E[r] under pi* by exact draws and by weighted ones of one target differ by more than four
+    errors.
+
+    spread: the standard deviation of r under pi* by the weighted draws. Few exact draws may miss a rare low reward, and
+    their own spread with it.
+    """
+    stderr = math.hypot(max(exact.stderr, spread / math.sqrt(exact.n)), weighted.stderr)
     if exact.n < 2 or weighted.n < 2 or not math.isfinite(stderr):
         return
     apart = abs(exact.value - weighted.value)
     if apart > errors(4, min(exact.n, weighted.n) - 1) * stderr + 1e-3 * max(1.0, abs(exact.value)):
         raise ValueError(
-            f"{what} is {exact} by the exact draws and {weighted} by weighted ones: one of the two is not of this target. "
-            "Draw the exact draws again for this beta, reward, reference and prompt"
+            f"E[r] under pi* is {exact} by the exact draws and {weighted} by weighted ones: one of the two is not of this "
+            "target. Draw the exact draws again for this beta, reward, reference and prompt"
         )

@@ -131,7 +131,7 @@ def bound_repeats(
         elif k == max(ks) and exact.reward is not None:
             gap = (values[k, proposal, estimator, side] - values[k, proposal, estimator, "lower"]).mean()
             if float(gap) < CLOSE:
-                refuse_disagreement(_mean_reward_of(exact, n), weighted)
+                refuse_disagreement(_mean_reward_of(exact, n), *weighted)
         on_step(step + 1, len(cases), {})
     return Bounds(values)
 
@@ -140,19 +140,23 @@ CLOSE = 0.5
 """Nats between the bounds from which free runs have to agree with exact draws."""
 
 
-def mean_reward(found: Particles, repeats: int, n: int) -> Estimate:
-    """E_pi*[r] by the particles' weights, from `repeats` runs for each of n prompts: a ratio of means over the runs."""
+def mean_reward(found: Particles, repeats: int, n: int) -> tuple[Estimate, float]:
+    """E_pi*[r] by the particles' weights, from `repeats` runs for each of n prompts: a ratio of means over the runs. And
+    the spread of r that the weights show.
+    """
     samples = found.samples
     assert samples.log_w is not None and samples.reward is not None
     shape = (repeats, n, -1)
     log_w, reward = samples.log_w.double().reshape(shape), samples.reward.double().reshape(shape)
     own = (log_w.softmax(2) * reward).sum(2)  # [R, P]
     weight = found.log_z.double().reshape(repeats, n).softmax(0) * repeats
-    if n > 1:
-        return mean((weight * own).mean(0).cpu())
     value = (weight * own).mean()
+    square = (weight * (log_w.softmax(2) * reward**2).sum(2)).mean()
+    spread = float((square - value**2).clamp_min(0).sqrt())
+    if n > 1:
+        return mean((weight * own).mean(0).cpu()), spread
     error = mean((weight * (own - value))[:, 0].cpu())
-    return Estimate(float(value), error.stderr, repeats)
+    return Estimate(float(value), error.stderr, repeats), spread
 
 
 def _mean_reward_of(exact: Samples, n: int) -> Estimate:

@@ -12,6 +12,7 @@ what is claimed over prompts: every run draws its own from it, and the truth is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -149,6 +150,15 @@ def of_log_z(found: LogZ) -> Found:
     return Interval(*found.interval, doubt=found.doubt), found.certificate
 
 
+def between(lower: Tensor, upper: Tensor) -> Found:
+    """What bounds say; where they contradict each other beyond three errors no number is given, and the certificate
+    counts as missed."""
+    try:
+        return of_log_z(LogZ.of_bounds(lower, upper, ""))
+    except ValueError as error:
+        return Interval(0.0, 0.0, "none", str(error)), (math.inf, -math.inf)
+
+
 def bounds_cells(
     runs: int,
     repeats: Sequence[int],
@@ -175,7 +185,7 @@ def bounds_cells(
                     bounds.values[k, proposal, "smc-ess", s].reshape(runs, most) for s in ("lower", "upper")
                 )
                 for r in repeats:
-                    found = [of_log_z(LogZ.of_bounds(lower[i, :r], upper[i, :r], "")) for i in range(runs)]
+                    found = [between(lower[i, :r], upper[i, :r]) for i in range(runs)]
                     yield cell("log Z, bounds", f"beta {beta:g}, twist {name}, K {k}, R {r}", truth, found)
 
 

@@ -26,13 +26,13 @@ def binary_curve(log_p: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
     return kl.cpu(), torch.stack([t.success.mean() for t in targets]).cpu()
 
 
-ENOUGH = 400
-"""Draws that rejection would have kept, from which a point of the curve is drawn: Z is then known to some 5%."""
+ENOUGH = 100
+"""Draws that rejection would have kept, from which a point of the curve is drawn: Z is then known to some 10%."""
 
 
 def tilted_curve(reward: Tensor, betas: Tensor, r_max: float) -> tuple[Tensor, Tensor]:
     """(KL(pi*‖pi_ref), E_pi*[r]) by importance weights of rewards [N] of plain draws, for every beta that N draws can
-    tell: Σ exp((r − r_max)/beta), the draws that rejection would keep of them, is 400 at least.
+    tell: Σ exp((r − r_max)/beta), the draws that rejection would keep of them, is 100 at least.
 
     KL(pi*‖pi_ref) = E_pi*[r]/beta − log Z. r_max: the reward's upper bound. The draws' own effective sample size would
     not do: it is largest where the draws that matter were never met, and the curve would then run *below* what methods

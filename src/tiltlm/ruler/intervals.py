@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from scipy.special import betaincinv
@@ -45,6 +46,11 @@ class Interval:
     high: float
     kind: str = "Student's t"
     doubt: str = ""
+
+    def entries(self) -> dict[str, Any]:
+        """Its entries of a report row; null: unknown."""
+        low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
+        return {"low": low, "high": high, "interval": self.kind} | ({"doubt": self.doubt} if self.doubt else {})
 
 
 UNKNOWN = Interval(-math.inf, math.inf, "none", "one observation")
