@@ -94,6 +94,7 @@ def test_a_reward_model_no_better_than_a_coin_or_length_is_said_in_words(tmp_pat
     assert "0.550 (95%: 0.460 to 0.640) on 128 pairs, not shown to be better than a coin" in coin
     assert "than the rule that the longer response wins (0.600; difference 0.060 (95%: -0.030 to 0.140))" in length
     assert doubt(accuracies((0.75, 0.67, 0.83), (0.25, 0.14, 0.36))) is None and doubt([]) is None
+    assert "difference 0.000 (" in doubt(accuracies((0.75, 0.67, 0.83), (0.0, None, None)))  # alike on every pair
     run = run_of(tmp_path, Judge(family="f"), {"accuracy": noise("judge", 3)})
     (run.folder / "report.json").write_text(json.dumps(accuracies((0.55, 0.46, 0.64), (-0.05, -0.1, 0.0))))
     (said,) = warnings([run])

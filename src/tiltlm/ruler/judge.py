@@ -22,11 +22,13 @@ def doubt(rows: Sequence[Mapping[str, Any]]) -> str | None:
     said = f"the reward model's accuracy is {_with_interval(own)} on {own['n']} pairs, not shown to be better"
     if not own["low"] > 0.5:
         return f"{said} than a coin: what rests on it says nothing about preferences"
-    if ahead is not None and not ahead["low"] > 0:
+    if ahead is not None and not (ahead["low"] is not None and ahead["low"] > 0):
         rule = f"{found[RULE]['value']:.3f}; difference {_with_interval(ahead)}"
         return f"{said} than the rule that the longer response wins ({rule}): what rests on it may be about length"
     return None
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:.3f} ({row.get('doubt', 'one pair')})"
     return f"{row['value']:.3f} (95%: {row['low']:.3f} to {row['high']:.3f})"
