@@ -103,6 +103,7 @@ def test_a_reward_model_no_better_than_a_coin_or_length_is_said_in_words(tmp_pat
         for row in accuracies((0.8, 0.7, 0.9), (0.0, -0.1, 0.1))
     ]
     assert "on 128 verdicts, not shown to be better than always the commoner one (0.600;" in doubt(verdicts)
+    assert "difference 0.000 (" in doubt(accuracies((0.75, 0.67, 0.83), (0.0, None, None)))  # alike on every pair
     run = run_of(tmp_path, Judge(family="f"), {"accuracy": noise("judge", 3)})
     (run.folder / "report.json").write_text(json.dumps(accuracies((0.55, 0.46, 0.64), (-0.05, -0.1, 0.0))))
     (said,) = warnings([run])

@@ -28,7 +28,7 @@ def doubt(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if of_pairs and not own["low"] > 0.5:
         return f"{said} than a coin: what rests on it says nothing about preferences"
     ahead, rule = found.get(AHEAD if of_pairs else AHEAD_OF_COMMONER), found.get(RULE if of_pairs else COMMONER)
-    if ahead is not None and rule is not None and not ahead["low"] > 0:
+    if ahead is not None and rule is not None and not (ahead["low"] is not None and ahead["low"] > 0):
         numbers = f"{rule['value']:.3f}; difference {_with_interval(ahead)}"
         if of_pairs:
             return f"{said} than the rule that the longer response wins ({numbers}): what rests on it may be about length"
@@ -37,4 +37,6 @@ def doubt(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
+    if row["low"] is None or row["high"] is None:
+        return f"{row['value']:.3f} ({row.get('doubt', 'one pair')})"
     return f"{row['value']:.3f} (95%: {row['low']:.3f} to {row['high']:.3f})"
