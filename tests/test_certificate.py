@@ -58,6 +58,15 @@ def test_betting_covers_at_every_time_and_is_not_idle(p):
     assert math.exp(ends[-1][1]) < p + 6 * math.sqrt(p / 400) + 8 / 400  # power: it closes in
 
 
+def test_betting_closes_in_from_both_sides_alike():
+    """Weights 0, ¼ and 1, the last exactly: where the bound is reached, the upper side must not be lost to rounding."""
+    x = torch.tensor([0.0, 0.25, 1.0]).double().repeat(400)
+    for scale in (1.0, 0.999):
+        low, high = interval_of_mean((x * scale).log())
+        middle = math.log(scale * 5 / 12)
+        assert 0.5 < (high - middle) / (middle - low) < 2 and high - low < 0.3
+
+
 def test_betting_on_weights_between():
     """Uniform weights, mean ½: the ends close in on log ½ from both sides; weights above their bound are refused."""
     x = ROOT.child("uniform").uniform(range(3000), 1)[:, 0].double()
