@@ -59,12 +59,13 @@ def test_betting_covers_at_every_time_and_is_not_idle(p):
 
 
 def test_betting_closes_in_from_both_sides_alike():
-    """Weights 0, ¼ and 1, the last exactly: where the bound is reached, the upper side must not be lost to rounding."""
-    x = torch.tensor([0.0, 0.25, 1.0]).double().repeat(400)
-    for scale in (1.0, 0.999):
-        low, high = interval_of_mean((x * scale).log())
-        middle = math.log(scale * 5 / 12)
-        assert 0.5 < (high - middle) / (middle - low) < 2 and high - low < 0.3
+    """Weights e^-1, …, 1, the last exactly: where the bound is reached, the upper side must not be lost to rounding."""
+    log_x = torch.tensor([-1.0, -0.889, -0.556, 0.0]).double()
+    for k in range(20):
+        counts = torch.tensor([1000, 600, 300, 100 + k])
+        low, high = interval_of_mean(log_x, counts)
+        middle = float((log_x.exp() * counts).sum() / counts.sum())
+        assert 0.4 < (high - math.log(middle)) / (math.log(middle) - low) < 2.5 and high - low < 0.06
 
 
 def test_betting_on_weights_between():

@@ -76,7 +76,7 @@ def of_mean(x: Tensor, rate: bool = False) -> Interval:
         return Interval(-math.inf, math.inf, "none", f"all {e.n} observations are alike")
     alike = int((x == x.mode().values).sum())
     other = e.n - alike
-    if FEW <= e.n and other < RARE and alike >= max(3, e.n / 4):
+    if e.n >= FEW and other < RARE and alike >= max(3, e.n / 4):
         return Interval(*bootstrap_t(x), "bootstrap-t", f"all but {other} of {e.n} observations are alike")
     if e.n < FEW:
         return Interval(*e.interval(), doubt=f"fewer than {FEW} observations")
