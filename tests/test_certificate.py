@@ -58,6 +58,16 @@ def test_betting_covers_at_every_time_and_is_not_idle(p):
     assert math.exp(ends[-1][1]) < p + 6 * math.sqrt(p / 400) + 8 / 400  # power: it closes in
 
 
+def test_betting_closes_in_from_both_sides_alike():
+    """Weights e^-1, …, 1, the last exactly: where the bound is reached, the upper side must not be lost to rounding."""
+    log_x = torch.tensor([-1.0, -0.889, -0.556, 0.0]).double()
+    for k in range(20):
+        counts = torch.tensor([1000, 600, 300, 100 + k])
+        low, high = interval_of_mean(log_x, counts)
+        middle = float((log_x.exp() * counts).sum() / counts.sum())
+        assert 0.4 < (high - math.log(middle)) / (math.log(middle) - low) < 2.5 and high - low < 0.06
+
+
 def test_betting_on_weights_between():
     """Uniform weights, mean ½: the ends close in on log ½ from both sides; weights above their bound are refused."""
     x = ROOT.child("uniform").uniform(range(3000), 1)[:, 0].double()

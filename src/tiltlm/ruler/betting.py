@@ -79,7 +79,8 @@ def _highest(x: Tensor, counts: Tensor, top: float, goal: float) -> float:
 
     def rich(log_m: float) -> bool:
         m = math.exp(log_m)
-        logs = torch.log1p(SHARES[:, None] * ((m - x) / -math.expm1(log_m)))
+        won = ((m - x) / -math.expm1(log_m)).clamp_min(-1)  # −1 for x = 1, which rounding must not go below
+        logs = torch.log1p(SHARES[:, None] * won)
         return float(((logs * counts).sum(1, keepdim=True) + PRIOR).logsumexp(0)) >= goal
 
     low, high = max(top, -745.0), -1e-12

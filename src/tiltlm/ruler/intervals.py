@@ -35,6 +35,9 @@ HOPELESS = 0.5
 FEW = 10
 """Observations below which their spread (and skewness) is itself a guess."""
 
+RARE = 15
+"""Observations unlike the commonest one, below which the mean rests on how many of them there happen to be."""
+
 RESAMPLES = 999
 
 
@@ -71,8 +74,9 @@ def of_mean(x: Tensor, rate: bool = False) -> Interval:
         return UNKNOWN
     if e.stderr == 0:  # what was never seen may be anything
         return Interval(-math.inf, math.inf, "none", f"all {e.n} observations are alike")
-    other = e.n - int((x == x.mode().values).sum())
-    if e.n >= FEW and other < min(FEW, e.n / 2):
+    alike = int((x == x.mode().values).sum())
+    other = e.n - alike
+    if e.n >= FEW and other < RARE and alike >= max(3, e.n / 4):
         return Interval(*bootstrap_t(x), "bootstrap-t", f"all but {other} of {e.n} observations are alike")
     if e.n < FEW:
         return Interval(*e.interval(), doubt=f"fewer than {FEW} observations")
