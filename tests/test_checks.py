@@ -161,7 +161,7 @@ PAIRS = [
     (["reward-model", "--judge.body", "gone"], "'gone' is no folder"),
     (
         ["exo-rw", "--data.train", "examples.jsonl"],
-        "a reward model learns from pairs (chosen, rejected); the data has prompt",
+        "a reward model learns from pairs (chosen, rejected) or verdicts (completion, label); the data has prompt",
     ),
     (
         ["dpo-pref", "--data.train", "examples.jsonl", "--align.source", "data", "--goal.reward", "mine.py:f"],
@@ -263,7 +263,7 @@ def test_a_column_of_the_data_reaches_a_reward_in_a_recipe(place):
         "--data.test-rows",
         "4",
     ]
-    args += ["--base.start", "model", "--base.stop-id", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    args += ["--base.start", "model", "--base.stop", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
     args += ["--draws.n", "2", "--goal.reward", "kept.py:right + kept.py:short"]
     done = tiltlm("run", "pairs/label", *args, cwd=place)
     folder = place / done.stdout.splitlines()[-1]
@@ -296,7 +296,7 @@ def test_rows_of_one_prompt_must_agree_in_what_is_kept(place):
         "--data.test-rows",
         "4",
     ]
-    args += ["--base.start", "model", "--base.stop-id", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    args += ["--base.start", "model", "--base.stop", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
     done = tiltlm(
         "run", "pairs/label", *args, "--draws.n", "2", "--goal.reward", "kept.py:right", cwd=place, check=False
     )

@@ -43,7 +43,7 @@ def options(text: str) -> list[str]:
 
 
 FRONT = options(
-    "--data.train verdicts.jsonl --data.valid-rows 8 --data.test-rows 8 --base.model= --base.stop-id 0 "
+    "--data.train verdicts.jsonl --data.valid-rows 8 --data.test-rows 8 --base.model= --base.stop 0 "
     "--base.most-tokens 80 --base.new-tokens 6 --base.fit.pace.steps 6 --base.fit.pace.warmup 1 --base.device cpu"
 )
 SFT = options("--sft.batch-size 24 --sft.evaluations 2")
@@ -289,7 +289,7 @@ def test_answers_to_one_prompt_share_it_so_that_z0_takes_another_prompt_s_answer
         {"prompt": p, "completion": y, "label": k}
         for p, y, k in (("a", "bc", True), ("d", "e", False), ("a", "f", False))
     ]
-    samples = judged_answers(Encoder(Letters(), 0, 10, 4), rows)
+    samples = judged_answers(Encoder(Letters(), (0,), 10, 4), rows)
     assert samples.prompt_index.tolist() == [0, 1, 0] and samples.reward.tolist() == [1, 0, 0]
     assert len(samples.prompts) == 2
     policy, reference = build("gpt2"), build("gpt2", seed=1)

@@ -85,15 +85,16 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
 
 
 def _of_run(run: Run[Any]) -> Decoder:
-    tokenizer, most_new = run.recipe.speech(run)
-    return Decoder(run.recipe.decoder(run), tokenizer, most_new, run.recipe.prompt_room)
+    model = run.recipe.decoder(run)  # first: it says where there is none
+    return Decoder(model, *run.recipe.speech(run), run.recipe.prompt_room)
 
 
 def recipe_in(stored: Any, config: Path) -> Recipe:
     """The recipe that a config.json holds. Raises ValueError, naming the file, where it holds none."""
     try:
         kind, settings = type(recipe(stored["recipe"])), dict(stored["settings"])
-        dict[str, str](stored.get("files") or {})
+        if not all(isinstance(text, str) for pair in dict(stored.get("files") or {}).items() for text in pair):
+            raise TypeError(f"'files' are names and digests; got {stored['files']!r:.40}")
         value: Recipe = from_json(kind, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(

@@ -268,7 +268,7 @@ def _file(key: str) -> Path:
 
 def _read(key: str) -> Trust | None:
     try:
-        return Trust(**json.loads(_file(key).read_text()))
+        return Trust(**json.loads(_file(key).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RuntimeError):  # none yet, not readable, or no home at all
         return None
 
@@ -279,7 +279,7 @@ def _write(key: str, trust: Trust) -> None:
         path = _file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(asdict(trust)))
+        aside.write_text(json.dumps(asdict(trust)), encoding="utf-8")
         aside.replace(path)
     except (OSError, RuntimeError):
         return

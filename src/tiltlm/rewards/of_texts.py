@@ -141,7 +141,7 @@ class AnswerGiven(OfTexts):
 
     def __call__(self, prompts: Column, completions: Column, columns: Mapping[str, Column]) -> list[float]:
         ids = columns.get("completion_ids", [None] * len(completions))
-        given = zip(completions, ids, columns["answer"], strict=True)
+        given = zip(completions, ids, columns.get("answer", []), strict=True)
         return [float(_said(*row) == _trimmed(row[2])) for row in given]
 
 

@@ -71,6 +71,8 @@ class Difference:
 
         Approximate: the non-central t is taken as a shifted t. 0 where the differences have no spread.
         """
+        if self.identical:
+            return 0.0
         freedom = self.estimate.n - 1
         return float(
             (stdtrit(freedom, 1 - LEVEL / (2 * self.together)) + stdtrit(freedom, POWER)) * self.estimate.stderr
