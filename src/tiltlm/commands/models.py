@@ -86,7 +86,8 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
 
 def _of_run(run: Run[Any]) -> Decoder:
     model = run.recipe.decoder(run)  # first: it says where there is none
-    return Decoder(model, *run.recipe.speech(run), run.recipe.prompt_room)
+    tokenizer, most_new = run.recipe.speech(run)
+    return Decoder(model, tokenizer, most_new, run.recipe.prompt_room)
 
 
 def recipe_in(stored: Any, config: Path) -> Recipe:
