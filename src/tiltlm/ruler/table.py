@@ -82,11 +82,19 @@ def _plain(row: Mapping[str, Any]) -> str:
         return f"[{_end(low)}, {_end(high)}]"
     if row.get("interval") == "none":
         return f"{value:.3f} ± ?" if row["n"] == 1 else f"{value:.3f} (all alike)"
-    if row.get("unit") == "rate" and low is not None and not (stderr or 0) >= 5e-4:
-        return f"{value:.3f} (≥ {low:.3f})" if value > 0.5 else f"{value:.3f} (≤ {high:.3f})"
+    end, sign = (low, "≥") if value > 0.5 else (high, "≤")
+    if (
+        row.get("unit") == "rate"
+        and end is not None
+        and not (stderr or 0) >= 5e-4
+        and f"{end:.3f}" != f"{value:.3f}"
+    ):
+        return f"{value:.3f} ({sign} {end:.3f})"
     if not (stderr or 0) > 0:
         return f"{value:.3f}"
-    digits = next((d for d in (3, 4, 5) if float(f"{stderr:.{d}f}") > 0), 6)
+    if stderr < 5e-5:
+        return f"{value:.4f} ± <0.0001"
+    digits = 3 if stderr >= 5e-4 else 4
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
