@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from tiltlm.commands.process import prepare
+from tiltlm.jsonl import write_whole
 from tiltlm.progress import steps
 from tiltlm.ruler.calibrate import Cell, bounds_cells, importance_cells, method_cells, rate_cells, table
 from tiltlm.seeds import Stream, stream
@@ -77,7 +78,7 @@ def calibrate(args: list[str]) -> int:
         cells = (cell for kind in settings.kinds for cell in KINDS[kind](settings, own))
         lines = table(cells, note_down)
     if settings.out is not None:
-        settings.out.write_text("\n".join(lines) + "\n")
+        write_whole(settings.out, "\n".join(lines) + "\n")
     print("\n".join(lines))
     weak = [f"{c.what} ({c.setting})" for c in found if not c.sound]
     print(f"\n{len(found)} lines of {settings.runs} runs; below what was claimed by more than three errors of the count: "

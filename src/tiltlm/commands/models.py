@@ -94,8 +94,9 @@ def recipe_in(stored: Any, config: Path) -> Recipe:
     """The recipe that a config.json holds. Raises ValueError, naming the file, where it holds none."""
     try:
         kind, settings = type(recipe(stored["recipe"])), dict(stored["settings"])
-        if not all(isinstance(text, str) for pair in dict(stored.get("files") or {}).items() for text in pair):
-            raise TypeError(f"'files' are names and digests; got {stored['files']!r:.40}")
+        files = stored.get("files", {})
+        if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+            raise TypeError(f"'files' are names and digests; got {files!r:.40}")
         value: Recipe = from_json(kind, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
