@@ -277,7 +277,8 @@ def test_bounds_that_cross_within_their_errors_show_no_gap():
 
 def test_a_lower_bound_s_own_error_is_in_what_it_bounds():
     """Observations 1 ± 0.1 (10 of them), lower bound of log Z ± 0.3 from 5: at least 1 − √((t₉·.1)² + (t₄·.3)²) = 0.137."""
-    x = 1 + 0.1 * math.sqrt(10) * torch.tensor([-1.0, 1.0] * 5).double() * math.sqrt(0.9)
+    x = torch.linspace(-1, 1, 10).double()
+    x = 1 + 0.1 * math.sqrt(10) * x / x.std()
     z = LogZ(0.0, 0.3, lower=Estimate(0.0, 0.3, 5))
     (row,) = Measurement({"kl_to_target_at_least": x}, z).rows("r", "m", 0)
     assert row["stderr"] == pytest.approx(math.hypot(0.1, 0.3)) and row["high"] is None
