@@ -242,6 +242,16 @@ def test_a_file_begun_with_other_ends_is_not_completed(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.count("y.jsonl was begun with stop=") == 2
 
 
+def test_a_run_s_folder_has_the_ends_of_its_model(tmp_path):
+    best = folder(tmp_path / "run" / "checkpoint-1", config=2, generation=[2, 3], words=tokenizer(CHATML))
+    for path in (best / "COMPLETE", tmp_path / "run" / "DONE"):
+        path.touch()
+    (tmp_path / "run" / "provenance.json").write_text("{}")
+    name = str(tmp_path / "run")
+    assert ends_of(name) == CausalLM.load(name).eos_ids == (2, 3)
+    assert ends_of(name, ("<|eom|>",)) == (4,)  # a text: by the run's own tokenizer
+
+
 # ---- the recipes --------------------------------------------------------------------------------------------
 
 
