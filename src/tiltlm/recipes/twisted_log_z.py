@@ -69,8 +69,8 @@ class CommonLogZ(CTLTwist):
     @property
     def log_w_max(self) -> float | None:
         """What no weight of a draw of the reference exceeds, as a logarithm; None where the reward states no bound."""
-        bound = self.goal.bound()
-        return bound / self.goal.beta if math.isfinite(bound) else None
+        most = self.goal.most
+        return most / self.goal.beta if math.isfinite(most) else None
 
     def by_reference(self, run: Run[Any], lab: Lab) -> None:
         s, most = self.log_z, self.log_z.draws * (self.log_z.limit if self.log_z.width else 1)
