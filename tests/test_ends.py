@@ -285,6 +285,24 @@ def test_a_twisted_lab_has_a_fixed_length_unless_stop_says_otherwise(tmp_path):
     assert not any("no" in row["completion"] or "</s>" in row["completion"] for row in lab.readable(drawn))
 
 
+def test_terms_of_a_sum_are_reported_and_read_no_end_either(tmp_path):
+    from tiltlm.recipes.twisted_lab import Lab
+    from tiltlm.recipes.twisted_settings import Goal, Language
+
+    path = str(folder(tmp_path / "model", config=2, words=tokenizer()))
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def no(prompts, completions):\n    return ['no' in y.split() for y in completions]\n\n\nalso = no\n"
+    )
+    goal = Goal(reward="file", file=f"{mine}:no + 0.5*{mine}:also")
+    lab = Lab(Language(path, "Is it ?", new_tokens=3, stop=("no",)), goal, 0, path)
+    drawn = draw(lab.reference, lab.prompt, n=100, max_new_tokens=3, stream=stream(0, "lab"))
+    assert drawn.finished.any() and len(lab.terms()) == 2
+    assert all(not part(drawn).any() for part in [lab.reward, *lab.terms().values()])
+    free = Lab(replace(lab.language, stop=()), goal, 0, path)
+    assert free.reward(drawn).any() and all(part(drawn).any() for part in free.terms().values())
+
+
 def test_an_infilling_with_ends_is_refused_before_any_work(tmp_path):
     from tiltlm.recipes import recipe
     from tiltlm.run import ensure
