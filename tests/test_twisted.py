@@ -536,6 +536,14 @@ def test_a_reward_without_a_bound_has_a_log_z_in_doubt_and_no_curve_of_the_optim
     assert optimum_s_curve(goal) == ([], [])
 
 
+def test_log_z_by_rejection_of_stored_draws_is_refused_before_any_work(tmp_path):
+    (tmp_path / "exact.safetensors").touch()
+    value = recipe("animals-small/log-z")
+    how = replace(value.log_z, by="rejection")
+    with pytest.raises(ValueError, match=r"searched for here: leave --exact\.stored out"):
+        replace(value, log_z=how, exact=replace(value.exact, stored=str(tmp_path / "exact.safetensors"))).check()
+
+
 def optimum_s_curve(goal: Goal) -> tuple[list[float], list[float]]:
     """The curve of the optimum, of a lab that only says whether it has conditions."""
     figure = replace(recipe("animals-small/frontier"), goal=goal)

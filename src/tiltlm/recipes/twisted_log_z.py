@@ -57,6 +57,10 @@ class CommonLogZ(CTLTwist):
             raise ValueError(
                 "infill: exact draws come by construction, one a condition: no rejection, and no width"
             )
+        if self.log_z.by == "rejection" and self.exact.stored:
+            raise ValueError(
+                "log Z by rejection wants exact draws that are searched for here: leave --exact.stored out"
+            )
         if self.log_z.by == "enumeration" and not (infill and self.goal.condition_tokens == 1):
             raise ValueError("enumeration sums over the gap: infill with one token to follow")
         if self.log_z.by == "bounds" and not infill and self.stage == CommonLogZ.stage:
@@ -106,12 +110,7 @@ class CommonLogZ(CTLTwist):
         refuse_disagreement(mean(exact.reward), Estimate(value, stderr, len(log_w)), spread)
 
     def by_rejection(self, run: Run[Any], lab: Lab) -> None:
-        path = run.inputs["exact"].folder / "search.safetensors"
-        if not path.is_file():
-            raise ValueError(
-                "log Z by rejection wants exact draws that were searched for here, not --exact.stored ones"
-            )
-        found = Search.load(path)
+        found = Search.load(run.inputs["exact"].folder / "search.safetensors")
         self.tell(run, LogZ.of_acceptance(found.accepted, found.tries, self.goal.bound() / self.goal.beta))
 
     def tell(self, run: Run[Any], found: LogZ) -> None:
