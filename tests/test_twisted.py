@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 
 from close import FLOAT32
 from command import tiltlm
-from tiltlm.recipes import catalogue, recipe
+from tiltlm.recipes import catalogue, recipe, twisted_report
 from tiltlm.recipes.twisted import FAMILIES, KINDS, STAGES
 from tiltlm.recipes.twisted_methods import MEASURED
 from tiltlm.recipes.twisted_settings import Goal
+from tiltlm.ruler.bounds import Bounds
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.run import from_json
+from tiltlm.run import Run, from_json
+from tiltlm.seeds import stream
 from tiltlm.tasks.stories import train_tokenizer
 
 OWN = ["--language.model=", "--language.stories", "200", "--language.new-tokens", "4"]
@@ -542,6 +544,28 @@ def test_log_z_by_rejection_of_stored_draws_is_refused_before_any_work(tmp_path)
     how = replace(value.log_z, by="rejection")
     with pytest.raises(ValueError, match=r"searched for here: leave --exact\.stored out"):
         replace(value, log_z=how, exact=replace(value.exact, stored=str(tmp_path / "exact.safetensors"))).check()
+
+
+@pytest.mark.parametrize("stage", ["bounds", "reach"])
+def test_figures_of_bounds_that_contradict_each_other_are_errors(tmp_path, monkeypatch, stage):
+    """Lower bounds a nat above the upper ones, as exact draws of another target give them."""
+    noise = 0.01 * stream(0, "crossed").uniform(range(20), 2)
+    crossed = Bounds(
+        {(4, "twist", "smc-ess", side): noise[:, k, None] - k for k, side in enumerate(("lower", "upper"))}
+    )
+    monkeypatch.setattr(twisted_report, "bound_repeats", lambda *args, **options: crossed)
+    exact = SimpleNamespace(load=lambda path: exact, to=lambda device: exact)
+    monkeypatch.setattr(twisted_report, "Samples", exact)
+    lab = SimpleNamespace(device="cpu", target=None, prompt=None, width=4, stream=stream(0))
+    kept = SimpleNamespace(folder=tmp_path, recipe=SimpleNamespace(lab=lambda run: lab, twist_of=lambda run: None))
+    for kind in (twisted_report.BoundsFigure, twisted_report.ReachFigure):
+        monkeypatch.setattr(kind, "lab", lambda figure, run: lab)
+        monkeypatch.setattr(kind, "exact_of", lambda figure, run: exact)
+    figure, inputs = recipe(f"animals-small/{stage}"), dict.fromkeys(["twist", "twist 4", "exact 4"], kept)
+    if stage == "reach":
+        figure = replace(figure, reach=replace(figure.reach, lengths=(4,)))
+    with pytest.raises(ValueError, match="lie above the upper ones"):
+        figure.build(Run(figure, tmp_path, inputs))
 
 
 def optimum_s_curve(goal: Goal) -> tuple[list[float], list[float]]:

@@ -118,6 +118,7 @@ class BoundsFigure(CTLTwist):
                 on_step=on_step,
             )
         save_tensors(found.tensors(), run.folder / "bounds.safetensors")
+        log_z_of(found)  # raises where lower and upper bounds contradict each other
         run.write_json("bounds.json", found.rows())
         run.write_json("report.json", bound_report(found, self))
         bounds_plot(found.rows(), run.folder / "bounds.png", f"{self.family}: log Z between its bounds")
@@ -317,6 +318,7 @@ class ReachFigure(CTLTwist):
                 )
             rows += [{**row, "length": length} for row in found.rows()]
             save_tensors(found.tensors(), run.folder / f"bounds_{length}.safetensors")
+            log_z_of(found)  # raises where lower and upper bounds contradict each other
         run.write_json("bounds_by_length.json", rows)
         run.write_json("report.json", [self.row(row) for row in rows] + self.certificates(rows))
 
