@@ -270,6 +270,26 @@ def test_a_lab_of_preferences_reads_the_model_s_ends_and_stop_overrides(tmp_path
         _ = Lab(Base(bare, most_tokens=12, new_tokens=4), bare, 0).encoder
 
 
+def test_merged_adapters_stop_where_the_settings_said(tmp_path):
+    from tiltlm.recipes.preferences_lab import Lab
+    from tiltlm.recipes.preferences_settings import Base
+    from tiltlm.recipes.preferences_stages import SFT
+    from tiltlm.run import Run
+
+    path = str(folder(tmp_path / "model", config=2, words=tokenizer()))
+    lab = Lab(Base(path, most_tokens=12, new_tokens=4, lora=2, stop=("no",)), path, 0)
+    trained = tmp_path / "run" / "checkpoint-1"
+    lab.trainable().save(trained)
+    (trained / "COMPLETE").touch()
+    SFT().merge(Run(SFT(), tmp_path / "run", {}), lab)
+    merged = CausalLM.load(tmp_path / "run" / "merged")
+    assert WORDS.index("no") in merged.eos_ids
+    own, samples = lab.load(), draw(lab.load(), PROMPTS, n=2, max_new_tokens=4, stream=stream(0, "merged"))
+    torch.testing.assert_close(
+        merged.at(0.8).log_prob(samples), own.log_prob(samples)
+    )  # fresh adapters add nothing
+
+
 def test_a_twisted_lab_has_a_fixed_length_unless_stop_says_otherwise(tmp_path):
     """With ends, the reward reads texts without them: "yes yes" and "yes yes no" (no: an end) have equal hits."""
     from tiltlm.recipes.twisted_lab import Lab
