@@ -9,17 +9,12 @@ from typing import ClassVar
 import pytest
 import torch
 
-from test_compare import Other, Toy, noise, run_of
+from test_compare import Other, Third, Toy, noise, run_of
 from tiltlm.commands.compared import contestants
 from tiltlm.commands.page_curves import POINTS, by_metric, curves, thinned
 from tiltlm.commands.page_tables import alike, result_tables, verdict, verdicts, warnings
 from tiltlm.ruler.judge import doubt
 from tiltlm.run import Recipe, Run
-
-
-@dataclass(frozen=True)
-class Third(Toy):
-    stage: ClassVar[str] = "third"
 
 
 @dataclass(frozen=True)
