@@ -116,6 +116,11 @@ class Other(Toy):
     stage: ClassVar[str] = "other"
 
 
+@dataclass(frozen=True)
+class Third(Toy):
+    stage: ClassVar[str] = "third"
+
+
 def run_of(folder: Path, recipe: Recipe, values: dict[str, torch.Tensor]) -> Run:
     """A finished run with a measurement, a report, and a line for each prompt."""
     own = folder / recipe.name / recipe.key
@@ -201,3 +206,17 @@ def test_the_table_shows_interval_p_verdict_and_reach(runs):
     made = differences(found)
     assert [column.header for column in made.columns][-3:] == ["p (Holm)", "verdict", "would show"]
     assert list(made.columns[4].cells) == ["< 0.001"] and list(made.columns[5].cells) == ["higher"]
+
+
+def test_runs_whose_files_changed_in_between_are_neither_one_method_nor_compared(tmp_path):
+    """The same settings, but the reward's file held something else for the second seed, and for the other method."""
+    made = ((Toy, 0, "aa"), (Toy, 1, "bb"), (Other, 0, "bb"), (Third, 0, "aa"))
+    found = []
+    for kind, seed, digest in made:
+        run = run_of(tmp_path, kind(seed=seed, family="f"), {"objective": noise(f"{kind.stage} {seed}", 9)})
+        (run.folder / "config.json").write_text(json.dumps({"files": {"mine.py": digest}}))
+        found.append(run)
+    own = contestants(found)
+    assert [len(each.runs) for each in own] == [1, 1, 1, 1] and len({each.name for each in own}) == 4
+    pairs = {(each.first.split()[0], each.second.split()[0]) for each in comparisons(own)}
+    assert pairs == {("toy", "third")}

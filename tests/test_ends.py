@@ -242,6 +242,16 @@ def test_a_file_begun_with_other_ends_is_not_completed(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.count("y.jsonl was begun with stop=") == 2
 
 
+def test_a_run_s_folder_has_the_ends_of_its_model(tmp_path):
+    best = folder(tmp_path / "run" / "checkpoint-1", config=2, generation=[2, 3], words=tokenizer(CHATML))
+    for path in (best / "COMPLETE", tmp_path / "run" / "DONE"):
+        path.touch()
+    (tmp_path / "run" / "provenance.json").write_text("{}")
+    name = str(tmp_path / "run")
+    assert ends_of(name) == CausalLM.load(name).eos_ids == (2, 3)
+    assert ends_of(name, ("<|eom|>",)) == (4,)  # a text: by the run's own tokenizer
+
+
 # ---- the recipes --------------------------------------------------------------------------------------------
 
 
@@ -260,6 +270,26 @@ def test_a_lab_of_preferences_reads_the_model_s_ends_and_stop_overrides(tmp_path
         _ = Lab(Base(bare, most_tokens=12, new_tokens=4), bare, 0).encoder
 
 
+def test_merged_adapters_stop_where_the_settings_said(tmp_path):
+    from tiltlm.recipes.preferences_lab import Lab
+    from tiltlm.recipes.preferences_settings import Base
+    from tiltlm.recipes.preferences_stages import SFT
+    from tiltlm.run import Run
+
+    path = str(folder(tmp_path / "model", config=2, words=tokenizer()))
+    lab = Lab(Base(path, most_tokens=12, new_tokens=4, lora=2, stop=("no",)), path, 0)
+    trained = tmp_path / "run" / "checkpoint-1"
+    lab.trainable().save(trained)
+    (trained / "COMPLETE").touch()
+    SFT().merge(Run(SFT(), tmp_path / "run", {}), lab)
+    merged = CausalLM.load(tmp_path / "run" / "merged")
+    assert WORDS.index("no") in merged.eos_ids
+    own, samples = lab.load(), draw(lab.load(), PROMPTS, n=2, max_new_tokens=4, stream=stream(0, "merged"))
+    torch.testing.assert_close(
+        merged.at(0.8).log_prob(samples), own.log_prob(samples)
+    )  # fresh adapters add nothing
+
+
 def test_a_twisted_lab_has_a_fixed_length_unless_stop_says_otherwise(tmp_path):
     """With ends, the reward reads texts without them: "yes yes" and "yes yes no" (no: an end) have equal hits."""
     from tiltlm.recipes.twisted_lab import Lab
@@ -273,6 +303,24 @@ def test_a_twisted_lab_has_a_fixed_length_unless_stop_says_otherwise(tmp_path):
     drawn = draw(lab.reference, lab.prompt, n=200, max_new_tokens=3, stream=stream(0, "lab"))
     assert len({*lab.reward(drawn).tolist()}) == 1 and drawn.finished.any()
     assert not any("no" in row["completion"] or "</s>" in row["completion"] for row in lab.readable(drawn))
+
+
+def test_terms_of_a_sum_are_reported_and_read_no_end_either(tmp_path):
+    from tiltlm.recipes.twisted_lab import Lab
+    from tiltlm.recipes.twisted_settings import Goal, Language
+
+    path = str(folder(tmp_path / "model", config=2, words=tokenizer()))
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def no(prompts, completions):\n    return ['no' in y.split() for y in completions]\n\n\nalso = no\n"
+    )
+    goal = Goal(reward="file", file=f"{mine}:no + 0.5*{mine}:also")
+    lab = Lab(Language(path, "Is it ?", new_tokens=3, stop=("no",)), goal, 0, path)
+    drawn = draw(lab.reference, lab.prompt, n=100, max_new_tokens=3, stream=stream(0, "lab"))
+    assert drawn.finished.any() and len(lab.terms()) == 2
+    assert all(not part(drawn).any() for part in [lab.reward, *lab.terms().values()])
+    free = Lab(replace(lab.language, stop=()), goal, 0, path)
+    assert free.reward(drawn).any() and all(part(drawn).any() for part in free.terms().values())
 
 
 def test_an_infilling_with_ends_is_refused_before_any_work(tmp_path):

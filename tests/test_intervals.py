@@ -137,3 +137,13 @@ def test_over_seeds_a_gap_does_not_hide_the_spread():
     assert (row["low"], row["high"], row["gap"]) == pytest.approx((1 - half, 3 + half, 2.0), abs=1e-4)
     (alone,) = over_seeds(rows[:1])
     assert alone["low"] is None and alone["stderr"] is None and alone["doubt"] == "one seed"
+
+
+def test_what_is_no_rate_gets_no_interval_of_a_rate():
+    """A task's check may be a number of any size (a completion's length); Wilson's rule would put it below 1."""
+    lengths = torch.tensor([5.0, 7, 9, 12, 4, 6, 8, 9, 10, 22, 13, 5])
+    found = rows_of(length=lengths, turns=lengths, finished=(lengths > 6).double())
+    assert found["length"]["unit"] == "tokens" and found["finished"]["interval"] in ("exact", "Wilson")
+    for name in ("length", "turns"):
+        row = found[name]
+        assert row["low"] < row["value"] < row["high"] and row["interval"] not in ("exact", "Wilson")

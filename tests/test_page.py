@@ -9,17 +9,12 @@ from typing import ClassVar
 import pytest
 import torch
 
-from test_compare import Other, Toy, noise, run_of
+from test_compare import Other, Third, Toy, noise, run_of
 from tiltlm.commands.compared import contestants
 from tiltlm.commands.page_curves import POINTS, by_metric, curves, thinned
 from tiltlm.commands.page_tables import alike, result_tables, verdict, verdicts, warnings
 from tiltlm.ruler.judge import doubt
 from tiltlm.run import Recipe, Run
-
-
-@dataclass(frozen=True)
-class Third(Toy):
-    stage: ClassVar[str] = "third"
 
 
 @dataclass(frozen=True)
@@ -144,3 +139,17 @@ def test_a_verdict_over_seeds_averages_them(tmp_path):
     means = torch.stack([noise(f"seed {seed}", 8).mean() for seed in (0, 1, 2)])
     assert found["rows"][0]["J"]["v"] == pytest.approx(float(means.mean()) + 1)
     assert "Over 3 seeds" in found["about"]
+
+
+def test_a_method_that_shares_no_seed_with_the_highest_is_not_called_the_highest(tmp_path):
+    """other was trained from two seeds, each of the rest from one: the rest are never compared with each other."""
+    made = ((Other, 0, 0.0), (Other, 1, 0.0), (Toy, 0, 2.0), (Third, 1, 1.0))
+    runs = [
+        run_of(tmp_path, kind(seed=seed, family="f"), {"objective": noise(f"seed {seed}", 30) + up})
+        for kind, seed, up in made
+    ]
+    (group,) = alike(contestants(runs))
+    found = verdict(group)
+    said = {row["method"]: row["verdict"] for row in found["rows"]}
+    assert said["toy"] == "the highest" and said["third"] == "not compared with the highest: no seed in common"
+    assert "not told apart from third" in found["title"]

@@ -210,9 +210,11 @@ def test_students_quantiles_against_scipy():
 def test_over_three_seeds_by_hand():
     """1, 2, 3: mean 2, standard error 1/√3, t(2) = 4.3027: 2 ± 2.484."""
     rows = [
-        {"method": "a", "metric": "m", "seed": k, "value": v, "stderr": 0.1} for k, v in enumerate((1.0, 2.0, 3.0))
+        {"method": "a", "metric": "m", "seed": k, "value": v, "stderr": 0.1, "certified": v - 1}
+        for k, v in enumerate((1.0, 2.0, 3.0))
     ]
     (row,) = over_seeds(rows)
+    assert "certified" not in row  # one seed's alone
     assert row["n"] == 3 and row["stderr"] == pytest.approx(3**-0.5)
     assert (row["low"], row["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
     assert Estimate(1.0, 0.1, 1).interval() == (-torch.inf, torch.inf)

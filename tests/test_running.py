@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,10 @@ from safetensors import SafetensorError
 import tiltlm.train as train
 from command import environment, tiltlm
 from tiltlm import cli
+from tiltlm.commands import jobs
 from tiltlm.lock import alone_in
 from tiltlm.mistakes import one_line
+from tiltlm.recipes import recipe
 from tiltlm.ruler.measure import Measurement
 from tiltlm.stopping import Stopped, held, listening
 from tiltlm.tensors import load_tensors, notes_of, save_tensors
@@ -311,3 +315,12 @@ def test_a_cut_safetensors_file_is_named(tmp_path, cut):
     (tmp_path / "x.safetensors").write_bytes(data[:cut])
     with pytest.raises(ValueError, match=r"x\.safetensors: not a whole safetensors file"):
         load_tensors(tmp_path / "x.safetensors")
+
+
+def test_a_process_whose_files_changed_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+    value = recipe("animals-small/reference")
+    given = json.dumps({"recipe": value.name, "settings": asdict(value)}, default=str)
+    monkeypatch.setattr("sys.stdin", io.StringIO(given))
+    assert jobs.main(tmp_path / "runs" / value.name / "another", "tiltlm run") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "have changed since it was begun" in said

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
 from close import FLOAT32
 from command import tiltlm
-from tiltlm.recipes import catalogue, recipe
+from tiltlm.recipes import catalogue, recipe, twisted_report
 from tiltlm.recipes.twisted import FAMILIES, KINDS, STAGES
 from tiltlm.recipes.twisted_methods import MEASURED
+from tiltlm.recipes.twisted_settings import Goal
+from tiltlm.ruler.bounds import Bounds
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.run import from_json
+from tiltlm.run import Run, from_json
+from tiltlm.seeds import stream
 from tiltlm.tasks.stories import train_tokenizer
 
 OWN = ["--language.model=", "--language.stories", "200", "--language.new-tokens", "4"]
@@ -452,7 +457,6 @@ def test_refused_before_any_work(tmp_path, args, message):
 
 def test_stored_draws_for_training_are_not_those_for_measuring():
     value = recipe("animals-small/dpg")
-    from dataclasses import replace
 
     stored = replace(value, dpg=replace(value.dpg, positives="exact", supply="stored"))
     trained = stored.inputs()["trained"]
@@ -519,3 +523,53 @@ def test_samples_of_infilling_are_weighed_condition_by_condition(work):
     for k in range(3):
         own = [row["weight"] for row in rows[6 * k : 6 * k + 6]]
         assert own == sorted(own, reverse=True) and math.isclose(sum(own), 1, rel_tol=FLOAT32)
+
+
+def test_a_reward_without_a_bound_has_a_log_z_in_doubt_and_no_curve_of_the_optimum(tmp_path, monkeypatch):
+    """Exact draws may come from a file then, and the frontier wants none: neither may end in a demand for a bound."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def f(prompts, completions):\n    return [len(y) for y in completions]\n")
+    goal = Goal(reward="file", file="mine.py:f")
+    log_z = replace(recipe("animals-small/log-z"), goal=goal)
+    assert log_z.log_w_max is None and replace(log_z, goal=replace(goal, r_max=2.0, beta=0.5)).log_w_max == 4
+    with pytest.raises(ValueError, match=r"--log-z.width wants a certificate.*--goal.r-max"):
+        stored = replace(log_z, exact=replace(log_z.exact, stored="mine.py"))
+        replace(stored, log_z=replace(log_z.log_z, width=0.1)).check()
+    assert optimum_s_curve(goal) == ([], [])
+
+
+def test_log_z_by_rejection_of_stored_draws_is_refused_before_any_work(tmp_path):
+    (tmp_path / "exact.safetensors").touch()
+    value = recipe("animals-small/log-z")
+    how = replace(value.log_z, by="rejection")
+    with pytest.raises(ValueError, match=r"searched for here: leave --exact\.stored out"):
+        replace(value, log_z=how, exact=replace(value.exact, stored=str(tmp_path / "exact.safetensors"))).check()
+
+
+@pytest.mark.parametrize("stage", ["bounds", "reach"])
+def test_figures_of_bounds_that_contradict_each_other_are_errors(tmp_path, monkeypatch, stage):
+    """Lower bounds a nat above the upper ones, as exact draws of another target give them."""
+    noise = 0.01 * stream(0, "crossed").uniform(range(20), 2)
+    crossed = Bounds(
+        {(4, "twist", "smc-ess", side): noise[:, k, None] - k for k, side in enumerate(("lower", "upper"))}
+    )
+    monkeypatch.setattr(twisted_report, "bound_repeats", lambda *args, **options: crossed)
+    exact = SimpleNamespace(load=lambda path: exact, to=lambda device: exact)
+    monkeypatch.setattr(twisted_report, "Samples", exact)
+    lab = SimpleNamespace(device="cpu", target=None, prompt=None, width=4, stream=stream(0))
+    kept = SimpleNamespace(folder=tmp_path, recipe=SimpleNamespace(lab=lambda run: lab, twist_of=lambda run: None))
+    for kind in (twisted_report.BoundsFigure, twisted_report.ReachFigure):
+        monkeypatch.setattr(kind, "lab", lambda figure, run: lab)
+        monkeypatch.setattr(kind, "exact_of", lambda figure, run: exact)
+    figure, inputs = recipe(f"animals-small/{stage}"), dict.fromkeys(["twist", "twist 4", "exact 4"], kept)
+    if stage == "reach":
+        figure = replace(figure, reach=replace(figure.reach, lengths=(4,)))
+    with pytest.raises(ValueError, match="lie above the upper ones"):
+        figure.build(Run(figure, tmp_path, inputs))
+
+
+def optimum_s_curve(goal: Goal) -> tuple[list[float], list[float]]:
+    """The curve of the optimum, of a lab that only says whether it has conditions."""
+    figure = replace(recipe("animals-small/frontier"), goal=goal)
+    lab = SimpleNamespace(conditioned=False)
+    return figure.curve_of_optimum(SimpleNamespace(recipe=SimpleNamespace(lab=lambda run: lab)))

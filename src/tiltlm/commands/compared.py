@@ -1,7 +1,8 @@
 """Finished runs as contestants: who can be compared with whom, in which metrics, and all their differences together.
 
-Runs of one recipe that differ in nothing but the seed are one contestant, trained several times. Two contestants are
-compared on the seeds they share: prompt by prompt where that is one seed, seed by seed where it is several.
+Runs of one recipe that differ in nothing but the seed (files that settings name held the same for all of them) are one
+contestant, trained several times. Two contestants are compared on the seeds they share: prompt by prompt where that is one
+seed, seed by seed where it is several.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tiltlm.jsonl import read_json
 from tiltlm.ruler.compare import Difference, holm, over_seeds, paired
 from tiltlm.ruler.measure import Measurement
 from tiltlm.ruler.table import HEADINGS, read_report
@@ -54,7 +56,8 @@ def contestants(runs: Sequence[Run[Any]]) -> list[Contestant]:
     groups: dict[str, dict[int, Run[Any]]] = {}
     for run in runs:
         settings = {name: value for name, value in asdict(run.recipe).items() if name != "seed"}
-        groups.setdefault(run.recipe.name + json.dumps(settings, default=str), {})[run.recipe.seed] = run
+        alike = json.dumps([run.recipe.name, settings, files_of(run)], default=str)
+        groups.setdefault(alike, {})[run.recipe.seed] = run
     firsts = [next(iter(members.values())) for members in groups.values()]
     several = len({run.recipe.family for run in firsts}) > 1
     plain = [f"{run.recipe.family}/{name_of(run)}" if several else name_of(run) for run in firsts]
@@ -161,14 +164,23 @@ def _without_beta(goal: Any) -> dict[str, Any]:
 
 
 def same_prompts(first: Run[Any], second: Run[Any]) -> bool:
-    """Whether two runs drew their test prompts alike: the same world, language or data, seed, exact and test
-    settings."""
+    """Whether two runs drew their test prompts alike: the same world, language or data, seed, exact and test settings,
+    and no file (data, a reward, a model) that both name held something else for one of them."""
 
     def prompts(run: Run[Any]) -> tuple[Any, ...]:
         settings = vars(run.recipe)
         return tuple(settings.get(name) for name in ("world", "language", "data", "seed", "exact", "test"))
 
-    return prompts(first) == prompts(second)
+    one, other = files_of(first), files_of(second)
+    changed = any(one[name] != other[name] for name in one.keys() & other.keys())
+    return prompts(first) == prompts(second) and not changed
+
+
+def files_of(run: Run[Any]) -> dict[str, str]:
+    """What the files that a run's settings name held when it was made, as digests; empty where nothing says so."""
+    config = run.folder / "config.json"
+    found: dict[str, str] = read_json(config).get("files", {}) if config.is_file() else {}
+    return found
 
 
 def footnote(found: Sequence[Comparison]) -> str:

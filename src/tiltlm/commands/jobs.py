@@ -82,9 +82,9 @@ def main(folder: Path, command: str) -> int:
     stored = json.load(sys.stdin)
     value = from_json(type(recipe(stored["recipe"])), stored["settings"])
     root = folder.parents[2]
-    if find(value, root).folder != folder:
-        raise ValueError(f"{folder}: the files that its settings name have changed since it was begun")
     try:
+        if find(value, root).folder != folder:
+            raise ValueError(f"{folder}: the files that its settings name have changed since it was begun")
         with listening():
             ensure(value, root, command)
     except Stopped as stopped:

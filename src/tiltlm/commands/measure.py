@@ -130,7 +130,10 @@ def _say_what_is_left_out(found: Sequence[Contestant]) -> None:
         first, second = (each.runs[(seeds or [*each.runs])[0]] for each in (a, b))
         names = incomparable(first, second) & set(SHOWN)
         if not seeds or not same_prompts(first, second):
-            note(f"{first.folder} and {second.folder}: measured on different prompts, so not compared in pairs")
+            note(
+                f"{first.folder} and {second.folder}: measured on different prompts, or with files that changed in "
+                "between, so not compared in pairs"
+            )
         elif names:
             shown = ", ".join(SHOWN[name] for name in SHOWN if name in names)
             note(

@@ -63,7 +63,7 @@ def verdict(group: Sequence[Contestant]) -> Row | None:
                 "method": each.name,
                 "J": _shown(objective(each)),
                 "behind by": _behind(behind),
-                "verdict": said(behind),
+                "verdict": "the highest" if each is first else said(behind),
             }
         )
     columns = [{"key": name, "label": name, "numeric": name in ("J", "behind by")} for name in rows[0]]
@@ -121,9 +121,9 @@ def _behind(found: Difference | None) -> Row | str:
 
 
 def said(found: Difference | None) -> str:
-    """What a line of the verdict says."""
+    """What a line of the verdict says, of a method that is not the highest; None: the two were never compared."""
     if found is None:
-        return "the highest"
+        return "not compared with the highest: no seed in common"
     if found.identical:
         return "the same as the highest"
     if found.verdict == "no difference shown":

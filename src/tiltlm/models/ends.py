@@ -21,18 +21,19 @@ from typing import Any
 from rich.markup import escape
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from tiltlm.models.folders import located
 from tiltlm.models.hub import pretrained
 from tiltlm.models.templates import end_of_turn
 from tiltlm.progress import note
 
 
 def ends_of(name: str | Path, stop: Sequence[str] = (), option: str = "--stop") -> tuple[int, ...]:
-    """The end tokens of the model in a folder or of a hub name, the primary first; says them once per process.
+    """The end tokens of the model in a folder, of a hub name or of a run, the primary first; says them once per process.
 
     stop: counts before everything the model says, if not empty: ids, or texts of single tokens. Raises ValueError that
     names `option` for one that is neither. Empty: nothing ends this model's completions but their length.
     """
-    return _found(str(name), tuple(stop), option)
+    return _found(located(name), tuple(stop), option)
 
 
 @cache
@@ -48,9 +49,9 @@ def _found(name: str, stop: tuple[str, ...], option: str) -> tuple[int, ...]:
 
 
 def tokenizer_of(name: str | Path) -> Any:
-    """The tokenizer of a folder or hub name; None where there is none."""
+    """The tokenizer of a folder, hub name or run; None where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(located(name))
     except (OSError, ValueError, KeyError):
         return None
 

@@ -107,9 +107,9 @@ class DataStage(Recipe):
 
     def estimate(self, method: str, metric: str, x: Tensor, unit: str = "rate") -> dict[str, Any]:
         """One line of a report: the mean of independent observations x [n], with its 95% interval."""
-        e, rate = mean(x), unit == "rate" and bool(((x >= 0) & (x <= 1)).all())
+        e, own = mean(x), of_mean(x, unit == "rate")
         stderr = None if math.isnan(e.stderr) else e.stderr
-        return self.row(method, metric, e.value, stderr, e.n, unit, **of_mean(x, rate).entries())
+        return self.row(method, metric, e.value, stderr, e.n, unit, **own.entries())
 
     def read(self, split: str, own: Stream) -> Loaded:
         """The rows of the training or of the test data."""

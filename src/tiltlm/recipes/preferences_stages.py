@@ -93,8 +93,8 @@ class SFT(BaseStage):
         model.restore(best_checkpoint(run.folder))
         assert model.adapters is not None
         aside = run.folder / ".merged.tmp"
-        model.adapters.merge_and_unload().save_pretrained(str(aside))
-        lab.tokenizer.save_pretrained(str(aside))
+        model.model, model.adapters = model.adapters.merge_and_unload(), None
+        model.save(aside)
         aside.rename(run.folder / "merged")
 
     def model_in(self, run: Run[Any]) -> Path:

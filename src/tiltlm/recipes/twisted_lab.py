@@ -97,14 +97,18 @@ class Lab:
     def target(self) -> Target:
         return Target(self.reference, self.reward, self.goal.beta)
 
-    @cached_property
+    @property
     def reward(self) -> Reward:
-        reward = self._reward()
-        if not self.eos_ids or isinstance(reward, Continuation):
-            return reward
-        return lambda samples: reward(samples.with_(mask=samples.mask & ~is_end(samples.tokens, self.eos_ids)))
+        """r(x, y), of the completion without what ended it."""
+        return self._judged if isinstance(self._judged, Continuation) else self._without_end(self._judged)
 
-    def _reward(self) -> Reward:
+    def _without_end(self, verdict: Reward) -> Reward:
+        if not self.eos_ids:
+            return verdict
+        return lambda samples: verdict(samples.with_(mask=samples.mask & ~is_end(samples.tokens, self.eos_ids)))
+
+    @cached_property
+    def _judged(self) -> Reward:
         goal = self.goal
         if goal.reward == "words":
             return WordHits(self.goal.words, self.tokenizer)
@@ -126,7 +130,8 @@ class Lab:
 
     def terms(self) -> dict[str, Check]:
         """Every term of a sum of rewards, unweighted, by the name that reports have for it; none where there is no sum."""
-        return self.reward.parts() if isinstance(self.reward, TextReward) else {}
+        found = self._judged.parts() if isinstance(self._judged, TextReward) else {}
+        return {name: self._without_end(part) for name, part in found.items()}
 
     # ---- prompts and exact draws ----------------------------------------------------------------------------
 

@@ -57,6 +57,10 @@ class CommonLogZ(CTLTwist):
             raise ValueError(
                 "infill: exact draws come by construction, one a condition: no rejection, and no width"
             )
+        if self.log_z.by == "rejection" and self.exact.stored:
+            raise ValueError(
+                "log Z by rejection wants exact draws that are searched for here: leave --exact.stored out"
+            )
         if self.log_z.by == "enumeration" and not (infill and self.goal.condition_tokens == 1):
             raise ValueError("enumeration sums over the gap: infill with one token to follow")
         if self.log_z.by == "bounds" and not infill and self.stage == CommonLogZ.stage:
@@ -69,8 +73,8 @@ class CommonLogZ(CTLTwist):
     @property
     def log_w_max(self) -> float | None:
         """What no weight of a draw of the reference exceeds, as a logarithm; None where the reward states no bound."""
-        bound = self.goal.bound()
-        return bound / self.goal.beta if math.isfinite(bound) else None
+        most = self.goal.most
+        return most / self.goal.beta if math.isfinite(most) else None
 
     def by_reference(self, run: Run[Any], lab: Lab) -> None:
         s, most = self.log_z, self.log_z.draws * (self.log_z.limit if self.log_z.width else 1)
@@ -106,12 +110,7 @@ class CommonLogZ(CTLTwist):
         refuse_disagreement(mean(exact.reward), Estimate(value, stderr, len(log_w)), spread)
 
     def by_rejection(self, run: Run[Any], lab: Lab) -> None:
-        path = run.inputs["exact"].folder / "search.safetensors"
-        if not path.is_file():
-            raise ValueError(
-                "log Z by rejection wants exact draws that were searched for here, not --exact.stored ones"
-            )
-        found = Search.load(path)
+        found = Search.load(run.inputs["exact"].folder / "search.safetensors")
         self.tell(run, LogZ.of_acceptance(found.accepted, found.tries, self.goal.bound() / self.goal.beta))
 
     def tell(self, run: Run[Any], found: LogZ) -> None:

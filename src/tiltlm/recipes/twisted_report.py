@@ -118,6 +118,7 @@ class BoundsFigure(CTLTwist):
                 on_step=on_step,
             )
         save_tensors(found.tensors(), run.folder / "bounds.safetensors")
+        log_z_of(found)  # raises where lower and upper bounds contradict each other
         run.write_json("bounds.json", found.rows())
         run.write_json("report.json", bound_report(found, self))
         bounds_plot(found.rows(), run.folder / "bounds.png", f"{self.family}: log Z between its bounds")
@@ -200,16 +201,17 @@ class FrontierFigure(QSharp, RL, SIXO, Fudge, DPG, PPO, SFT, Reinforce, DPO, RPO
         frontier_plot(rows, tensors, run.folder / "frontier.png", title, "optimum, by importance sampling")
 
     def curve_of_optimum(self, kept: Run[Any]) -> tuple[list[float], list[float]]:
-        """pi*'s own frontier as far as plain draws can tell; empty for infilling, where every condition has another."""
+        """pi*'s own frontier as far as plain draws can tell; empty for infilling, where every condition has another, and
+        where the reward has no upper bound: nothing then tells what the draws missed."""
         lab = kept.recipe.lab(kept)
-        if lab.conditioned:
+        if lab.conditioned or math.isinf(self.goal.most):
             return [], []
         n, own = self.log_z.draws, lab.stream.child("frontier")
         drawn = draw_in_batches(
             lab.reference, lab.prompt, n=n, max_new_tokens=lab.width, stream=own, batch_size=self.log_z.batch_size
         )
         betas = torch.logspace(2, -2, 60) * max(self.frontier.betas)
-        kl, reward = tilted_curve(lab.target.reward(drawn), betas, self.goal.bound())
+        kl, reward = tilted_curve(lab.target.reward(drawn), betas, self.goal.most)
         return kl.tolist(), reward.tolist()
 
 
@@ -316,6 +318,7 @@ class ReachFigure(CTLTwist):
                 )
             rows += [{**row, "length": length} for row in found.rows()]
             save_tensors(found.tensors(), run.folder / f"bounds_{length}.safetensors")
+            log_z_of(found)  # raises where lower and upper bounds contradict each other
         run.write_json("bounds_by_length.json", rows)
         run.write_json("report.json", [self.row(row) for row in rows] + self.certificates(rows))
 

@@ -65,9 +65,9 @@ def student(e: Estimate) -> Interval:
 
 
 def of_mean(x: Tensor, rate: bool = False) -> Interval:
-    """The interval of the mean of independent observations x [n]; rate: they lie within [0, 1]."""
+    """The interval of the mean of independent observations x [n]; rate: a rate's, if they all lie within [0, 1]."""
     x = x.double().cpu()
-    if rate:
+    if rate and bool(((x >= 0) & (x <= 1)).all()):
         return of_rate(x)
     e = mean(x)
     if e.n < 2:

@@ -47,8 +47,9 @@ UNITS = {
     "pareto_k": "",
     "log_z": "nats",
     "forced_loss": "nats",
+    "length": "tokens",
 }
-"""Units of the ruler's own metrics; what a task checks is a rate."""
+"""Units of the ruler's own metrics, and of a completion's length; what else a task checks is a rate."""
 
 Check = Callable[[Samples], Tensor]
 """A task's own verdict on every row: Samples -> bool or float [N]."""

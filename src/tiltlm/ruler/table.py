@@ -155,7 +155,7 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_merged(members) for members in groups.values()]
 
 
-OF_ONE_SEED = ("gap", "stderr_log_z", "seed", "low", "high", "interval", "doubt")
+OF_ONE_SEED = ("gap", "stderr_log_z", "seed", "low", "high", "interval", "doubt", "certified")
 
 
 def _merged(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
