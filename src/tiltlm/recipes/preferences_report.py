@@ -336,7 +336,8 @@ class Evaluate(
             lower = weights.logsumexp(1).double() - math.log(weights.shape[1])
             for name, folder in folders.items():
                 own = Measurement.load(folder / "measurement.safetensors").values["log_w"]
-                rows.append(self.estimate(name, "kl_to_target_at_least", lower - own, "nats"))
+                row = self.estimate(name, "kl_to_target_at_least", lower - own, "nats")
+                rows.append(row | {"high": None})  # how far the truth lies above a lower bound is not known
         return rows
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
