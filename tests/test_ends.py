@@ -225,6 +225,17 @@ def test_sample_stops_where_the_model_or_stop_says_and_shows_no_end(
     assert capsys.readouterr().err.count("end tokens of model") == 1
 
 
+def test_another_folder_of_the_same_name_has_ends_of_its_own(tmp_path, monkeypatch):
+    """What was found is kept for a folder as it was written, not for its name."""
+    found = []
+    for k, ends in enumerate(([2], [3, 4])):
+        (tmp_path / str(k)).mkdir()
+        monkeypatch.chdir(tmp_path / str(k))
+        folder(Path("model"), config=2, generation=ends, words=tokenizer())
+        found.append(set(ends_of("model")))
+    assert found[0] != found[1] and {3, 4} <= found[1]
+
+
 def test_a_file_begun_with_other_ends_is_not_completed(tmp_path, monkeypatch, capsys):
     """Also one that an earlier version began, which knew one end alone."""
     from tiltlm.cli import main

@@ -33,11 +33,17 @@ def ends_of(name: str | Path, stop: Sequence[str] = (), option: str = "--stop") 
     stop: counts before everything the model says, if not empty: ids, or texts of single tokens. Raises ValueError that
     names `option` for one that is neither. Empty: nothing ends this model's completions but their length.
     """
-    return _found(located(name), tuple(stop), option)
+    place = located(name)
+    return _found(place, tuple(stop), option, _written(Path(place)))
+
+
+def _written(folder: Path) -> tuple[str, tuple[int, ...]]:
+    """Which folder a name stands for, and when its settings were written: another of the same name may have other ends."""
+    return str(folder.resolve()), tuple(path.stat().st_mtime_ns for path in sorted(folder.glob("*.json")))
 
 
 @cache
-def _found(name: str, stop: tuple[str, ...], option: str) -> tuple[int, ...]:
+def _found(name: str, stop: tuple[str, ...], option: str, written: object) -> tuple[int, ...]:
     size = int(pretrained(AutoConfig, name).get_text_config().vocab_size)
     tokenizer = tokenizer_of(name)
     places = {option: stop_ids(stop, tokenizer, size, option)} if stop else _places(name, tokenizer)
