@@ -277,9 +277,18 @@ def test_bounds_that_cross_within_their_errors_show_no_gap():
 
 def test_a_lower_bound_s_own_error_is_in_what_it_bounds():
     """Observations 1 ± 0.1 (10 of them), lower bound of log Z ± 0.3 from 5: at least 1 − √((t₉·.1)² + (t₄·.3)²) = 0.137."""
-    x = torch.linspace(-1, 1, 10).double()
-    x = 1 + 0.1 * math.sqrt(10) * x / x.std()
+    even = torch.linspace(-1, 1, 10, dtype=torch.float64)
+    x = 1 + 0.1 * math.sqrt(10) * even / even.std()
     z = LogZ(0.0, 0.3, lower=Estimate(0.0, 0.3, 5))
     (row,) = Measurement({"kl_to_target_at_least": x}, z).rows("r", "m", 0)
     assert row["stderr"] == pytest.approx(math.hypot(0.1, 0.3)) and row["high"] is None
     assert row["low"] == pytest.approx(1 - math.hypot(2.2622 * 0.1, 2.7764 * 0.3), abs=1e-4)
+
+
+def test_bounds_that_contradict_each_other_on_every_prompt_are_refused_however_prompts_differ():
+    """Prompts' log Z spread by 5 nats; the lower bound of each lies half a nat above its upper one, give or take 0.05."""
+    where = 5 * torch.linspace(-1, 1, 20)
+    apart = 0.5 + 0.05 * torch.linspace(-1, 1, 20)[torch.arange(20) * 7 % 20]
+    with pytest.raises(ValueError, match="lie above the upper ones"):
+        LogZ.of_pairs(where + apart, where, "pairs")
+    assert LogZ.of_pairs(where, where + apart, "pairs").gap == pytest.approx(0.5)

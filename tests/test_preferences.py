@@ -456,7 +456,7 @@ def test_rows_are_divided_without_overlap_and_the_same_way_twice():
     assert {name: len(part) for name, part in found.items()} == {"valid": 5, "test": 7, "train": 28}
     assert sorted(int(row["prompt"]) for part in found.values() for row in part) == list(range(40))
     assert divide(rows, None, how, stream(0, "x")) == found != divide(rows, None, how, stream(1, "x"))
-    given = divide(rows, [{"prompt": "t"}] * 9, how, stream(0, "x"))
+    given = divide(rows, [{"prompt": f"t{k % 8}"} for k in range(9)], how, stream(0, "x"))
     assert (len(given["test"]), len(given["train"])) == (7, 35)
     with pytest.raises(
         ValueError, match="12 different prompts in the training data cannot spare 5 to validate and 7 to"

@@ -169,8 +169,16 @@ def divide(train: Rows, test: Rows | None, how: Data, own: Stream) -> dict[str, 
         )
     valid, held = order[: how.valid_rows], order[how.valid_rows : how.valid_rows + carved]
     rest = [row for k in order[how.valid_rows + carved :] for row in prompts[k]]
-    tested = [prompts[k][0] for k in held] if test is None else test[: how.test_rows or None]
+    tested = [prompts[k][0] for k in held] if test is None else one_each(test)[: how.test_rows or None]
     return {"valid": [prompts[k][0] for k in valid], "test": tested, "train": rest}
+
+
+def one_each(rows: Rows) -> Rows:
+    """The first row of every prompt: errors are counted over prompts, so no prompt may count twice."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row["prompt"], row)
+    return list(found.values())
 
 
 def answer_of(row: dict[str, Any]) -> str:

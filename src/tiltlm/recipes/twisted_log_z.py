@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,11 @@ from tiltlm.tensors import save_tensors
 
 FEW_KEPT = 100
 """Draws that rejection would have kept, from which weighted draws may contradict exact ones."""
+
+
+STOPPED = (
+    "drawing stopped where the certificate was narrow enough, which an estimate may not: read the certificate"
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,8 @@ class CommonLogZ(CTLTwist):
 
     def tell(self, run: Run[Any], found: LogZ) -> None:
         """Write the log Z down; say so where it is known less well than was asked for."""
+        if self.log_z.width:
+            found = replace(found, doubt=found.doubt or STOPPED)
         run.write_json("log_z.json", found.to_json())
         low, high = found.certificate or (0.0, 0.0)
         if self.log_z.width and high - low > self.log_z.width:

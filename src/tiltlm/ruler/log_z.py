@@ -129,7 +129,7 @@ class LogZ:
     @staticmethod
     def of_pairs(lower: Tensor, upper: Tensor, source: str) -> LogZ:
         """From one pair of bounds per prompt, [P] each: the midpoints. Raises ValueError as `of_bounds` does."""
-        refuse_crossed(lower, upper)
+        refuse_crossed(lower, upper, paired=True)
         middle, half = (lower.double() + upper.double()) / 2, mean((upper.double() - lower.double()) / 2)
         value, fixed = mean(middle), certified(lower, upper)
         low, high = (Estimate(value.value + sign * half.value, half.stderr, half.n) for sign in (-1, 1))
@@ -228,13 +228,16 @@ ROUNDING = 1e-4
 """Nats that float32 densities may be off by."""
 
 
-def refuse_crossed(lower: Tensor, upper: Tensor) -> None:
-    """Raise ValueError where the mean of lower bounds lies above that of upper ones by more than three errors."""
+def refuse_crossed(lower: Tensor, upper: Tensor, paired: bool = False) -> None:
+    """Raise ValueError where the mean of lower bounds [n] lies above that of upper ones by more than three errors.
+
+    paired: both of a place are of one prompt, and how log Z itself varies over prompts is no error of the difference.
+    """
     difference = mean((lower - upper).double())  # of the same repeat or prompt
     apart = mean(lower), mean(upper)
     if difference.n < 2:
         return
-    stderr = max(difference.stderr, math.hypot(apart[0].stderr, apart[1].stderr) if lower.ndim == 1 else 0.0)
+    stderr = max(difference.stderr, 0.0 if paired else math.hypot(apart[0].stderr, apart[1].stderr))
     if difference.value > errors(3, difference.n - 1) * stderr + ROUNDING:
         raise ValueError(
             f"the lower bounds of log Z ({apart[0]}) lie above the upper ones ({apart[1]}) by more than three errors: "
