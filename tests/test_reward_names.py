@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from command import tiltlm
 from tiltlm.commands.run import parse
-from tiltlm.rewards.by_name import text_function
+from tiltlm.rewards.by_name import of_texts, text_function
 from tiltlm.rewards.endpoint import Endpoint
 from tiltlm.seeds import stream
 from tiltlm.tasks.stories import stories, train_tokenizer
@@ -325,3 +325,10 @@ def test_a_bad_reward_is_named_by_its_line(tmp_path):
     done = tiltlm("score", "own.py:f", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "own.py:f gave y.jsonl:2 ('bad') the reward inf" in done.stderr
     assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_a_folder_alone_is_told_the_reward_it_may_be(tmp_path):
+    with pytest.raises(
+        ValueError, match=f"It is a folder: reward-model:{tmp_path} is the reward of the model or run"
+    ):
+        of_texts(str(tmp_path))

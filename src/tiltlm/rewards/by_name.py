@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -64,6 +65,8 @@ def of_texts(name: str, device: str = "cpu") -> OfTexts:
         return OF_CLASSES[kind](model, label, device)
     near = get_close_matches(name, NAMED, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
+    if Path(name).is_dir():
+        hint = f" It is a folder: reward-model:{name} is the reward of the model or run in it."
     raise ValueError(f"there is no reward {mask(name)!r}.{hint} Known: {', '.join(NAMED)}, and sums of them")
 
 
