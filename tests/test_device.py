@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tiltlm import device
+from tiltlm.commands.models import load_decoder
 from tiltlm.device import check_devices, device_of
 from tiltlm.recipes import recipe
 from tiltlm.run import ensure
@@ -136,3 +137,15 @@ def test_a_command_s_device_is_looked_at_first(monkeypatch, capsys, args):
     gpus(monkeypatch, 0)
     assert main([*args, "--device", "cuda"]) == 2
     assert capsys.readouterr().err.startswith("tiltlm: --device cuda: torch sees no GPU here")
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_the_model_s_name(monkeypatch):
+    gpus(monkeypatch, 0)
+    with pytest.raises(ValueError, match=r"^--device cuda: torch sees no GPU here; take cpu or auto$"):
+        load_decoder("anything", "cuda", "float32")
+
+
+@pytest.mark.parametrize("dtype", ["foo", "Tensor", "int8"])
+def test_a_dtype_that_weights_cannot_have_is_refused_in_a_line(dtype):
+    with pytest.raises(ValueError, match=f"^--dtype {dtype}: weights are of float32, float64, bfloat16, float16$"):
+        load_decoder("anything", "cpu", dtype)

@@ -65,3 +65,8 @@ def test_it_is_in_the_overview_and_has_help(capsys):
     with pytest.raises(SystemExit) as end:
         main(["doctor", "--help"])
     assert end.value.code == 0 and "--batch" in capsys.readouterr().out
+
+
+def test_memory_is_not_asked_of_fewer_rows_than_one(capsys):
+    assert main(["doctor", "anything", "--batch", "-3"]) == 2
+    assert "--batch and --length are numbers of rows and tokens" in capsys.readouterr().err

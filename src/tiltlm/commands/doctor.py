@@ -48,6 +48,10 @@ class Doctor:
 def doctor(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Doctor, prog="tiltlm doctor", args=args)
+    if min(settings.batch, settings.length) < 1:
+        raise ValueError(
+            f"--batch and --length are numbers of rows and tokens, 1 or more; got {settings.batch}, {settings.length}"
+        )
     prepare()
     decoder, found = None, []
     try:

@@ -19,6 +19,13 @@ from tiltlm.run import Recipe, Run, find, from_json
 from tiltlm.tasks.chat import is_messages, opened, tools_in
 from tiltlm.tasks.encoding import cut_left
 
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -76,8 +83,11 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
         if (device, dtype, *stop) != ("cpu", "float32"):
             raise ValueError(f"{name} is a run: device, dtype and stop are its own; leave those options out")
         return _of_run(load_run(Path(name)))
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype}: weights are of {', '.join(DTYPES)}")
+    place = device_of(device)
     try:
-        model = CausalLM.load(name, dtype=getattr(torch, dtype), device=device_of(device), eos_ids=())
+        model = CausalLM.load(name, dtype=DTYPES[dtype], device=place, eos_ids=())
     except ValueError as error:
         raise ValueError(f"{name!r} is no run of this library, and {error}") from None
     model.eos_ids = ends_of(name, stop)
