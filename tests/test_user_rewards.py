@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from command import tiltlm
+from tiltlm.commands.score import score
 from tiltlm.rewards.by_name import TextReward, files_of, text_function
 from tiltlm.rewards.numbers import as_numbers
 from tiltlm.rewards.terms import Term, terms_of
@@ -325,3 +326,10 @@ def test_text_is_not_compared_to_token_ids(place):
     (place / "y.jsonl").write_text('{"completion": "9", "answer": [9]}\n')
     done = tiltlm("score", "exact-answer", "y.jsonl", "--out", "s.jsonl", cwd=place, check=False)
     assert done.returncode == 2 and "text to text, or token ids to token ids" in done.stderr
+
+
+def test_a_file_without_lines_has_no_mean_reward(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has no lines: there is nothing to score"):
+        score(["exact-answer", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out.jsonl")])
+    assert not (tmp_path / "out.jsonl").exists()

@@ -66,6 +66,8 @@ def score(args: list[str]) -> int:
     if settings.out.resolve() == settings.rows.resolve():
         raise ValueError(f"--out must be another file than {settings.rows}: results never replace their input")
     lines = list(placed_rows(settings.rows))
+    if not lines:
+        raise ValueError(f"{settings.rows} has no lines: there is nothing to score")
     rows = one_by_one(lines)
     for each in reward.rewards:
         if each.reads_text:
