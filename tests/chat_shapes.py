@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.seeds import stream
-from tiltlm.tasks.stories import stories, train_tokenizer
 
 OPEN = "{% if add_generation_prompt %}"
 NO_THOUGHT = "{% set said = m.content.split('</think>')[-1] %}"

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from chat_shapes import SHAPES, speaker
+from tiltlm.data.chat import opened, rendered
+from tiltlm.data.encoding import Encoder
+from tiltlm.data.preference_rows import read_preferences
 from tiltlm.models.templates import end_of_turn
-from tiltlm.tasks.chat import opened, rendered
-from tiltlm.tasks.encoding import Encoder
-from tiltlm.tasks.preference_rows import read_preferences
 
 WORDS = ["yes", "No.", " <b>I", "</b>", "am", "\n", "<think>", "dog's", "  ", "é", "1 < 2", "[x]", "\n\n", "<"]
 PLAIN = [name for name in SHAPES if name not in ("opens a thought", "writes the last thought")]

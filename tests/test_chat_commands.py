@@ -12,10 +12,10 @@ from transformers import GPT2Config
 from chat_shapes import speaker
 from command import tiltlm
 from tiltlm.commands.models import load_decoder
+from tiltlm.data.chat import opened
 from tiltlm.models.causal import CausalLM
 from tiltlm.recipes.preferences_lab import Lab
 from tiltlm.recipes.preferences_settings import Base
-from tiltlm.tasks.chat import opened
 
 TOOL = {"type": "function", "function": {"name": "get", "description": "Weather", "parameters": {}}}
 ASK, YES, NO = (

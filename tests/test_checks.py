@@ -9,11 +9,11 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from command import tiltlm
+from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.models.folders import located, model_in
 from tiltlm.models.hub import config_of, pretrained
 from tiltlm.run import digests
 from tiltlm.seeds import stream
-from tiltlm.tasks.stories import stories, train_tokenizer
 
 OWN = ["--language.model="]
 MINE = """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tiltlm.data.encoding import Encoder
+from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.seeds import stream
-from tiltlm.tasks.encoding import Encoder
-from tiltlm.tasks.stories import stories, train_tokenizer
 
 STOP = 7
 

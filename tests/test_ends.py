@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from tiltlm.data.encoding import Encoder
 from tiltlm.exact import all_completions, every_pair, log_density, solve
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import _found, ends_of, turn_id
@@ -21,7 +22,6 @@ from tiltlm.samplers.smc import SMC, smc
 from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
 from tiltlm.target import Target
-from tiltlm.tasks.encoding import Encoder
 
 WORDS = ("<unk>", "<s>", "</s>", "<|eot|>", "<|eom|>", "Is", "it", "?", "Quite", "yes", "no", "user", "assistant")
 CHATML = (

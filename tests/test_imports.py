@@ -16,7 +16,7 @@ ORDER = [
     {"exact"},
     {"rewards"},
     {"samplers"},
-    {"tasks"},
+    {"data"},
     {"experience"},
     {"policies"},
     {"twists"},

@@ -11,10 +11,10 @@ import pytest
 
 from command import tiltlm
 from test_preference_data import made, words, write
-from tiltlm.tasks.layouts import LAYOUTS, SPEAKERS
-from tiltlm.tasks.mapping import NAMES, mapped, mapping_of, suggested
-from tiltlm.tasks.preference_rows import as_pairs, read_preferences
-from tiltlm.tasks.tables import rows_of, weighed
+from tiltlm.data.layouts import LAYOUTS, SPEAKERS
+from tiltlm.data.mapping import NAMES, mapped, mapping_of, suggested
+from tiltlm.data.preference_rows import as_pairs, read_preferences
+from tiltlm.data.tables import rows_of, weighed
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "layouts"
 ASKED = "<s><user>{}</s>\n<assistant>"

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from command import tiltlm
-from tiltlm.tasks.hh import Dropped, Pair, split_dialogues
-from tiltlm.tasks.preference_rows import (
+from tiltlm.data.hh import Dropped, Pair, split_dialogues
+from tiltlm.data.preference_rows import (
     as_pairs,
     as_rewards,
     format_named,
     read_preferences,
 )
-from tiltlm.tasks.tables import READERS, rows_of
+from tiltlm.data.tables import READERS, rows_of
 
 START = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Tell\n\nme\n\nAssistant:"
 

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, LlamaConfig
 
 from close import close
+from tiltlm.data.dialogues import COLD, WARM, dialogues, warmth
+from tiltlm.data.hh import split_dialogues
+from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.experience import Offline
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.reward_model import RewardModel, _cut_left
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, bradley_terry_loss, comparisons
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.tasks.dialogues import COLD, WARM, dialogues, warmth
-from tiltlm.tasks.hh import split_dialogues
-from tiltlm.tasks.stories import stories, train_tokenizer
 from tiltlm.train import fit
 
 ROOT = stream(0, "test-reward-model")

@@ -18,10 +18,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from command import tiltlm
 from tiltlm.commands.run import parse
+from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.rewards.by_name import of_texts, text_function
 from tiltlm.rewards.endpoint import Endpoint
 from tiltlm.seeds import stream
-from tiltlm.tasks.stories import stories, train_tokenizer
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -12,6 +12,8 @@ from torch.nn.functional import logsigmoid
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from close import close
+from tiltlm.data.labelled_text import classes_of, read_labelled
+from tiltlm.data.stories import labelled, stories, train_tokenizer
 from tiltlm.models.classifier import TextClassifier, log_classes
 from tiltlm.models.table import TableLM
 from tiltlm.rewards.by_name import TextReward
@@ -30,8 +32,6 @@ from tiltlm.rewards.user_file import function_of
 from tiltlm.rewards.words import ANIMALS, WordHits
 from tiltlm.samples import Conditioned, Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.tasks.labelled_text import classes_of, read_labelled
-from tiltlm.tasks.stories import labelled, stories, train_tokenizer
 
 ROOT = stream(11, "test-rewards")
 

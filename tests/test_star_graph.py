@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from tiltlm.tasks import star_graph
-from tiltlm.tasks.star_graph import Graphs, StarGraph, generate, parse_line, read_lines, to_line, write_lines
+from tiltlm.data import star_graph
+from tiltlm.data.star_graph import Graphs, StarGraph, generate, parse_line, read_lines, to_line, write_lines
 
 REAL = ["deg_2_path_5_nodes_50", "deg_5_path_3_nodes_50"]
 LINE = "32,3|16,12|3,19|32,34|34,6|6,16|19,47|47,28/32,12=32,34,6,16,12"
@@ -212,5 +212,5 @@ def test_default_sizes_are_the_original_ones():
 
 
 def test_graphs_need_numpy_only():
-    code = "import sys, tiltlm.tasks.star_graph; sys.exit('torch' in sys.modules)"
+    code = "import sys, tiltlm.data.star_graph; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

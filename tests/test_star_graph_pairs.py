@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
+from tiltlm.data.star_graph_pairs import KEYS, Rollouts, collect_pairs, read_pairs, write_pairs
 from tiltlm.models.table import TableLM
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.tasks.star_graph_pairs import KEYS, Rollouts, collect_pairs, read_pairs, write_pairs
 
 P_RIGHT = 0.75
 

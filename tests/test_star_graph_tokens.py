@@ -9,10 +9,10 @@ from transformers import AutoTokenizer
 
 from close import NETWORK, close
 from families import build
+from tiltlm.data.star_graph import StarGraph, arms, generate, parse_line, read_lines, to_lines
+from tiltlm.data.star_graph_tokens import AnswerKey, BPETokenizer, GraphTokenizer, NumeralTokenizer, check, forced
 from tiltlm.models.table import TableLM
 from tiltlm.samples import Samples, Tokens
-from tiltlm.tasks.star_graph import StarGraph, arms, generate, parse_line, read_lines, to_lines
-from tiltlm.tasks.star_graph_tokens import AnswerKey, BPETokenizer, GraphTokenizer, NumeralTokenizer, check, forced
 
 LINE = "32,3|16,12|3,19|32,34|34,6|6,16|19,47|47,28/32,12=32,34,6,16,12"
 G25 = StarGraph(2, 5, 50)

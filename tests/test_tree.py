@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tiltlm.data.tree import tree
 from tiltlm.samples import Samples, Tokens
-from tiltlm.tasks.tree import tree
 
 EVERYTHING = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])
 TABLE = [  # p_left, beta; for Q# and CD: P(right), E r, KL, J; V*

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from close import FLOAT32
 from command import tiltlm
+from tiltlm.data.stories import train_tokenizer
 from tiltlm.recipes import catalogue, recipe, twisted_report
 from tiltlm.recipes.twisted import FAMILIES, KINDS, STAGES
 from tiltlm.recipes.twisted_methods import MEASURED
@@ -23,7 +24,6 @@ from tiltlm.ruler.bounds import Bounds
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.run import Run, from_json
 from tiltlm.seeds import stream
-from tiltlm.tasks.stories import train_tokenizer
 
 OWN = ["--language.model=", "--language.stories", "200", "--language.new-tokens", "4"]
 OWN += ["--language.fit.pace.steps", "6", "--language.fit.pace.warmup", "1"]

@@ -13,6 +13,7 @@ import torch
 
 from command import tiltlm
 from families import build
+from tiltlm.data.encoding import Encoder
 from tiltlm.groups import Groups
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.policies.kto import reference_point
@@ -25,7 +26,6 @@ from tiltlm.ruler.measure import Measurement
 from tiltlm.run import from_json, hashed
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.tasks.encoding import Encoder
 from tiltlm.train import checkpoints
 
 ROWS = [

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tiltlm.data.star_graph import StarGraph, generate
+from tiltlm.data.star_graph_tokens import AnswerKey, NumeralTokenizer, check
 from tiltlm.exact import kl, log_density
 from tiltlm.models.base import LanguageModel, State, Values
 from tiltlm.rewards.exact_answer import ExactAnswer
@@ -22,8 +24,6 @@ from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.target import Target
-from tiltlm.tasks.star_graph import StarGraph, generate
-from tiltlm.tasks.star_graph_tokens import AnswerKey, NumeralTokenizer, check
 from tiltlm.twists.cd import CD
 from tiltlm.twists.fudge import Fudge
 from tiltlm.twists.q_sharp import QSharp

@@ -16,13 +16,13 @@ from torch import Tensor
 
 import tiltlm.twists
 from laws.world import BINARY, HORIZON, N_PROMPTS, PROMPTS, VOCAB, WORLDS, World, perturbed, world
+from tiltlm.data.tree import tree
 from tiltlm.exact import Solution, solve
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.table import TableLM, TableValues
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Tokens
 from tiltlm.target import Target
-from tiltlm.tasks.tree import tree
 from tiltlm.twists.cd import CD
 from tiltlm.twists.fudge import Fudge
 from tiltlm.twists.q_sharp import QSharp

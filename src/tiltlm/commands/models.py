@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tiltlm.data.chat import is_messages, opened, tools_in
+from tiltlm.data.encoding import cut_left
 from tiltlm.device import device_of
 from tiltlm.jsonl import read_json
 from tiltlm.models.base import LanguageModel, without_end
@@ -16,8 +18,6 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.recipes import recipe
 from tiltlm.run import Recipe, Run, find, from_json
-from tiltlm.tasks.chat import is_messages, opened, tools_in
-from tiltlm.tasks.encoding import cut_left
 
 DTYPES = {
     "float32": torch.float32,

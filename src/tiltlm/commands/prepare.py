@@ -1,6 +1,6 @@
 """`tiltlm prepare SOURCE… --out pairs.jsonl`: preference data of any known format as plain rows, and a report.
 
-The rows are of one shape (`tiltlm.tasks.preference_rows`). What was dropped is counted by reason, in a table on standard
+The rows are of one shape (`tiltlm.data.preference_rows`). What was dropped is counted by reason, in a table on standard
 output and in `pairs.jsonl.report.json` beside the rows; a row that does not fit stops the command with file:line.
 """
 
@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.data.mapping import mapping_of
+from tiltlm.data.preference_rows import Loaded, as_pairs, as_rewards, format_named, read_preferences
+from tiltlm.data.tables import file_of, weighed
 from tiltlm.models.folders import located
 from tiltlm.seeds import stream
-from tiltlm.tasks.mapping import mapping_of
-from tiltlm.tasks.preference_rows import Loaded, as_pairs, as_rewards, format_named, read_preferences
-from tiltlm.tasks.tables import file_of, weighed
 
 CONVERSIONS = {"pairs": as_pairs, "rewards": as_rewards}
 

@@ -22,13 +22,13 @@ import tyro
 
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
+from tiltlm.data.chat import asked_in, is_messages
 from tiltlm.device import device_of
 from tiltlm.jsonl import placed_rows, read_json, whole_lines, write_whole
 from tiltlm.progress import note, steps
 from tiltlm.samplers.ancestral import Warp, Warped, draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.tasks.chat import asked_in, is_messages
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tiltlm.data.stories import train_tokenizer
 from tiltlm.device import device_of
 from tiltlm.experience import Offline
 from tiltlm.models.causal import CausalLM
@@ -15,7 +16,6 @@ from tiltlm.recipes.fitting import Fit, fit
 from tiltlm.run import Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
-from tiltlm.tasks.stories import train_tokenizer
 
 OWN_TOKENS = 512
 """Tokens that the own model holds."""

@@ -9,6 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from tiltlm.data.dialogues import dialogues
+from tiltlm.data.hh import Dropped, split_dialogues
+from tiltlm.data.preference_rows import Loaded, read_preferences
+from tiltlm.data.tables import file_of, weighed
 from tiltlm.jsonl import read_rows
 from tiltlm.models.folders import located
 from tiltlm.models.hub import config_of
@@ -21,10 +25,6 @@ from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.intervals import of_mean
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
-from tiltlm.tasks.dialogues import dialogues
-from tiltlm.tasks.hh import Dropped, split_dialogues
-from tiltlm.tasks.preference_rows import Loaded, read_preferences
-from tiltlm.tasks.tables import file_of, weighed
 from tiltlm.train import checkpoints
 
 SPLITS = ("train", "valid", "test")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from tiltlm.data.encoding import Encoder
 from tiltlm.device import device_of
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
@@ -26,7 +27,6 @@ from tiltlm.recipes.preferences_settings import Base
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream, stream
-from tiltlm.tasks.encoding import Encoder
 from tiltlm.tensors import load_tensors, save_tensors
 
 ROWS_AT_ONCE = 128

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tiltlm.data.mapping import mapping_of
 from tiltlm.engine import Optim
 from tiltlm.objective import positive
 from tiltlm.recipes.fitting import Fit
 from tiltlm.recipes.twisted_settings import at_least_one
 from tiltlm.run import ADDED
-from tiltlm.tasks.mapping import mapping_of
 from tiltlm.train import Pace
 
 

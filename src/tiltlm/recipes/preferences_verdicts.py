@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from tiltlm.data.encoding import Encoder
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.rewards.verdicts import VerdictRegression, Verdicts, verdict_loss, verdicts
 from tiltlm.samples import Samples
-from tiltlm.tasks.encoding import Encoder
 
 Row = dict[str, Any]
 

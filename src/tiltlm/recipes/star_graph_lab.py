@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiltlm.data.star_graph import Graphs, generate, random_arms, read_lines
+from tiltlm.data.star_graph_tokens import AnswerKey, BPETokenizer, GraphTokenizer, NumeralTokenizer, check, forced
 from tiltlm.device import device_of
 from tiltlm.exact import log_density
 from tiltlm.experience import Experience, Generated, Offline
@@ -29,8 +31,6 @@ from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream, stream
 from tiltlm.target import Target
-from tiltlm.tasks.star_graph import Graphs, generate, random_arms, read_lines
-from tiltlm.tasks.star_graph_tokens import AnswerKey, BPETokenizer, GraphTokenizer, NumeralTokenizer, check, forced
 from tiltlm.twists.value import value_loss
 
 Split = Literal["pretrain", "posttrain", "test"]

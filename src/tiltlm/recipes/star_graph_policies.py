@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from tiltlm.data.star_graph_pairs import read_pairs
 from tiltlm.experience import Live, Offline, referenced_pairs
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import copy_of
@@ -24,7 +25,6 @@ from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Pairs
-from tiltlm.tasks.star_graph_pairs import read_pairs
 from tiltlm.train import checkpoints
 
 

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from tiltlm.data.star_graph_tokens import AnswerKey
 from tiltlm.exact import log_density
 from tiltlm.models.base import LanguageModel
 from tiltlm.recipes.star_graph_lab import Lab
@@ -18,7 +19,6 @@ from tiltlm.ruler.measure import Measurement, Ruler
 from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Run
 from tiltlm.samples import Samples
-from tiltlm.tasks.star_graph_tokens import AnswerKey
 
 
 def write_report(

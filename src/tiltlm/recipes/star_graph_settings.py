@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tiltlm.data.star_graph import StarGraph
 from tiltlm.engine import Optim
 from tiltlm.policies.reinforce import Baseline
 from tiltlm.recipes.fitting import Fit
-from tiltlm.tasks.star_graph import StarGraph
 from tiltlm.train import Pace
 
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from tiltlm.data.star_graph import file_name, write_lines
+from tiltlm.data.star_graph_pairs import collect_pairs, read_pairs, write_pairs
 from tiltlm.experience import Offline
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM, copy_of
@@ -32,8 +34,6 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples
-from tiltlm.tasks.star_graph import file_name, write_lines
-from tiltlm.tasks.star_graph_pairs import collect_pairs, read_pairs, write_pairs
 from tiltlm.train import checkpoints, keep_as_it_is
 from tiltlm.twists.cd import CD as CDRule
 from tiltlm.twists.fudge import Fudge as FudgeRule

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.data.tree import tree
 from tiltlm.exact import Solution, kl, solve
 from tiltlm.models.table import TableValues
 from tiltlm.ruler.table import read_report
@@ -23,7 +24,6 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Tokens
 from tiltlm.target import Target
-from tiltlm.tasks.tree import tree
 from tiltlm.twists.cd import CD
 from tiltlm.twists.q_sharp import QSharp
 from tiltlm.twists.value import Rule, ValueTwist

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from tiltlm.data.labelled_text import classes_of, read_labelled
+from tiltlm.data.stories import labelled, stories
 from tiltlm.device import device_of
 from tiltlm.experience import Offline
 from tiltlm.models.classifier import TextClassifier
@@ -19,8 +21,6 @@ from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.intervals import of_rate
 from tiltlm.run import Run
 from tiltlm.seeds import Stream, stream
-from tiltlm.tasks.labelled_text import classes_of, read_labelled
-from tiltlm.tasks.stories import labelled, stories
 
 WIDTH = 96
 """Tokens of a story that the own model is trained on."""

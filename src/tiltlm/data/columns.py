@@ -22,9 +22,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tiltlm.tasks.chat import Message, is_messages, rendered, tools_in, unwritten
-from tiltlm.tasks.hh import Dropped, agreeing
-from tiltlm.tasks.mapping import suggested
+from tiltlm.data.chat import Message, is_messages, rendered, tools_in, unwritten
+from tiltlm.data.hh import Dropped, agreeing
+from tiltlm.data.mapping import suggested
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ so prompt + completion is the template's own text, for all answers of a row alik
 prompt never ends inside a token of the tokenizer's own (`<think>`), nor before the end of the last message it holds:
 a template that rewrites what stands there once an answer follows is refused.
 
-The end of turn is not part of a completion: whoever encodes writes it, once (`models/ends.py`, `tasks/encoding.py`). A
+The end of turn is not part of a completion: whoever encodes writes it, once (`models/ends.py`, `data/encoding.py`). A
 begin-of-text token at the start is left out where the tokenizer adds its own: the text is made to be tokenized like any
 other.
 """
@@ -21,8 +21,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from tiltlm.data.hh import agreeing
 from tiltlm.models.templates import Message, Talk, Template, Tools, parts_of
-from tiltlm.tasks.hh import agreeing
 
 __all__ = ["Message", "asked_in", "is_messages", "opened", "rendered", "tools_in", "unwritten"]
 

@@ -1,4 +1,4 @@
-"""Layouts that others post, told by their columns and put into the community's (`tiltlm.tasks.columns`).
+"""Layouts that others post, told by their columns and put into the community's (`tiltlm.data.columns`).
 
 | columns | becomes |
 |---|---|
@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tiltlm.tasks.chat import is_messages
-from tiltlm.tasks.columns import number
+from tiltlm.data.chat import is_messages
+from tiltlm.data.columns import number
 
 Row = dict[str, Any]
 Layout = Callable[[Row, Any], Row]

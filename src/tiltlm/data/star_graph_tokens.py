@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tiltlm.data.star_graph import Graphs, StarGraph, arms, generate, to_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.rewards.exact_answer import agreement, answers_of
 from tiltlm.samples import Samples, Tokens
-from tiltlm.tasks.star_graph import Graphs, StarGraph, arms, generate, to_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

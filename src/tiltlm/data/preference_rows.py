@@ -24,12 +24,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tiltlm.data.columns import Kept, Row, example, pair, recognised, text
+from tiltlm.data.hh import Dropped, split_dialogues
+from tiltlm.data.layouts import in_known_columns
+from tiltlm.data.mapping import NAMES, mapped, mapping_of
+from tiltlm.data.tables import rows_of, weighed
 from tiltlm.seeds import Stream, stream
-from tiltlm.tasks.columns import Kept, Row, example, pair, recognised, text
-from tiltlm.tasks.hh import Dropped, split_dialogues
-from tiltlm.tasks.layouts import in_known_columns
-from tiltlm.tasks.mapping import NAMES, mapped, mapping_of
-from tiltlm.tasks.tables import rows_of, weighed
 
 Format = Callable[[Row, Any], Kept | Dropped]
 """(row, tokenizer or None) -> what is made of it. Raises ValueError for a row that does not fit."""
@@ -175,7 +175,7 @@ def read_preferences(
     keep: columns that every row brings along as they are found.
 
     tokenizer: writes messages as text by its chat template, and cuts prompts for `imdb`; else it is not needed.
-    columns: names for columns that are called otherwise (`tiltlm.tasks.mapping`). encoding: of text files that have no
+    columns: names for columns that are called otherwise (`tiltlm.data.mapping`). encoding: of text files that have no
     byte order mark. convert: what becomes of every row made (`as_pairs`, `as_rewards`). own: draws a weight's fraction.
     Raises ValueError naming file:line for a row that does not fit, and FileNotFoundError.
     """
@@ -259,7 +259,7 @@ def format_named(name: str) -> Format:
 
 
 def _hh(row: Row, tokenizer: Any = None) -> Kept | Dropped:
-    """Two dialogues of the HH data (`tiltlm.tasks.hh`)."""
+    """Two dialogues of the HH data (`tiltlm.data.hh`)."""
     made = split_dialogues(text(row, "chosen"), text(row, "rejected"))
     if isinstance(made, Dropped):
         return made

@@ -1,1 +1,0 @@
-"""Where x comes from and when y is right: prompts, splits, answers, checkers."""
