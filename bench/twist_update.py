@@ -37,7 +37,8 @@ def update(case: Case, redraw: bool = True) -> Work:
     from tiltlm.models.heads import ValueHead
     from tiltlm.seeds import stream
     from tiltlm.twists.ctl import CTL
-    from tiltlm.twists.draws import OnePrompt, TwistDraws
+    from tiltlm.samplers.scenes import OnePrompt
+    from tiltlm.twists.draws import TwistDraws
     from tiltlm.twists.learned import LearnedTwist
 
     target, prompt = problem(case)

@@ -36,34 +36,29 @@ from tiltlm.models.folders import model_in
 from tiltlm.progress import note
 from tiltlm.rewards.masking import mask, without_secrets
 from tiltlm.ruler.table import read_report, table
+from tiltlm.settings import hashed
 
 ROOT = Path("runs")
 R = TypeVar("R", bound="Recipe")
 
 
-@dataclass(frozen=True)
 class Recipe:
-    """How to make one result. Subclasses add settings, and say what they need and how they build it."""
+    """How to make one result. A frozen dataclass; its fields are its settings, nested, and among them `seed`."""
 
-    seed: int = 0
-    """Every random choice follows from this number."""
-
-    family: tyro.conf.Suppress[str] = ""
-    """Which catalogue entry the settings started from; the first part of the name."""
-
+    seed: int
     stage: ClassVar[str] = ""
     gathers: ClassVar[bool] = False
     """Whether the report repeats the rows of the inputs' reports: a comparison."""
 
     @property
     def name(self) -> str:
-        """The recipe's name, `family/stage`."""
-        return f"{self.family}/{self.stage}"
+        """The recipe's name, `task/stage`."""
+        raise NotImplementedError
 
     @property
     def key(self) -> str:
-        """A short hash of every setting (of a credential in a URL only a digest counts), and of the content of the files
-        that settings name."""
+        """A short hash of every setting that the result depends on (of a credential in a URL only a digest counts), and of
+        the content of the files that settings name."""
         return self.key_given({})
 
     def key_given(self, known: Mapping[str, str]) -> str:
@@ -106,6 +101,16 @@ class Recipe:
         """How many tokens of a prompt are read; longer ones lose their front. None: all."""
         return None
 
+
+@dataclass(frozen=True)
+class OldRecipe(Recipe):
+    seed: int = 0
+    family: tyro.conf.Suppress[str] = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}/{self.stage}"
+
     def up(self, kind: type[R]) -> R:
         """The recipe this one extends, with the same settings: a recipe has all the fields of what it needs."""
         return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
@@ -135,20 +140,6 @@ class Run(typing.Generic[R]):
     def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as JSON lines, aside first."""
         write_whole(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-ADDED: dict[str, Any] = {"added": True}
-"""The metadata of a setting that came later: at its default it is no part of a key, so older runs are found as before."""
-
-
-def hashed(value: Any) -> Any:
-    """What a key is a hash of: `asdict`, without `ADDED` settings that have their default."""
-    if is_dataclass(value) and not isinstance(value, type):
-        found = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: hashed(x) for f, x in found if not (f.metadata.get("added") and x == f.default)}
-    if isinstance(value, (list, tuple)):
-        return [hashed(each) for each in value]
-    return {name: hashed(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:

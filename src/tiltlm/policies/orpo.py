@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow
 from tiltlm.policies.dpo import preference_metrics
 from tiltlm.policies.simpo import mean_log_probs
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -34,10 +36,11 @@ def orpo_loss(mean_chosen: Tensor, mean_rejected: Tensor, alpha: float) -> Tenso
 
 
 @dataclass(frozen=True)
-class ORPO(PerRow):
+class ORPO(PerRow, Policy):
     """ORPO with the paper's weight `alpha` of the odds ratio."""
 
     alpha: float = 0.1
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "biased: no reference in it; pulled towards the distribution of the chosen answers"
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ from tiltlm.policies.dpo_rw import dpo_rw_loss
 from tiltlm.policies.exo_rw import exo_rw_loss
 from tiltlm.ruler.plots import COLORS
 from tiltlm.ruler.table import read_report, table
-from tiltlm.run import Recipe, Run
+from tiltlm.run import OldRecipe, Recipe, Run
 from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
 from tiltlm.target import Target
@@ -172,7 +172,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Solve(Recipe):
+class Solve(OldRecipe):
     """exo-rw and dpo-rw, each in the class that holds pi* and in the one that does not."""
 
     beta: float = 0.1

@@ -23,7 +23,7 @@ from tiltlm.recipes.preferences_settings import Base, Data
 from tiltlm.recipes.preferences_verdicts import are_verdicts, wanted
 from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.intervals import of_mean
-from tiltlm.run import Recipe, Run
+from tiltlm.run import OldRecipe, Recipe, Run
 from tiltlm.seeds import Stream, stream
 from tiltlm.train import checkpoints
 
@@ -32,7 +32,7 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class DataStage(Recipe):
+class DataStage(OldRecipe):
     """Read preferences or examples, drop what does not fit and say so, divide into train, valid and test."""
 
     data: Data = Data()

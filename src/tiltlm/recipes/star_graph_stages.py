@@ -30,7 +30,7 @@ from tiltlm.recipes.star_graph_settings import (
 )
 from tiltlm.rewards.exact_answer import ExactAnswer
 from tiltlm.ruler.measure import Measurement
-from tiltlm.run import Recipe, Run
+from tiltlm.run import OldRecipe, Recipe, Run
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples
@@ -42,7 +42,7 @@ from tiltlm.twists.value import Rule, ValueLearning, ValueTwist
 
 
 @dataclass(frozen=True)
-class Graphs(Recipe):
+class Graphs(OldRecipe):
     """Write the world's graphs as text files of the original's format; `--world.folder` reads them back."""
 
     world: World = World(pretrain=200_000, posttrain=200_000, test=20_000)
@@ -54,7 +54,7 @@ class Graphs(Recipe):
 
 
 @dataclass(frozen=True)
-class Base(Recipe):
+class Base(OldRecipe):
     """Pre-train the reference on paths of star graphs."""
 
     world: World = World()

@@ -20,7 +20,7 @@ from tiltlm.data.tree import tree
 from tiltlm.exact import Solution, kl, solve
 from tiltlm.models.table import TableValues
 from tiltlm.ruler.table import read_report
-from tiltlm.run import Recipe, Run
+from tiltlm.run import OldRecipe, Recipe, Run
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Tokens
 from tiltlm.target import Target
@@ -37,7 +37,7 @@ ATOMS = (0.0, 0.1, 1.0)
 
 
 @dataclass(frozen=True)
-class Solve(Recipe):
+class Solve(OldRecipe):
     """Q# and CD on the tree, at every (p_left, beta) of the paper's discussion."""
 
     cases: tuple[tuple[float, float], ...] = ((0.5, 1.0), (0.5, 0.3), (0.5, 0.1), (0.5, 0.02), (0.1, 0.1))

@@ -28,10 +28,10 @@ from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Check, Ruler
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samplers.rejection import reject
+from tiltlm.samplers.scenes import Supply, infilling
 from tiltlm.samples import Pairs, Samples, Tokens, conditions_of
 from tiltlm.seeds import Stream, stream
 from tiltlm.target import Reward, Target
-from tiltlm.twists.draws import Supply, infilling
 
 
 @dataclass(frozen=True)

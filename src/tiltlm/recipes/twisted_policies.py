@@ -25,9 +25,9 @@ from tiltlm.recipes.twisted_settings import Twist as Net
 from tiltlm.recipes.twisted_stages import Exact, Scored
 from tiltlm.run import Run
 from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.scenes import infilling
 from tiltlm.seeds import Stream
 from tiltlm.train import checkpoints
-from tiltlm.twists.draws import infilling
 from tiltlm.twists.learned import LearnedTwist, TiltedPolicy
 
 

@@ -21,7 +21,7 @@ from tiltlm.recipes.twisted_settings import (
 )
 from tiltlm.recipes.twisted_text import classes_known, train_classifier, train_reference
 from tiltlm.rewards.by_name import files_of, text_function
-from tiltlm.run import Recipe, Run
+from tiltlm.run import OldRecipe, Recipe, Run
 from tiltlm.samplers.exact_draws import confirm, marked
 from tiltlm.samplers.rejection import reject
 from tiltlm.samples import Samples
@@ -29,7 +29,7 @@ from tiltlm.train import checkpoints
 
 
 @dataclass(frozen=True)
-class Reference(Recipe):
+class Reference(OldRecipe):
     """A small stories model of the project's own making (only where no model is named)."""
 
     language: Language = Language()

@@ -23,11 +23,12 @@ from tiltlm.recipes.twisted_settings import Twist as Net
 from tiltlm.recipes.twisted_stages import Exact
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.scenes import Infilling, OnePrompt, Pool, Scene, Supply
 from tiltlm.samples import Samples
 from tiltlm.train import checkpoints
 from tiltlm.twists.ctl import CTL
-from tiltlm.twists.dpg import DPG
-from tiltlm.twists.draws import Infilling, OnePrompt, Pool, Scene, Supply, TwistDraws
+from tiltlm.twists.dpg import DPGObjective
+from tiltlm.twists.draws import TwistDraws
 from tiltlm.twists.fudge import FudgeLearning
 from tiltlm.twists.learned import LearnedTwist
 from tiltlm.twists.mixture import Mixture
@@ -80,7 +81,7 @@ class TwistStage(Exact):
         values = lab.fresh_twist(self.net)
         objective: Any = self.twist_objective(lab.reference)
         if how.dpg:
-            objective = Mixture(objective, DPG(lab.reference), 1 - how.dpg)
+            objective = Mixture(objective, DPGObjective(lab.reference), 1 - how.dpg)
         draws = TwistDraws(
             lab.target,
             LearnedTwist(values, self.squashed),
@@ -195,7 +196,7 @@ class DPGTwist(TwistStage):
         return self.dpg
 
     def twist_objective(self, reference: LanguageModel) -> TwistObjective:
-        return DPG(reference)
+        return DPGObjective(reference)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,22 @@ from torch import Tensor
 
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.objective import Outcome
-from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, positive_weights, rows_of
+from tiltlm.problem import Problem
+from tiltlm.twists.objective import Draws, Need, Rows, TwistMethod, TwistObjective, positive_weights, rows_of
 
 
 @dataclass(frozen=True)
-class DPG(TwistObjective):
+class DPG(TwistMethod):
+    """The method; its objective knows what the twist tilts."""
+
+    optimum: ClassVar[str] = "psi* up to a factor of the prefix, q = pi* (weighted draws of another: as K grows)"
+
+    def objective(self, problem: Problem) -> DPGObjective:
+        return DPGObjective(problem.reference)
+
+
+@dataclass(frozen=True)
+class DPGObjective(TwistObjective):
     """`reference` is what the twist tilts."""
 
     reference: LanguageModel

@@ -6,15 +6,16 @@ both parts' are: with DPG as the second, at psi* up to what the first leaves fre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tiltlm.models.base import Values
 from tiltlm.objective import Outcome
-from tiltlm.twists.objective import Draws, Rows, TwistObjective
+from tiltlm.problem import Problem
+from tiltlm.twists.objective import Draws, Rows, TwistMethod, TwistObjective
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,29 @@ class Both:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(TwistMethod):
     """alpha · first + (1 − alpha) · second."""
 
     first: TwistObjective
-    second: TwistObjective
+    second: Any
     alpha: float = 0.5
     optimum: ClassVar[str] = "where both parts' expected gradients vanish"
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1; got {self.alpha}")
+
+    def objective(self, problem: Problem) -> Mixture:
+        first: Any = self.first.objective(problem)
+        return replace(self, first=first, second=self.second.objective(problem))
+
+    @property
+    def induced(self) -> bool:  # type: ignore[override]
+        return bool(self.first.induced)
+
+    @property
+    def backups(self) -> bool:
+        return self.first.backups
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -44,6 +44,11 @@ class SoftQ(TwistObjective):
     multi_step: float = 0.0
     optimum: ClassVar[str] = 'psi* (with target "mean" biased: the expected reward / beta)'
     needs: ClassVar[tuple[Need, ...]] = ("proposal",)
+    induced: ClassVar[bool] = True
+
+    @property
+    def backups(self) -> bool:
+        return self.target == "mean"
 
     def __post_init__(self) -> None:
         if self.multi_step < 0 or (self.multi_step and self.target == "linear"):

@@ -13,16 +13,21 @@ own: where completions are of unequal length, the gradient of one batch of B row
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Learner, Method, Trains
 from tiltlm.models.base import TwistState, Values, ValueState
 from tiltlm.models.heads import ValueHead
 from tiltlm.objective import Outcome, by_position
+from tiltlm.problem import Facts, Fed, Problem
+from tiltlm.samplers.ancestral import draw_in_batches
+from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples, Tokens
 
 BINARY = (0.0, 1.0)
@@ -66,26 +71,39 @@ def value_loss(values: Tensor, reward: Tensor, atoms: tuple[float, ...] = BINARY
 
 
 @dataclass(frozen=True)
-class ValueLearning:
+class ValueLearning(Method):
     """Fit the law of r over `atoms` at every prefix; `lm_weight` adds the body's language-modelling loss."""
 
-    atoms: tuple[float, ...] = BINARY
+    atoms: tuple[float, ...] | None = None
+    """The rewards the law is over; others count as the nearest. None: those of the problem, else 0 and 1."""
+
     lm_weight: float = 0.0
     watch_positions: bool = False
+    fed: ClassVar[Fed] = "values"
+    trains: ClassVar[Trains] = "value"
     optimum: ClassVar[str] = (
         "the reference's law of the reward given the prefix, psi* through Q# (of unequal length: as B grows)"
     )
 
     def __post_init__(self) -> None:
-        if len(self.atoms) < 2 or list(self.atoms) != sorted(set(self.atoms)):
+        if len(self.grid) < 2 or list(self.grid) != sorted(set(self.grid)):
             raise ValueError(f"atoms must be two or more increasing numbers; got {self.atoms}")
         if self.lm_weight < 0:
             raise ValueError(f"lm_weight must not be negative; got {self.lm_weight}")
 
     @property
+    def grid(self) -> tuple[float, ...]:
+        """The atoms as numbers."""
+        return BINARY if self.atoms is None else self.atoms
+
+    @property
     def width(self) -> int:
         """How many outputs a value model needs for these atoms."""
-        return width(self.atoms)
+        return width(self.grid)
+
+    def objective(self, problem: Problem) -> ValueLearning:
+        """With the problem's atoms where none are named."""
+        return replace(self, atoms=problem.facts.atoms or quantiles(problem)) if self.atoms is None else self
 
     def prepare(self, batch: Samples) -> Samples:
         if batch.reward is None:
@@ -106,12 +124,78 @@ class ValueLearning:
             extra = -self.lm_weight * log_p.sum(1)
         else:
             values, extra = model.values(batch), torch.zeros(())
-        per_token = torch.where(batch.mask, value_loss(values, batch.reward, self.atoms), 0.0)
+        per_token = torch.where(batch.mask, value_loss(values, batch.reward, self.grid), 0.0)
         loss = per_token.sum(1)
         metrics = {"value_loss": loss.detach() / batch.mask.sum(1)}
         if self.watch_positions:
             metrics |= by_position("value_loss", per_token, batch.mask)
         return Outcome(loss + extra, metrics)
+
+
+PILOT, QUANTILES = 1024, 16
+"""Draws of the reference that atoms are taken from, where a problem names none, and how many at most."""
+
+
+@torch.no_grad()
+def quantiles(problem: Problem) -> tuple[float, ...]:
+    """Atoms for a reward of many values: quantiles of the rewards of the reference's own draws, the same every time.
+
+    The law is then over bins, and E[exp(r/beta)] of a bin is that of its atom.
+    """
+    own = problem.stream.child("atoms")
+    prompts = problem.scene(256)(own.child("scene"))[0]
+    n = -(-PILOT // len(prompts))
+    drawn = draw_in_batches(
+        problem.reference, prompts, n=n, max_new_tokens=problem.width, stream=own, batch_size=256
+    )
+    reward = problem.target.reward(drawn).double()
+    found = torch.quantile(reward, torch.linspace(0, 1, QUANTILES, dtype=torch.float64, device=reward.device))
+    atoms = tuple(sorted(set(found.tolist())))
+    if len(atoms) < 2:
+        raise ValueError(f"every draw of the reference has the reward {atoms[0]:.6g}: there is no law to learn")
+    return atoms
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Guided decoding by a value."""
+
+    top_k: int = 0
+    """The reference's likeliest tokens that the value scores at each step (0: all)."""
+
+    temperature: float = 1.0
+    """Divides the reference's logits before the value's offset is added."""
+
+    calibrate: bool = False
+    """Add the logit of the reference's mean success rate to a value learnt on pairs, which leave it out."""
+
+
+class ValueRule(Method, ABC):
+    """A rule that makes a twist of the law of the reward; one value, trained once, serves all rules and temperatures."""
+
+    fed: ClassVar[Fed] = "values"
+    trains: ClassVar[Trains] = "value"
+    value: ValueLearning
+    decode: Decode
+
+    @abstractmethod
+    def log_psi(self, law: Tensor, atoms: Tensor) -> Tensor:
+        """law: log pmf [..., A]; atoms [A] -> log psi [...], up to a constant shared by all prefixes."""
+
+    def trained(self) -> ValueLearning:
+        return self.value
+
+    def decoder(self, problem: Problem, learner: Learner) -> Guided:
+        """The reference tilted by what the rule makes of the law."""
+        assert learner.values is not None
+        log_odds = problem.log_odds() if self.decode.calibrate and problem.log_odds is not None else 0.0
+        twist = ValueTwist(learner.values, self.bound(problem.beta), self.value.objective(problem).grid, log_odds)
+        return Guided(problem.reference, twist, top_k=self.decode.top_k, temperature=self.decode.temperature)
+
+    def why_not(self, facts: Facts) -> str | None:
+        if self.decode.calibrate and (facts.atoms is None or len(facts.atoms) != 2):
+            return "calibrate puts right what pairs leave out of a reward of two values; this reward has others"
+        return None
 
 
 class Rule(Protocol):
