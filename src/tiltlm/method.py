@@ -86,6 +86,10 @@ class Method:
             raise ValueError(f"{type(self).__name__} trains no policy, and says nothing of how to decode")
         return learner.policy
 
+    def measured(self, problem: Problem, learner: Learner, ruler: Any) -> Any:
+        """(Measurement, Samples) by `ruler` (`ruler.measure.Ruler`) of what this method draws."""
+        return ruler.measure(self.decoder(problem, learner))
+
     @property
     def wants_reference(self) -> bool:
         """Whether live draws need the reference's log-probabilities."""
