@@ -15,10 +15,9 @@ import json
 import platform
 import subprocess
 import time
-import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import version
 from os.path import exists
@@ -63,9 +62,13 @@ class Recipe:
 
     def key_given(self, known: Mapping[str, str]) -> str:
         """`key`, where the files had the digests `known`; the others are read."""
-        text = json.dumps(without_secrets(hashed(self)), sort_keys=True, default=str)
+        text = json.dumps(without_secrets(hashed(self.counted())), sort_keys=True, default=str)
         text += "".join({**digests(self.files()), **known}.get(name, "") for name in self.files())
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+    def counted(self) -> Recipe:
+        """This recipe with those settings at their defaults that, beside its others, do not matter."""
+        return self
 
     def inputs(self) -> dict[str, Recipe]:
         """The recipes whose results this one needs, by the name it calls them."""
@@ -254,20 +257,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """Settings read back from JSON: dataclasses, tuples and plain values, as their annotations say."""
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        unknown = set(value) - {f.name for f in fields(kind)}
-        if unknown:
-            raise ValueError(f"{kind.__name__} has no setting {sorted(unknown)}: written by another version?")
-        return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
-    if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
-        (kind,) = [option for option in typing.get_args(kind) if option is not type(None)]
-        return from_json(kind, value)
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        return tuple(from_json(inner[0] if inner[-1] is ... else inner[i], v) for i, v in enumerate(value))
-    return value

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tiltlm.commands.options import from_json
 from tiltlm.data.chat import is_messages, opened, tools_in
 from tiltlm.data.encoding import cut_left
 from tiltlm.device import device_of
@@ -17,7 +18,7 @@ from tiltlm.models.base import LanguageModel, without_end
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.recipes import recipe
-from tiltlm.run import Recipe, Run, find, from_json
+from tiltlm.run import Recipe, Run, find
 
 DTYPES = {
     "float32": torch.float32,
@@ -103,11 +104,12 @@ def _of_run(run: Run[Any]) -> Decoder:
 def recipe_in(stored: Any, config: Path) -> Recipe:
     """The recipe that a config.json holds. Raises ValueError, naming the file, where it holds none."""
     try:
-        kind, settings = type(recipe(stored["recipe"])), dict(stored["settings"])
+        settings = dict(stored["settings"])
+        default = recipe(stored["recipe"], settings.get("methods"))
         files = stored.get("files", {})
         if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
             raise TypeError(f"'files' are names and digests; got {files!r:.40}")
-        value: Recipe = from_json(kind, settings)
+        value: Recipe = from_json(default, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{config}: not the settings of a run ({type(error).__name__}: {error}); run its recipe again"

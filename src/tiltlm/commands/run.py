@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
 from rich.console import Console
 
 from tiltlm.commands.jobs import build_all
+from tiltlm.commands.options import methods_in, parsed
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
@@ -32,8 +32,9 @@ def parse(args: list[str], command: str) -> Recipe:
             print(text)
             raise SystemExit(0)
         raise ValueError(text)
-    default = recipe(args[0])
-    return tyro.cli(type(default), prog=f"tiltlm {command} {args[0]}", default=default, args=args[1:])
+    compared, rest = methods_in(args[1:]) if args[0].endswith("/evaluate") else (None, list(args[1:]))
+    found: Recipe = parsed(recipe(args[0], compared), rest, f"tiltlm {command} {args[0]}")
+    return found
 
 
 def run(args: list[str]) -> int:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
@@ -51,3 +51,7 @@ class APO(PerRow, Policy):
         h_chosen, h_rejected, _ = log_ratios(model, batch)
         loss = apo_loss(h_chosen, h_rejected, beta, self.anchor)
         return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"apo": "anchored preference optimisation, on pairs"}
+METHODS: dict[str, Method] = {"apo": APO()}

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
@@ -49,3 +49,7 @@ class CDPO(PerRow, Policy):
         h_chosen, h_rejected, _ = log_ratios(model, batch)
         loss = cdpo_loss(h_chosen, h_rejected, beta, self.epsilon)
         return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"cdpo": "DPO with smoothed labels, on pairs"}
+METHODS: dict[str, Method] = {"cdpo": CDPO()}

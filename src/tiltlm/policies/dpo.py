@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.problem import Fed
@@ -73,3 +73,7 @@ class DPO(PerRow, Policy):
         h_chosen, h_rejected, _ = log_ratios(model, batch)
         loss = dpo_loss(h_chosen, h_rejected, beta)
         return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"dpo": "direct preference optimisation, on pairs"}
+METHODS: dict[str, Method] = {"dpo": DPO()}

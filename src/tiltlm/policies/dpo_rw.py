@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from tiltlm.groups import Groups
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.exo_rw import group_log_ratios, group_metrics
@@ -53,3 +53,7 @@ class DpoRw(PerRow, Policy):
         beta_r = stated(self.beta_r)
         loss = dpo_rw_loss(h, reward, beta_r, self.beta_pi)
         return Outcome(loss, group_metrics(h, reward, beta_r, self.beta_pi))
+
+
+NAMES: dict[str, str] = {"dpo-rw": "DPO on rewards: forward KL within groups"}
+METHODS: dict[str, Method] = {"dpo-rw": DpoRw()}

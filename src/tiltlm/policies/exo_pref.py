@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
@@ -63,3 +63,7 @@ class ExoPref(PerRow, Policy):
         loss = exo_pref_loss(h_chosen, h_rejected, beta, self.epsilon)
         metrics = preference_metrics(h_chosen, h_rejected, beta)
         return Outcome(loss, metrics | {"peaked": (metrics["margin"].abs() > PEAKED).to(loss.dtype)})
+
+
+NAMES: dict[str, str] = {"exo-pref": "EXO, on pairs"}
+METHODS: dict[str, Method] = {"exo-pref": ExoPref()}

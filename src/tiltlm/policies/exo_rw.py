@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from tiltlm.groups import Groups
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.problem import Fed
@@ -84,3 +84,7 @@ class ExoRw(PerRow, Policy):
         beta_r = stated(self.beta_r)
         loss = exo_rw_loss(h, reward, beta_r, self.beta_pi)
         return Outcome(loss, group_metrics(h, reward, beta_r, self.beta_pi))
+
+
+NAMES: dict[str, str] = {"exo-rw": "EXO on rewards: reverse KL within groups"}
+METHODS: dict[str, Method] = {"exo-rw": ExoRw()}

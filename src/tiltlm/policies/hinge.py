@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
@@ -45,3 +45,7 @@ class Hinge(PerRow, Policy):
         h_chosen, h_rejected, _ = log_ratios(model, batch)
         loss = hinge_loss(h_chosen, h_rejected, beta)
         return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"hinge": "the hinge loss (SLiC, normalised), on pairs"}
+METHODS: dict[str, Method] = {"hinge": Hinge()}

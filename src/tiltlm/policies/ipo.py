@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
@@ -50,3 +50,7 @@ class IPO(PerRow, Policy):
         if self.normalise == "mean":
             h_chosen, h_rejected = h_chosen / batch.chosen.mask.sum(1), h_rejected / batch.rejected.mask.sum(1)
         return Outcome(ipo_loss(h_chosen, h_rejected, beta), metrics)
+
+
+NAMES: dict[str, str] = {"ipo": "identity preference optimisation, on pairs"}
+METHODS: dict[str, Method] = {"ipo": IPO()}

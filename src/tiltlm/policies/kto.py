@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tiltlm.experience import Experience, referenced
-from tiltlm.method import Lesson, Policy
+from tiltlm.method import Lesson, Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.problem import Facts, Fed
@@ -115,3 +115,7 @@ class KTO(PerRow, Policy):
         score, nan = beta * h.detach(), torch.full_like(h, torch.nan)
         metrics = {"z0": batch.z0, "reward_good": torch.where(batch.good, score, nan)}
         return Outcome(loss, metrics | {"reward_bad": torch.where(batch.good, nan, score)})
+
+
+NAMES: dict[str, str] = {"kto": "KTO, on answers judged one by one"}
+METHODS: dict[str, Method] = {"kto": KTO()}

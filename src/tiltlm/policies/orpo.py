@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow
 from tiltlm.policies.dpo import preference_metrics
@@ -51,3 +51,7 @@ class ORPO(PerRow, Policy):
         chosen, rejected = mean_log_probs(model, batch)
         loss = orpo_loss(chosen, rejected, self.alpha)
         return Outcome(loss, preference_metrics(chosen, rejected, 1.0) | {"nll_chosen": -chosen.detach()})
+
+
+NAMES: dict[str, str] = {"orpo": "ORPO, which knows no reference, on pairs"}
+METHODS: dict[str, Method] = {"orpo": ORPO()}

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from tiltlm.method import Lesson, Policy
+from tiltlm.method import Lesson, Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, positive, stated
 from tiltlm.problem import Fed
@@ -209,3 +209,7 @@ class LiveActor:
         drawn = draw(self.decoder, prompts, n=self.n, max_new_tokens=self.max_new_tokens, stream=own.child("draw"))
         samples = self.target.scored(drawn)
         return Rollout(samples, self.critic.values_before(samples)[..., 0])
+
+
+NAMES: dict[str, str] = {"ppo": "PPO: own samples, a critic, clipped steps"}
+METHODS: dict[str, Method] = {"ppo": PPO()}

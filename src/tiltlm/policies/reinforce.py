@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, one_per_row, stated
 from tiltlm.problem import Fed
@@ -118,3 +118,13 @@ def _known(reward: Tensor | None, like: Tensor) -> Tensor:
 
 PAPER = Reinforce(baseline="batch_mean", beta=0.0)
 """The star-graph experiments' setting (`--baseline 1`): batch-mean baseline, no KL term."""
+
+
+NAMES: dict[str, str] = {
+    "reinforce": "policy gradient on own samples, no pull to the reference",
+    "rloo": "REINFORCE, leave-one-out, with the pull of beta",
+}
+METHODS: dict[str, Method] = {
+    "reinforce": Reinforce(),
+    "rloo": Reinforce("leave_one_out", beta=None),
+}

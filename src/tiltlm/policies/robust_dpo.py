@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
@@ -50,3 +50,7 @@ class RobustDPO(PerRow, Policy):
         h_chosen, h_rejected, _ = log_ratios(model, batch)
         loss = robust_dpo_loss(h_chosen, h_rejected, beta, self.epsilon)
         return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"robust-dpo": "DPO for labels of which a share is wrong, on pairs"}
+METHODS: dict[str, Method] = {"robust-dpo": RobustDPO()}

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
@@ -53,3 +53,7 @@ class RPO(PerRow, Policy):
         loss = rpo_loss(h_chosen, h_rejected, log_p_chosen, beta, self.alpha)
         metrics = preference_metrics(h_chosen, h_rejected, beta) | {"log_p_chosen": log_p_chosen.detach()}
         return Outcome(loss, metrics)
+
+
+NAMES: dict[str, str] = {"rpo": "DPO plus the likelihood of the winner, on pairs"}
+METHODS: dict[str, Method] = {"rpo": RPO()}

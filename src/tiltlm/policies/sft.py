@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, by_position
 from tiltlm.problem import Fed
@@ -48,3 +48,7 @@ class SFT(Policy):
         if self.watch_positions:
             metrics |= by_position("nll", -log_p, batch.mask)
         return Outcome(loss, metrics)
+
+
+NAMES: dict[str, str] = {"sft": "maximum likelihood of given answers, or of exact draws"}
+METHODS: dict[str, Method] = {"sft": SFT()}

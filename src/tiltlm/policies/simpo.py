@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tiltlm.method import Policy
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import preference_metrics
@@ -56,3 +56,7 @@ class SimPO(PerRow, Policy):
         chosen, rejected = mean_log_probs(model, batch)
         loss = simpo_loss(chosen, rejected, self.beta, self.gamma)
         return Outcome(loss, preference_metrics(chosen, rejected, self.beta))
+
+
+NAMES: dict[str, str] = {"simpo": "SimPO, which knows no reference, on pairs"}
+METHODS: dict[str, Method] = {"simpo": SimPO()}

@@ -22,6 +22,7 @@ from tiltlm.samplers.rejection import Search
 from tiltlm.samplers.smc import SMC, smc, smc_in_batches
 from tiltlm.samples import Samples, conditions_of
 from tiltlm.settings import SPEED, at_least_one
+from tiltlm.stages.cells import Cell
 from tiltlm.stages.exact import Exact, ExactSettings, exact_of
 from tiltlm.stages.learn import Learn
 from tiltlm.stages.task import OfTask, Task
@@ -80,8 +81,8 @@ class CommonLogZ(OfTask):
     task: Task
     log_z: LogZSettings = LogZSettings()
     exact: ExactSettings = ExactSettings()
-    twist: Learn | None = None
-    """What trains the twist of bounds."""
+    twist: Cell | None = None
+    """CTL's settings, for the twist of bounds."""
 
     seed: int = 0
     stage: ClassVar[str] = "log-z"
@@ -91,7 +92,7 @@ class CommonLogZ(OfTask):
         if self.exact_wanted:
             needed["exact"] = Exact(self.task, self.exact, seed=self.seed)
         if self.log_z.by == "bounds" and self.twist is not None:
-            needed["twist"] = self.twist
+            needed["twist"] = Learn.of(self.task, self.twist, "ctl", self.exact, self.seed)
         return needed
 
     @property

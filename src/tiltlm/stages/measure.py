@@ -75,8 +75,8 @@ class Measure(OfTask):
     ruler: RulerSettings = RulerSettings()
     exact: ExactSettings = ExactSettings()
     log_z: LogZSettings = LogZSettings()
-    twist: Learn | None = None
-    """What trains the twist of log Z's bounds, where it is found by bounds."""
+    twist: Cell | None = None
+    """CTL's settings, for the twist of log Z's bounds; they matter where it is found by bounds."""
 
     called: str = ""
     seed: int = 0
@@ -108,6 +108,11 @@ class Measure(OfTask):
         """The one log Z of all methods of this task."""
         twist = self.twist if self.log_z.by == "bounds" else None
         return CommonLogZ(self.task, self.log_z, self.exact, twist, self.seed)
+
+    def counted(self) -> Measure:
+        if self.absolute:
+            return replace(self, twist=self.twist if self.log_z.by == "bounds" else None)
+        return replace(self, twist=None, exact=ExactSettings(), log_z=LogZSettings(by="none"))
 
     def inputs(self) -> dict[str, Recipe]:
         needed, learn = self.needs(), self.learn()
@@ -145,7 +150,7 @@ class Measure(OfTask):
             run.write_json("curve.json", curve)
 
     def learners(self, run: Run[Any], problem: Problem) -> Iterator[tuple[int, bool, Learner]]:
-        """The checkpoints to measure: (updates, whether it is the best, learner), one in memory at a time, the best last."""
+        """The checkpoints to measure: (updates, whether it is the best, learner), one in memory at a time, best last."""
         kept = run.inputs.get("learnt")
         if kept is None:
             yield 0, True, Learner(None, policy=problem.reference)
@@ -170,8 +175,8 @@ class Measure(OfTask):
             return []
         if updates == 0:
             note(
-                f"[yellow]{self.name}: no update improved J on validation prompts, so what is measured here is the reference "
-                "itself[/]: lower --fit.lr, or look at evals.jsonl of the training"
+                f"[yellow]{self.name}: no update improved J on validation prompts, so what is measured here is the "
+                "reference itself[/]: lower --fit.lr, or look at evals.jsonl of the training"
             )
         gap = gap_in_groups(run.inputs["learnt"], problem, learner, self.method)
         rows = [row(self, self.called, "updates", updates, unit="updates")]

@@ -54,6 +54,10 @@ class Task:
     def check(self) -> None:
         """Look at what the settings name before any work; raises if it is not there."""
 
+    def files_of(self, comparison: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Further files of a comparison with these report rows: name -> what is written as JSON."""
+        return {}
+
     def title(self) -> str:
         """What stands over its tables."""
         return self.name

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.objective import positive, stated
 from tiltlm.twists.value import Decode, ValueLearning, ValueRule
 
@@ -35,3 +36,7 @@ class CD(ValueRule):
     def log_psi(self, law: Tensor, atoms: Tensor) -> Tensor:
         """law: log pmf [..., A] -> [...], nats."""
         return (law.exp() * atoms).sum(-1) / stated(self.beta)
+
+
+NAMES: dict[str, str] = {"cd": "decode with E[r]/beta of the same law: below pi* by Jensen"}
+METHODS: dict[str, Method] = {"cd": CD()}

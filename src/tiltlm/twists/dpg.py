@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.objective import Outcome
 from tiltlm.problem import Problem
@@ -56,3 +57,7 @@ class DPGObjective(TwistObjective):
         log_q = model.tilted_log_prob(self.reference, batch.samples)
         each = torch.where(batch.samples.mask, -log_q * batch.weight.to(log_q), 0.0)
         return Outcome(each.sum(1) / log_q.shape[1], batch.notes)
+
+
+NAMES: dict[str, str] = {"dpg": "distributional policy gradient"}
+METHODS: dict[str, Method] = {"dpg": DPG()}

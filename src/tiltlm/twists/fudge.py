@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tiltlm.method import Method
 from tiltlm.problem import Facts, Problem
 from tiltlm.samples import Samples
 from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, cat_rows, equal, rows_of
@@ -99,3 +100,13 @@ def _probability(log_phi: Tensor) -> Tensor:
             "subtract the reward's upper bound (pi* stays the same)"
         )
     return torch.exp(log_phi.clamp_max(0))
+
+
+NAMES: dict[str, str] = {
+    "fudge": "FUDGE: classification of reference draws",
+    "fudge-value": "decode with log P(success) of the law: the limit beta -> 0",
+}
+METHODS: dict[str, Method] = {
+    "fudge": FudgeLearning(),
+    "fudge-value": Fudge(),
+}

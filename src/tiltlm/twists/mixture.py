@@ -12,10 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.models.base import Values
 from tiltlm.objective import Outcome
 from tiltlm.problem import Problem
+from tiltlm.twists.ctl import CTL
+from tiltlm.twists.dpg import DPG
 from tiltlm.twists.objective import Draws, Rows, TwistMethod, TwistObjective
+from tiltlm.twists.sixo import SIXO
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,13 @@ class Mixture(TwistMethod):
         for name in set(batch.first.notes) & set(batch.second.notes):
             notes[name] = torch.cat([batch.first.notes[name], batch.second.notes[name]])
         return Outcome(torch.cat(parts), notes)
+
+
+NAMES: dict[str, str] = {
+    "ctl-dpg": "CTL and DPG on the same draws",
+    "sixo-dpg": "SIXO and DPG on the same draws",
+}
+METHODS: dict[str, Method] = {
+    "ctl-dpg": Mixture(CTL(), DPG()),
+    "sixo-dpg": Mixture(SIXO(), DPG()),
+}

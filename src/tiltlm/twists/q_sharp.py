@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.objective import positive, stated
 from tiltlm.twists.value import Decode, ValueLearning, ValueRule
 
@@ -34,3 +35,7 @@ class QSharp(ValueRule):
     def log_psi(self, law: Tensor, atoms: Tensor) -> Tensor:
         """law: log pmf [..., A] -> [...], nats. Finite for every beta > 0: nothing is exponentiated alone."""
         return (law + atoms / stated(self.beta)).logsumexp(-1)
+
+
+NAMES: dict[str, str] = {"q-sharp": "decode with log E[exp(r/beta)] of the learnt law: ends at pi*"}
+METHODS: dict[str, Method] = {"q-sharp": QSharp()}
