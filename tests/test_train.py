@@ -53,8 +53,8 @@ def cases() -> list[Any]:
     learning = ValueLearning(lm_weight=0.5)
     return [
         pytest.param(model, SFT(), ragged_samples(), id="sft"),
-        pytest.param(model, DPO(), pairs, id="dpo"),
-        pytest.param(model, RPO(normalise="mean"), pairs, id="rpo"),
+        pytest.param(model, DPO(0.1), pairs, id="dpo"),
+        pytest.param(model, RPO(0.1, normalise="mean"), pairs, id="rpo"),
         pytest.param(model, Reinforce(), samples, id="reinforce"),
         pytest.param(value, learning, samples, id="value"),
     ]

@@ -28,7 +28,7 @@ from tiltlm.seeds import stream
 from tiltlm.target import Target
 from tiltlm.train import fit
 from tiltlm.twists.ctl import CTL
-from tiltlm.twists.dpg import DPG, DPGObjective
+from tiltlm.twists.dpg import DPGObjective
 from tiltlm.twists.draws import TwistDraws, along, rollouts_behind, weighed_as_mixture
 from tiltlm.twists.fudge import FudgeLearning
 from tiltlm.twists.learned import LearnedTwist
@@ -155,7 +155,7 @@ LAWS = {
     ),
 }
 
-TWIST_LAWS = {CTL, SoftQ, SIXO, FudgeLearning, DPG, Mixture}
+TWIST_LAWS = {CTL, SoftQ, SIXO, FudgeLearning, DPGObjective, Mixture}
 """Objectives whose law is in this file."""
 
 

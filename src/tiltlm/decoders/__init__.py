@@ -1,0 +1,1 @@
+"""Methods that draw and train nothing themselves."""
