@@ -22,7 +22,7 @@ from tiltlm.jsonl import read_json
 from tiltlm.methods import names
 from tiltlm.mistakes import MISTAKES, one_line
 from tiltlm.progress import note
-from tiltlm.recipes import preset
+from tiltlm.recipes import preset_of
 from tiltlm.recipes.stages import measured
 from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.run import Run, find
@@ -44,7 +44,7 @@ def cells(task: str, seeds: Iterable[int]) -> dict[str, list[Measure] | str]:
 
     found: dict[str, list[Measure] | str] = {}
     for name in names():
-        value = measured(preset(task), name)
+        value = measured(preset_of(task), name)
         why = value.cell.why_not(value.task.facts())
         found[name] = why or [replace(value, seed=seed) for seed in seeds]
     return found
@@ -89,7 +89,7 @@ def shown(e: Estimate | None) -> str:
 def section(task: str) -> list[str]:
     """A task's table."""
     seeds, made = MEASURED[task], cells(task, MEASURED[task])
-    title = preset(task).task.title()
+    title = preset_of(task).task.title()
     out = [f"## {task}", "", f"{title}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}.", ""]
     out += ["| method | " + " | ".join(METRICS.values()) + " | CPU-s |", "|---|" + "--:|" * (len(METRICS) + 1)]
     for name, recipes in made.items():
