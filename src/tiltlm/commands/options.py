@@ -41,14 +41,14 @@ def shadow(value: Any) -> Any:
     """`value` as a dataclass whose fields have the types that they have in it."""
     if not _polymorphic(value):
         return value
-    made, values = [], {}
+    made: list[Any] = []
     for f, kind in _shown(value):
         own = getattr(value, f.name)
         inner = shadow(own) if is_dataclass(own) else own
         made.append((f.name, type(inner) if is_dataclass(own) else kind, field(default=inner)))
-        values[f.name] = inner
     for name, cell in value.cells.items() if isinstance(value, Evaluate) else ():
-        made.append((attribute(name), type(shadow(cell)), field(default=shadow(cell))))
+        inner = shadow(cell)
+        made.append((attribute(name), type(inner), field(default=inner)))
     return make_dataclass(type(value).__name__, made, frozen=True)()
 
 

@@ -140,7 +140,8 @@ class LogZ:
         """From an importance run for each of P prompts, log-weights [P, n]: log of each mean weight, its bias of order 1/n
         taken off by the delta method, log Ẑ + s²/(2n·Ẑ²).
 
-        Chance of the runs is independent from prompt to prompt, so that it is in the distances' spread already.
+        The runs' chance is independent from prompt to prompt, so that it is in the distances' spread already; stderr is
+        that of the mean over *these* prompts.
         """
         log_w = log_w.double()
         n = log_w.shape[1]
@@ -151,10 +152,14 @@ class LogZ:
         doubt = (
             f"of {float(few):.0%} of the prompts fewer than {FEW_EFFECTIVE} draws tell log Z" if few > 0 else ""
         )
-        found = mean(each)
-        stderr = 0.0 if math.isnan(found.stderr) else found.stderr
+        stderr = float((ratio.var(1) / n).sum().sqrt()) / len(each)
         return LogZ(
-            found.value, stderr, source=f"{source}, {len(each)} prompts", paired=True, each=each, doubt=doubt
+            float(each.mean()),
+            stderr,
+            source=f"{source}, {len(each)} prompts",
+            paired=True,
+            each=each,
+            doubt=doubt,
         )
 
     def per_prompt(self, n: int) -> Tensor | float:

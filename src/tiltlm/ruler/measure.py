@@ -119,8 +119,10 @@ class Measurement:
         }
         found: dict[str, Any] = {"low": own.low, "high": own.high, "interval": own.kind}
         doubt = own.doubt
+        each = self.log_z is not None and self.log_z.paired and self.log_z.lower is None  # in the spread already
         if self.log_z is not None and name in scale and not computed:
-            found |= self._with_log_z(e, own, self.log_z, scale[name], name in (*AT_MOST, *AT_LEAST))
+            if not each:
+                found |= self._with_log_z(e, own, self.log_z, scale[name], name in (*AT_MOST, *AT_LEAST))
             doubt = "; ".join(filter(None, (own.doubt, self.log_z.doubt)))
         found |= {"low": -math.inf} if name in AT_MOST else {"high": math.inf} if name in AT_LEAST else {}
         found |= {end: None for end in ("low", "high") if math.isinf(found[end])}
