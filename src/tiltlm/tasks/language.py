@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import tyro
@@ -116,7 +116,7 @@ class OfLanguage(Task):
     """A task on text: one prompt, and a reward of its completions."""
 
     language: Flat
-    shows = ("language.model", "language.prompt", "language.new_tokens", "beta")
+    shows: ClassVar[tuple[str, ...]] = ("language.model", "language.prompt", "language.new_tokens", "beta")
 
     def judged(self, reference: CausalLM, runs: Mapping[str, Run[Any]]) -> Reward:
         """r(x, y)."""
