@@ -16,14 +16,12 @@ from torch import Tensor
 
 from tiltlm.data.asked import Asked, ids_of, read_prompts
 from tiltlm.models.causal import CausalLM
-from tiltlm.models.hub import config_of
 from tiltlm.objective import positive
 from tiltlm.problem import Facts, Problem, without_ends
 from tiltlm.rewards.by_name import TextFunction, TextReward, files_of, text_function
 from tiltlm.run import Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.stages.reference import OWN_TOKENS
 from tiltlm.target import Reward, Target
 from tiltlm.tasks.language import Flat, Language, OfLanguage, reward_terms, steady
 
@@ -146,9 +144,7 @@ class Mine(OfLanguage):
 
     def encoded(self, rows: Sequence[Asked], reference: CausalLM) -> Tokens:
         """The prompts as tokens. Raises ValueError, naming the row, for one that does not fit into the model."""
-        model = self.language.model
-        known = config_of(model).to_dict().get("max_position_embeddings") if model else OWN_TOKENS
-        most = (known or math.inf) - self.language.new_tokens
+        most = self.language.positions() - self.language.new_tokens
         return Tokens.of(ids_of(rows, reference.tokenizer, reference.vocab_size, most), reference.device)
 
     def judged_rows(
