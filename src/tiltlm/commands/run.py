@@ -32,7 +32,9 @@ def parse(args: list[str], command: str) -> Recipe:
             print(text)
             raise SystemExit(0)
         raise ValueError(text)
-    compared, rest = methods_in(args[1:]) if args[0].endswith("/evaluate") else (None, list(args[1:]))
+    compared, rest = (
+        methods_in(args[1:]) if args[0].endswith(("/evaluate", "/frontier")) else (None, list(args[1:]))
+    )
     found: Recipe = parsed(recipe(args[0], compared), rest, f"tiltlm {command} {args[0]}")
     return found
 
