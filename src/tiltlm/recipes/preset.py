@@ -16,7 +16,7 @@ from tiltlm.stages.task import Task
 @dataclass(frozen=True)
 class Preset:
     """cells: settings of those methods that a paper, or experience, has settings for; the others have `default_cell`.
-    methods: what a comparison takes where none are named. expected: (method, metric) -> what the paper got."""
+    methods: what a comparison takes where none are named. expected: (method, metric) -> what the paper got. seed: the paper's."""
 
     task: Task
     cells: Mapping[str, Cell] = field(default_factory=dict)
@@ -25,6 +25,7 @@ class Preset:
     log_z: LogZSettings = LogZSettings()
     methods: tuple[str, ...] = ("reference",)
     expected: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    seed: int = 0
 
     def cell(self, name: str, method: Method) -> Cell:
         """The settings of the method called `name`."""

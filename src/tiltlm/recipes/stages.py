@@ -18,14 +18,12 @@ from tiltlm.stages.learn import Learn
 from tiltlm.stages.log_z import CommonLogZ
 from tiltlm.stages.measure import Measure
 
-SEED = 0
-
 
 def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) -> Recipe:
     """The recipe of a stage. Unknown names raise, naming the nearest."""
     if stage in names():
         return measured(preset, stage)
-    own = preset.task.stages(SEED)
+    own = preset.task.stages(preset.seed)
     for made in (own.get(stage), _common(preset, stage, compared), _training(preset, stage)):
         if made is not None:
             return made
@@ -44,7 +42,7 @@ def measured(preset: Preset, name: str) -> Measure:
     c = cell(preset, name)
     return Measure(
         preset.task, c.method, c.feed, c.fit, c.net, preset.ruler, preset.exact, preset.log_z, cell(preset, "ctl"), name,
-        SEED,
+        preset.seed,
     )  # fmt: skip
 
 
@@ -52,7 +50,7 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
     """`METHOD-policy`, `METHOD-twist`; `value`, as Q# has it."""
     if stage == "value":
         c = cell(preset, "q-sharp")
-        return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, "value", SEED)
+        return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, "value", preset.seed)
     name, _, kind = stage.rpartition("-")
     if kind not in ("policy", "twist") or name not in names():
         return None
@@ -60,7 +58,7 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
     if c.method.trained().trains != kind:
         trains = c.method.trained().trains
         raise ValueError(f"{name} trains {'nothing' if trains == 'nothing' else f'a {trains}'}, no {kind}")
-    return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, name, SEED)
+    return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, name, preset.seed)
 
 
 def _draws(preset: Preset) -> DrawSettings:
@@ -69,14 +67,14 @@ def _draws(preset: Preset) -> DrawSettings:
 
 
 def _log_z(preset: Preset) -> CommonLogZ:
-    return CommonLogZ(preset.task, preset.log_z, preset.exact, cell(preset, "ctl"), SEED)
+    return CommonLogZ(preset.task, preset.log_z, preset.exact, cell(preset, "ctl"), preset.seed)
 
 
 COMMON: dict[str, Callable[[Preset], Recipe]] = {
-    "exact": lambda p: Exact(p.task, p.exact, seed=SEED),
+    "exact": lambda p: Exact(p.task, p.exact, seed=p.seed),
     "log-z": _log_z,
-    "generate": lambda p: Draws(p.task.untilted(), _draws(p), SEED),
-    "label": lambda p: Labels.of(p.task, _draws(p), SEED),
+    "generate": lambda p: Draws(p.task.untilted(), _draws(p), p.seed),
+    "label": lambda p: Labels.of(p.task, _draws(p), p.seed),
 }
 """Stages that every task has."""
 
@@ -86,6 +84,6 @@ def _common(preset: Preset, stage: str, compared: Sequence[str] | None) -> Recip
         chosen = tuple(compared or preset.methods)
         cells = {name: cell(preset, name) for name in chosen}
         return Evaluate(
-            preset.task, chosen, cells, preset.ruler, preset.exact, preset.log_z, cell(preset, "ctl"), (), SEED
+            preset.task, chosen, cells, preset.ruler, preset.exact, preset.log_z, cell(preset, "ctl"), (), preset.seed
         )
     return COMMON[stage](preset) if stage in COMMON else None
