@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from tiltlm.feeds import Draws as DrawSettings
 from tiltlm.feeds import Feed
@@ -10,13 +11,17 @@ from tiltlm.methods import method, names
 from tiltlm.mistakes import nearest
 from tiltlm.recipes.preset import Preset
 from tiltlm.run import Recipe
+from tiltlm.stages.bounds import Bounds, BoundsSettings
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import Draws, Labels
 from tiltlm.stages.evaluate import Evaluate
 from tiltlm.stages.exact import Exact
+from tiltlm.stages.frontier import BETAS, Frontier
 from tiltlm.stages.learn import Learn
 from tiltlm.stages.log_z import CommonLogZ
 from tiltlm.stages.measure import Measure
+from tiltlm.stages.qualitative import Qualitative, Shown
+from tiltlm.stages.reach import Reach, ReachSettings
 
 
 def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) -> Recipe:
@@ -75,15 +80,27 @@ COMMON: dict[str, Callable[[Preset], Recipe]] = {
     "log-z": _log_z,
     "generate": lambda p: Draws(p.task.untilted(), _draws(p), p.seed),
     "label": lambda p: Labels.of(p.task, _draws(p), p.seed),
+    "bounds": lambda p: Bounds(p.task, cell(p, "ctl"), p.figures.get("bounds", BoundsSettings()), p.exact, p.seed),
+    "reach": lambda p: Reach(p.task, cell(p, "ctl"), p.figures.get("reach", ReachSettings()), p.exact, p.seed),
+    "qualitative": lambda p: Qualitative(
+        p.task, cell(p, "ctl"), p.figures.get("qualitative", Shown()), p.exact, p.seed
+    ),
 }
 """Stages that every task has."""
 
 
+def _compared(preset: Preset, chosen: Sequence[str], kind: type[Evaluate], at: tuple[float, ...] = ()) -> Evaluate:
+    cells, ruler = {name: cell(preset, name) for name in chosen}, preset.ruler
+    if at:  # no exact draws: at a small beta they may be out of reach, and reward against KL wants none
+        ruler = replace(ruler, absolute=False)
+    return kind(
+        preset.task, tuple(chosen), cells, ruler, preset.exact, preset.log_z, cell(preset, "ctl"), at, preset.seed
+    )
+
+
 def _common(preset: Preset, stage: str, compared: Sequence[str] | None) -> Recipe | None:
     if stage == "evaluate":
-        chosen = tuple(compared or preset.methods)
-        cells = {name: cell(preset, name) for name in chosen}
-        return Evaluate(
-            preset.task, chosen, cells, preset.ruler, preset.exact, preset.log_z, cell(preset, "ctl"), (), preset.seed
-        )
+        return _compared(preset, compared or preset.methods, Evaluate)
+    if stage == "frontier":
+        return _compared(preset, compared or ("ctl", "ppo"), Frontier, BETAS)
     return COMMON[stage](preset) if stage in COMMON else None

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
 from tiltlm.ruler.estimate import Estimate, mean
@@ -73,6 +72,8 @@ class Difference:
         """
         if self.identical:
             return 0.0
+        from scipy.special import stdtrit
+
         freedom = self.estimate.n - 1
         return float(
             (stdtrit(freedom, 1 - LEVEL / (2 * self.together)) + stdtrit(freedom, POWER)) * self.estimate.stderr
@@ -88,6 +89,8 @@ def p_value(e: Estimate) -> float:
         return float("nan")
     if e.stderr == 0:
         return 1.0 if e.value == 0 else 2.0 ** (1 - e.n)
+    from scipy.special import stdtr
+
     return float(2 * stdtr(e.n - 1, -abs(e.value) / e.stderr))
 
 

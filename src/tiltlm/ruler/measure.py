@@ -105,8 +105,10 @@ class Measurement:
         }
         found: dict[str, Any] = {"low": own.low, "high": own.high, "interval": own.kind}
         doubt = own.doubt
-        if self.log_z is not None and name in scale:
+        each = self.log_z is not None and self.log_z.paired and self.log_z.lower is None  # in the spread already
+        if self.log_z is not None and name in scale and not each:
             found |= self._with_log_z(e, own, self.log_z, scale[name], name.endswith("at_least"))
+        if self.log_z is not None and name in scale:
             doubt = "; ".join(filter(None, (own.doubt, self.log_z.doubt)))
         found |= {end: None for end in ("low", "high") if math.isinf(found[end])}
         return found | ({"doubt": doubt} if doubt else {})

@@ -100,8 +100,9 @@ class Evaluate(OfTask):
         found = []
         for label, each in run.inputs.items():
             path, called = each.folder / name, each.recipe.called
+            at = {"beta": each.recipe.task.beta} if len(self.at) > 1 else {}
             for row in read_json(path) if path.is_file() else []:
-                found.append(row | {"method": row["method"].replace(called, label, 1)} if called != label else row)
+                found.append(row | at | {"method": row["method"].replace(called, label, 1)})
         return found
 
     def optimum(self, first: Run[Any], problem: Problem) -> list[Row]:
