@@ -1,8 +1,8 @@
 """Star graphs (Q#, Zhou et al. 2025, arXiv:2502.20548, §3.1): the papers' settings, and a variant for a laptop.
 
-`star-graph` is the *walker*: a small model from scratch that walks a uniformly random arm (it is not the paper's base, which
-learns a short cut). `star-graph-g25`, `-g55`, `-g38` carry the paper's settings (Appendix C, and the original README where
-the paper is silent) and want a GPU. The paper's results are bar charts without numbers.
+`star-graph` is the *walker*: a small model from scratch that walks a uniformly random arm (it is not the paper's base,
+which learns a short cut). `star-graph-g25`, `-g55`, `-g38` carry the paper's settings (Appendix C, and the original README
+where the paper is silent) and want a GPU. The paper's results are bar charts without numbers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tiltlm.data.star_graph_world import World
+from tiltlm.feeds import Feed
 from tiltlm.fit import Fit
 from tiltlm.nets import Net
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.rpo import RPO
-from tiltlm.feeds import Feed
 from tiltlm.recipes.preset import Preset
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.measure import RulerSettings
@@ -39,7 +39,9 @@ ONE = Feed(n=1)
 """REINFORCE draws one completion of each graph in a step (at temperature 1: the original's top_k=1 never explores)."""
 
 
-def cells(policy: Fit, reinforce: Fit, value: Fit, learning: ValueLearning, net: Net, decode: Decode) -> dict[str, Cell]:
+def cells(
+    policy: Fit, reinforce: Fit, value: Fit, learning: ValueLearning, net: Net, decode: Decode
+) -> dict[str, Cell]:
     """Three policies, and three rules over one value."""
     return {
         "reinforce": Cell(Reinforce("batch_mean", beta=0.0), ONE, reinforce),

@@ -92,7 +92,7 @@ class Learn(OfTask):
             run, who.module, objective, course.experience, course.fit, problem.device, problem.stream,
             passes=getattr(self.method, "passes", 1), watch=course.fit.watching(watched, "objective", higher=True),
         )  # fmt: skip
-        if problem.value_report is not None and self.method.trains == "value":
+        if problem.value_report is not None and self.method.trains == "value" and who.values is not None:
             measured = Measurement(problem.value_report(who.values))
             run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
 

@@ -76,9 +76,7 @@ class WriteGraphs(_Stage):
 
     def build(self, run: Run[Any]) -> None:
         for split, graphs in self.bench().all_graphs().items():
-            write_lines(
-                run.folder / file_name(self.task.world.graph, split, len(graphs)), graphs, overwrite=True
-            )
+            write_lines(run.folder / file_name(self.task.world.graph, split, len(graphs)), graphs, overwrite=True)
 
 
 @dataclass(frozen=True)
@@ -144,4 +142,5 @@ class Rollouts(_Stage):
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         base = run.inputs["base"]
-        return base.recipe.reference(base)  # type: ignore[no-any-return]
+        found: LanguageModel = base.recipe.reference(base)
+        return found

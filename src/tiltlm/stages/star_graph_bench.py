@@ -86,8 +86,8 @@ class Bench:
 
     def prompts(self, graphs: Graphs) -> Conditioned:
         """The graphs as prompts, each with the tokens of its answer, on the network's device."""
-        prompts = self.tokenizer.prompts(graphs)
-        return Conditioned(prompts.ids, prompts.mask, self.tokenizer.completions(graphs.path)).to(self.device)
+        prompts, answers = (x.to(self.device) for x in self.tokenizer.encode(graphs))
+        return Conditioned(prompts.ids, prompts.mask, answers)
 
     def pretraining(self, batch_size: int) -> Experience:
         """What the base model imitates, batch by batch."""

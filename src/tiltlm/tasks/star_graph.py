@@ -36,9 +36,6 @@ WALKER = Fit(
 )  # fmt: skip
 """Pre-training of the walker: until the third token, which only looking up can tell, is known."""
 
-ORIGINAL = {"pretrain": 200_000, "posttrain": 200_000, "test": 20_000}
-"""Graphs in the original's files."""
-
 
 @dataclass(frozen=True)
 class StarGraph(Task):
@@ -88,8 +85,11 @@ class StarGraph(Task):
         return {"base": Base(self.base_alone(), seed), "rollouts": Rollouts(self.rollouts_alone(), seed)}
 
     def stages(self, seed: int) -> dict[str, Recipe]:
-        written = self if self.world.pretrain else replace(self, world=replace(self.world, **ORIGINAL))
-        return {"graphs": WriteGraphs(written.graphs_alone(), seed)} | self.needs(seed)
+        written = self.graphs_alone()
+        if not self.world.pretrain:  # as many as the original's files hold
+            world = replace(self.world, pretrain=200_000, posttrain=200_000, test=20_000)
+            written = replace(written, world=world)
+        return {"graphs": WriteGraphs(written, seed)} | self.needs(seed)
 
     def graphs_alone(self) -> Self:
         """This task with every setting at its default that the graphs do not depend on."""
@@ -99,8 +99,8 @@ class StarGraph(Task):
         """The same for the reference."""
         world = replace(self.world, posttrain=World.posttrain, test=World.test)
         how = WALKER if self.pretrained else self.base
-        alone = {"network": self.network, "base": how, "pretrained": self.pretrained}
-        return replace(self.graphs_alone(), world=world, **alone)
+        alone = self.graphs_alone()
+        return replace(alone, world=world, network=self.network, base=how, pretrained=self.pretrained)
 
     def rollouts_alone(self) -> Self:
         """The same for what is drawn from it."""
@@ -111,7 +111,13 @@ class StarGraph(Task):
         return replace(self.at(1.0), values="pairs")
 
     def files(self) -> list[str]:
-        named = (self.network.name, self.network.tokenizer, self.pretrained, self.rollouts.pairs, self.world.folder)
+        named = (
+            self.network.name,
+            self.network.tokenizer,
+            self.pretrained,
+            self.rollouts.pairs,
+            self.world.folder,
+        )
         return [name for name in named if name]
 
     def check(self) -> None:
@@ -159,7 +165,9 @@ class StarGraph(Task):
         def of_training(make: Callable[[], Pairs | Samples]) -> Callable[[Split], Pairs | Samples]:
             def found(split: Split) -> Pairs | Samples:
                 if split != "train":
-                    raise ValueError(f"star graphs have rows of their own to train on alone; got the split {split}")
+                    raise ValueError(
+                        f"star graphs have rows of their own to train on alone; got the split {split}"
+                    )
                 return make()
 
             return found
