@@ -268,9 +268,9 @@ class Problem:
         ...                      prompts=["Once upon a time"], beta=1.0, max_new_tokens=8)    # doctest: +SKIP
         """
         reference, tokenizer = _model_of(model, stop, device)
-        tokens = {"train": _tokens_of(prompts, tokenizer, reference.device)}
+        tokens = {"train": tokens_of(prompts, tokenizer, reference.device)}
         tokens["test"] = (
-            tokens["train"] if test_prompts is None else _tokens_of(test_prompts, tokenizer, reference.device)
+            tokens["train"] if test_prompts is None else tokens_of(test_prompts, tokenizer, reference.device)
         )
         judged, bound = _reward_of(reward, tokenizer, reference)
         most = bound if r_max is None else r_max
@@ -295,7 +295,8 @@ def _model_of(
     return reference.requires_grad_(False), reference.tokenizer
 
 
-def _tokens_of(prompts: Any, tokenizer: Any, device: torch.device) -> Tokens:
+def tokens_of(prompts: Any, tokenizer: Any, device: torch.device) -> Tokens:
+    """Prompts (Tokens, texts or lists of ids; one text alone too) as Tokens. Raises ValueError for empty ones."""
     if isinstance(prompts, Tokens):
         return prompts.to(device)
     if isinstance(prompts, str):
