@@ -18,7 +18,7 @@ from tiltlm.stages.task import Task
 class Preset:
     """cells: settings of those methods that a paper, or experience, has settings for; the others have `default_cell`.
     figures: settings of figures, by their stage's name. methods: what a comparison takes where none are named. expected:
-    (method, metric) -> what the paper got."""
+    (method, metric) -> what the paper got. seed: the paper's."""
 
     task: Task
     cells: Mapping[str, Cell] = field(default_factory=dict)
@@ -28,6 +28,7 @@ class Preset:
     figures: Mapping[str, Any] = field(default_factory=dict)
     methods: tuple[str, ...] = ("reference",)
     expected: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    seed: int = 0
 
     def cell(self, name: str, method: Method) -> Cell:
         """The settings of the method called `name`."""

@@ -23,14 +23,12 @@ from tiltlm.stages.measure import Measure
 from tiltlm.stages.qualitative import Qualitative, Shown
 from tiltlm.stages.reach import Reach, ReachSettings
 
-SEED = 0
-
 
 def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) -> Recipe:
     """The recipe of a stage. Unknown names raise, naming the nearest."""
     if stage in names():
         return measured(preset, stage)
-    own = preset.task.stages(SEED)
+    own = preset.task.stages(preset.seed)
     for made in (own.get(stage), _common(preset, stage, compared), _training(preset, stage)):
         if made is not None:
             return made
@@ -49,7 +47,7 @@ def measured(preset: Preset, name: str) -> Measure:
     c = cell(preset, name)
     return Measure(
         preset.task, c.method, c.feed, c.fit, c.net, preset.ruler, preset.exact, preset.log_z, cell(preset, "ctl"), name,
-        SEED,
+        preset.seed,
     )  # fmt: skip
 
 
@@ -57,7 +55,7 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
     """`METHOD-policy`, `METHOD-twist`; `value`, as Q# has it."""
     if stage == "value":
         c = cell(preset, "q-sharp")
-        return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, "value", SEED)
+        return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, "value", preset.seed)
     name, _, kind = stage.rpartition("-")
     if kind not in ("policy", "twist") or name not in names():
         return None
@@ -65,7 +63,7 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
     if c.method.trained().trains != kind:
         trains = c.method.trained().trains
         raise ValueError(f"{name} trains {'nothing' if trains == 'nothing' else f'a {trains}'}, no {kind}")
-    return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, name, SEED)
+    return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, name, preset.seed)
 
 
 def _draws(preset: Preset) -> DrawSettings:
@@ -74,18 +72,18 @@ def _draws(preset: Preset) -> DrawSettings:
 
 
 def _log_z(preset: Preset) -> CommonLogZ:
-    return CommonLogZ(preset.task, preset.log_z, preset.exact, cell(preset, "ctl"), SEED)
+    return CommonLogZ(preset.task, preset.log_z, preset.exact, cell(preset, "ctl"), preset.seed)
 
 
 COMMON: dict[str, Callable[[Preset], Recipe]] = {
-    "exact": lambda p: Exact(p.task, p.exact, seed=SEED),
+    "exact": lambda p: Exact(p.task, p.exact, seed=p.seed),
     "log-z": _log_z,
-    "generate": lambda p: Draws(p.task.untilted(), _draws(p), SEED),
-    "label": lambda p: Labels.of(p.task, _draws(p), SEED),
-    "bounds": lambda p: Bounds(p.task, cell(p, "ctl"), p.figures.get("bounds", BoundsSettings()), p.exact, SEED),
-    "reach": lambda p: Reach(p.task, cell(p, "ctl"), p.figures.get("reach", ReachSettings()), p.exact, SEED),
+    "generate": lambda p: Draws(p.task.untilted(), _draws(p), p.seed),
+    "label": lambda p: Labels.of(p.task, _draws(p), p.seed),
+    "bounds": lambda p: Bounds(p.task, cell(p, "ctl"), p.figures.get("bounds", BoundsSettings()), p.exact, p.seed),
+    "reach": lambda p: Reach(p.task, cell(p, "ctl"), p.figures.get("reach", ReachSettings()), p.exact, p.seed),
     "qualitative": lambda p: Qualitative(
-        p.task, cell(p, "ctl"), p.figures.get("qualitative", Shown()), p.exact, SEED
+        p.task, cell(p, "ctl"), p.figures.get("qualitative", Shown()), p.exact, p.seed
     ),
 }
 """Stages that every task has."""
@@ -96,7 +94,7 @@ def _compared(preset: Preset, chosen: Sequence[str], kind: type[Evaluate], at: t
     if at:  # no exact draws: at a small beta they may be out of reach, and reward against KL wants none
         ruler = replace(ruler, absolute=False)
     return kind(
-        preset.task, tuple(chosen), cells, ruler, preset.exact, preset.log_z, cell(preset, "ctl"), at, SEED
+        preset.task, tuple(chosen), cells, ruler, preset.exact, preset.log_z, cell(preset, "ctl"), at, preset.seed
     )
 
 

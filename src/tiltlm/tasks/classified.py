@@ -65,13 +65,15 @@ class Classified(OfLanguage):
         needed = super().needs(seed)
         return needed if self.classifier else needed | {"classifier": self.trained(seed)}
 
+    def stages(self, seed: int) -> dict[str, Recipe]:
+        return super().stages(seed) | {"classifier": self.trained(seed)}
+
     def trained(self, seed: int) -> Classifier:
         """The stage that trains the classifier."""
         lm = self.language
         model = "" if self.classify.body else lm.model
-        base = Reference(lm.stories, lm.fit, lm.device, self.name, seed)
-        if model or self.classify.body:  # then nothing of the own model matters
-            base = Reference()
+        own = not (model or self.classify.body)  # else nothing of the own model matters
+        base = lm.base(self.name, seed) if own else Reference()
         return Classifier(self.classify, model, base, lm.device, self.name, seed)
 
     def files(self) -> list[str]:
