@@ -161,6 +161,8 @@ def test_what_makes_no_sense_is_refused_with_its_reason():
         tl.measure(unbounded, {"ctl": tl.CTL()})
     with pytest.raises(ValueError, match="Rejection: exact draws"):
         tl.measure(unbounded, {"rejection": tl.Rejection()})
+    with pytest.raises(ValueError, match="upper bound of the reward"):
+        tl.measure(unbounded, {"reference": unbounded.reference}, exact=10)
     with pytest.raises(ValueError, match="held-out prompts"):
         tl.learn(unbounded, tl.CTL(), fit=tl.Fit(evaluations=2))
     with pytest.raises(ValueError, match="at least one method"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config
 
+import tiltlm as tl
 from tiltlm.data.asked import ids_of, read_prompts
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.models.causal import CausalLM
@@ -253,6 +254,14 @@ def test_a_comparison_of_ones_own_target_runs_from_prompts_to_table(home, file, 
     assert ("best-of-n", "kl_to_reference_at_most") in metrics and all(row["n"] == 5 for row in rows)
     trained = [each for each in (tmp_path / "runs" / "mine").iterdir() if each.name.endswith("-twist")]
     assert [each.name for each in trained] == ["ctl-twist"] and len(list(trained[0].iterdir())) == 1
+    page = tl.report(run.folder, out=tmp_path / "page.html")
+    assert "best-of-n" in page.read_text()
+    problem = small.task.problem({}, 0)
+    again = tl.measure(
+        problem, {"reference": problem.reference, "ctl": run.inputs["ctl"].folder}, n=4, log_z="none"
+    )
+    row = next(row for row in rows if (row["method"], row["metric"]) == ("ctl", "reward"))
+    assert again.value("ctl", "reward") == pytest.approx(row["value"])  # the same draws
 
 
 def test_other_contents_of_a_file_are_another_run(home, tmp_path):

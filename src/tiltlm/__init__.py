@@ -17,15 +17,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tiltlm.api import (
-        Differences,
-        Learnt,
-        Table,
-        compare,
-        learn,
-        measure,
-        report,
-    )
+    from tiltlm.api.learning import Learnt, learn
+    from tiltlm.api.measuring import compare, measure, report
     from tiltlm.decoders.best_of_n import BestOf
     from tiltlm.decoders.reference import Reference
     from tiltlm.decoders.rejection import Rejection
@@ -66,6 +59,7 @@ if TYPE_CHECKING:
     from tiltlm.rewards.words import WordHits
     from tiltlm.ruler.log_z import LogZ
     from tiltlm.ruler.measure import Measurement, Ruler
+    from tiltlm.ruler.notebook import Differences, Table
     from tiltlm.samplers.ancestral import draw
     from tiltlm.samplers.best_of import best_of
     from tiltlm.samplers.guided import Guided
@@ -86,7 +80,8 @@ if TYPE_CHECKING:
     from tiltlm.twists.soft_q import SoftQ
 
 _HOMES = {
-    "api": "Differences Learnt Table compare learn measure report",
+    "api.learning": "Learnt learn",
+    "api.measuring": "compare measure report",
     "decoders.best_of_n": "BestOf",
     "decoders.reference": "Reference",
     "decoders.rejection": "Rejection",
@@ -123,6 +118,7 @@ _HOMES = {
     "rewards.words": "WordHits",
     "ruler.log_z": "LogZ",
     "ruler.measure": "Measurement Ruler",
+    "ruler.notebook": "Differences Table",
     "samplers.ancestral": "draw",
     "samplers.best_of": "best_of",
     "samplers.guided": "Guided",
