@@ -160,6 +160,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if isinstance(feed, TwistFeed):
         return _why_no_twist(facts, feed)
     source = source_of(facts, fed, feed)
+    if 0 < feed.n < method.least and facts.prompts != "one":
+        return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
     if source == "own" and not owned(facts, fed):
         holds = ", ".join(sorted(facts.owns)) or "nothing of its own"
         return f"it learns from {fed}, and the data holds {holds}: take --feed.source stored or fresh"
