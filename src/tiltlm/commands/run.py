@@ -45,7 +45,9 @@ def parse(args: Sequence[str], command: str) -> Asked:
         if wanted:
             raise Usage(USAGE.format(command=command))
         raise ValueError(f"name a recipe, `tiltlm {command} TASK/STAGE`; `tiltlm list` shows them")
-    compared, options = methods_in(rest[named:]) if name.endswith("/evaluate") else (None, rest[named:])
+    compared, options = (
+        methods_in(rest[named:]) if name.endswith(("/evaluate", "/frontier")) else (None, rest[named:])
+    )
     value: Recipe = recipe(name, compared or (config.methods if config else None))
     if config is not None:
         value = applied(config, value)
