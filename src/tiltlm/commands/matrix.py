@@ -30,17 +30,12 @@ def matrix(word: str = "") -> int:
         print(f"{task:<{width}}" + " ".join("–" if verdicts[task][name] else "✓" for name in columns))
     for why, where in reasons.items():
         print(f"\n– {why}")
-        by_names: dict[str, list[str]] = {}
+        alike: dict[str, list[str]] = {}
         for task, names in where.items():
-            by_names.setdefault(", ".join(names), []).append(task)
-        for names, some in by_names.items():
-            print(
-                "\n".join(
-                    textwrap.wrap(
-                        f"{', '.join(some)}: {names}", WIDTH, initial_indent="    ", subsequent_indent="      "
-                    )
-                )
-            )
+            alike.setdefault(", ".join(names), []).append(task)
+        for those, some in alike.items():
+            text = f"{', '.join(some)}: {those}"
+            print(textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="      "))
     return 0
 
 
