@@ -65,7 +65,7 @@ def settings_of(recipe: Any) -> list[Setting]:
 def _walk(value: Any, flag: tuple[str, ...], path: tuple[str, ...], hidden: bool) -> Iterator[Setting]:
     idle = _trains_nothing(value)
     for f in fields(value):
-        kind, own, here = _hints(type(value))[f.name], getattr(value, f.name), (*path, f.name)
+        kind, own, here = _hints(value.__class__)[f.name], getattr(value, f.name), (*path, f.name)
         unseen = hidden or _suppressed(kind) or (not path and f.name in HIDDEN) or (idle and f.name in SHARED)
         named = flag if _flat(kind) else (*flag, option(f.name))
         if isinstance(own, Mapping):
