@@ -151,8 +151,9 @@ def comparable(first: Run[Any], second: Run[Any]) -> list[Difference] | None:
 def incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
     """Metrics that mean different things in the two runs: their targets or references differ, or their log Z was found in
     another way."""
-    one, other = (task_of(run.recipe) for run in (first, second))
-    found = set() if one == other and _log_z(first) == _log_z(second) else set(ABSOLUTE)
+    found = set() if _log_z(first) == _log_z(second) else set(ABSOLUTE)
+    if task_of(first.recipe) != task_of(second.recipe):  # J has another beta in it, or another reward
+        found |= {"objective", *ABSOLUTE}
     judges = [_key(run, "reward-model") or _key(run, "classifier") for run in (first, second)]
     rewards = [task_of(run.recipe, lambda task: task.at(1.0)) for run in (first, second)]
     if rewards[0] != rewards[1] or judges[0] != judges[1]:  # another zero and another scale
