@@ -181,7 +181,7 @@ def _key(run: Run[Any], name: str) -> str:
 
 
 def same_prompts(first: Run[Any], second: Run[Any]) -> bool:
-    """Whether two runs drew their test prompts alike: the same task but for its target, the same seed, draws and exact ones,
+    """Whether two runs drew their test prompts alike: the same task but for its target, the same seed and numbers of draws,
     and no file (data, a reward, a model) that both name held something else for one of them."""
 
     def prompts(run: Run[Any]) -> tuple[Any, ...]:
