@@ -100,6 +100,10 @@ class Method:
         """Whether live draws need the reference's log-probabilities."""
         return True
 
+    def files(self) -> list[str]:
+        """Files and folders that its settings name and whose content decides the result."""
+        return []
+
     def why_not(self, facts: Facts) -> str | None:
         """Why this method is of no use for such a problem, or None."""
         return None

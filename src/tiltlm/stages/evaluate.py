@@ -72,6 +72,9 @@ class Evaluate(OfTask):
         """A method's name in the tables of this comparison."""
         return f"{name} (beta {beta:g})" if len(self.at) > 1 else name
 
+    def files(self) -> list[str]:
+        return [*super().files(), *(name for c in self.counted().cells.values() for name in c.method.files())]
+
     def check(self) -> None:
         for each in self.inputs().values():
             each.check()

@@ -123,6 +123,9 @@ class Measure(OfTask):
             needed |= {"log_z": common} | ({"exact": common.inputs()["exact"]} if common.exact_wanted else {})
         return needed
 
+    def files(self) -> list[str]:
+        return [*super().files(), *self.method.files()]
+
     def check(self) -> None:
         super().check()
         why = self.cell.why_not(self.task.facts())
