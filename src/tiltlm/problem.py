@@ -113,6 +113,8 @@ class Problem:
     untrained   what the reference was before it was trained, where that is known
     log_odds    () -> logit of the reference's success rate, what a value learnt on pairs leaves out
     readable    samples -> rows of texts and numbers for people
+    beside      answers to test prompts -> rows of them beside what the data holds, for people
+    counts      check -> bool [test prompts]: those on which it means something (all, where none are named)
     test_stream the stream of what is drawn to measure
     reference_name   what tells the reference from others, for caches; empty: no cache
     """
@@ -139,6 +141,8 @@ class Problem:
     untrained: Callable[[], CausalLM] | None = None
     log_odds: Callable[[], float] | None = None
     readable: Callable[[Samples], Iterable[dict[str, Any]]] | None = None
+    beside: Callable[[Samples], list[dict[str, Any]]] | None = None
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
     test_stream: Stream | None = None
     reference_name: str = ""
 

@@ -8,7 +8,7 @@ prompts, always drawn with the same random numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,7 +77,8 @@ class Watched:
             return []
         if not stored and not owned(self.problem.facts, "groups"):
             return []
-        groups = rows_of(self.problem, ExoRw(), self.feed, self.stores, "valid")
+        feed = self.feed if stored else replace(self.feed, source="own")
+        groups = rows_of(self.problem, ExoRw(), feed, self.stores, "valid")
         return [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
 
     def on_groups(self) -> dict[str, float]:
