@@ -34,6 +34,7 @@ ORDER = [
     {"tasks"},
     {"recipes"},
     {"commands"},
+    {"api"},
     {"cli"},
 ]
 FLOOR = {room: k for k, rooms in enumerate(ORDER) for room in rooms}

@@ -45,7 +45,7 @@ class Toy(Task):
         reference.requires_grad_(False)
         target = Target(reference, twos, self.beta)
         numbers = Tokens.of([[k] for k in range(1 if self.one else PROMPTS)])
-        prompts: Any = {split: numbers for split in ("train", "valid", "test")}
+        prompts: Any = dict.fromkeys(("train", "valid", "test"), numbers)
 
         def pairs(split: str) -> Pairs:
             drawn = draw(reference, numbers, n=8, max_new_tokens=HORIZON, stream=own.child("pairs", split))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tiltlm.data.encoding import Encoder
 from tiltlm.exact import Solution
-from tiltlm.models.base import LanguageModel, is_end, without_end
+from tiltlm.models.base import LanguageModel, Values, is_end, without_end
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.rewards.by_name import TextReward
@@ -57,6 +57,8 @@ class Facts:
     network    whether the reference is a transformer (else a table)
     source     where rows come from if nothing else is said: the data's own, stored draws of the reference, or fresh ones
     bound_at   the option that states a bound
+    halved     whether the data's rows for values are half successes, whatever the reference's rate of them (pairs)
+    teacherless  whether the reference predicts all tokens at once, without reading a completion's own
     """
 
     beta: float
@@ -69,6 +71,8 @@ class Facts:
     network: bool = True
     source: Source = "fresh"
     bound_at: str = "--task.r-max"
+    halved: bool = False
+    teacherless: bool = False
 
     @property
     def conditioned(self) -> bool:
@@ -105,13 +109,14 @@ class Problem:
     log_z       (prompts, beta) -> log Z of each, [P], where it can be computed
     solve       (prompts) -> the whole answer, where the world can be enumerated
     checks      the task's verdicts on completions of the *test* prompts
-    expected_reward  (q) -> E_q[r | x] of every test prompt, where it can be computed
-    further     (q) -> further numbers of a policy, one a test prompt each
+    expected_reward  (q, prompts) -> E_q[r | x] of these test prompts, where it can be computed
+    further     (q, prompts) -> further numbers of a policy, one for each of these test prompts
+    value_report     (values) -> how good a learnt value is: independent observations by name
     optimum     (Ruler) -> pi* itself, measured, where that is in closed form
     load        a checkpoint's folder -> the language model in it, frozen, as this problem reads it
     begin       a fresh copy of the reference to train
     untrained   what the reference was before it was trained, where that is known
-    log_odds    () -> logit of the reference's success rate, what a value learnt on pairs leaves out
+    log_odds    () -> logit of the reference's success rate, what a value learnt on halved rows leaves out
     readable    samples -> rows of texts and numbers for people
     beside      answers to test prompts -> rows of them beside what the data holds, for people
     counts      check -> bool [test prompts]: those on which it means something (all, where none are named)
@@ -133,8 +138,9 @@ class Problem:
     log_z: Callable[[Tokens, float], Tensor] | None = None
     solve: Callable[[Tokens], Solution] | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)
-    expected_reward: Callable[[LanguageModel], Tensor] | None = None
-    further: Callable[[LanguageModel], Mapping[str, Tensor]] | None = None
+    expected_reward: Callable[[LanguageModel, Tokens], Tensor] | None = None
+    further: Callable[[LanguageModel, Tokens], Mapping[str, Tensor]] | None = None
+    value_report: Callable[[Values], Mapping[str, Tensor]] | None = None
     optimum: Callable[[Any], Any] | None = None
     load: Callable[[str | Path], LanguageModel] | None = None
     begin: Callable[[], LanguageModel] | None = None
@@ -266,9 +272,9 @@ class Problem:
         ...                      prompts=["Once upon a time"], beta=1.0, max_new_tokens=8)    # doctest: +SKIP
         """
         reference, tokenizer = _model_of(model, stop, device)
-        tokens = {"train": _tokens_of(prompts, tokenizer, reference.device)}
+        tokens = {"train": tokens_of(prompts, tokenizer, reference.device)}
         tokens["test"] = (
-            tokens["train"] if test_prompts is None else _tokens_of(test_prompts, tokenizer, reference.device)
+            tokens["train"] if test_prompts is None else tokens_of(test_prompts, tokenizer, reference.device)
         )
         judged, bound = _reward_of(reward, tokenizer, reference)
         most = bound if r_max is None else r_max
@@ -293,7 +299,8 @@ def _model_of(
     return reference.requires_grad_(False), reference.tokenizer
 
 
-def _tokens_of(prompts: Any, tokenizer: Any, device: torch.device) -> Tokens:
+def tokens_of(prompts: Any, tokenizer: Any, device: torch.device) -> Tokens:
+    """Prompts (Tokens, texts or lists of ids; one text alone too) as Tokens. Raises ValueError for empty ones."""
     if isinstance(prompts, Tokens):
         return prompts.to(device)
     if isinstance(prompts, str):

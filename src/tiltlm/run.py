@@ -202,14 +202,13 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
 
 
 def _build(run: Run[Any], command: str) -> None:
-    recipe, started = run.recipe, time.time()
+    recipe, started, cpu = run.recipe, time.time(), time.process_time()
     note(f"{recipe.name}  ->  {run.folder}")
     begin(run)
     run.write_json("provenance.json", provenance(recipe.seed, command))
     recipe.build(run)
-    run.write_json(
-        "provenance.json", provenance(recipe.seed, command) | {"seconds": round(time.time() - started, 1)}
-    )
+    took = {"seconds": round(time.time() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    run.write_json("provenance.json", provenance(recipe.seed, command) | took)
     (run.folder / "DONE").touch()
 
 

@@ -22,7 +22,7 @@ from tiltlm.run import Recipe, Run
 SHOWN = HEADINGS | {"objective": "J", "win_rate": "wins"}
 """Metrics that are compared, and what stands over them."""
 
-ABSOLUTE = {"kl_to_target", "kl_to_target_at_least", "kl_from_target", "objective_gap"}
+ABSOLUTE = {"kl_to_target", "kl_to_target_at_least", "kl_to_target_at_most", "kl_from_target", "objective_gap"}
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ def incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
     found = set() if same("target", "goal", "classify", "judge") else set(ABSOLUTE)
     if rewards[0] != rewards[1] or not same("classify", "judge") or _judge(first) != _judge(second):
         # another reward model, another zero and another scale
-        found |= {"reward", "objective", "win_rate", *ABSOLUTE}
+        found |= {"reward", "objective", "objective_at_least", "win_rate", *ABSOLUTE}
     if not same("network", "base", "sft", "pretrained", "language"):
-        found |= {"kl_to_reference", *ABSOLUTE}
+        found |= {"kl_to_reference", "kl_to_reference_at_most", *ABSOLUTE}
     return found
 
 

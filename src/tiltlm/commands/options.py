@@ -1,24 +1,49 @@
 """A recipe's settings as options of the command line, and as JSON: derived from the recipe's own value.
 
 Fields of recipes are annotated with what they may be (any task, any method); what they *are* decides which options there
-are. So the value is shown to tyro as a class whose fields have the types of this very value, and read back.
+are. So the value is walked, down to the plain settings in it: each has a flag (`--fit.lr`), a place, a kind and a value.
 """
 
 from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import field, fields, is_dataclass, make_dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
 from typing import Any
 
 import tyro
 
+from tiltlm.commands.kinds import converted
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.evaluate import Evaluate
+from tiltlm.stages.measure import Measure
 
-HIDDEN = ("called", "purpose", "cells")
-"""Fields of recipes that the recipe's name decides."""
+HIDDEN = ("called", "purpose", "methods")
+"""Fields of recipes that are no options: the recipe's name decides them, or `--methods`."""
+
+SHARED = ("fit", "feed", "net")
+"""Groups of settings that, said without a method's name, are said to all methods of a comparison that have them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One option.
+
+    flag     its name on the command line, without the dashes: fit.batch-size
+    path     where it stands in the recipe: (fit, batch_size)
+    kind     what its field is annotated with
+    owner    the class of the settings that it is a field of
+    hidden   whether it is no option, and only part of a whole recipe's JSON
+    """
+
+    flag: str
+    path: tuple[str, ...]
+    kind: Any
+    value: Any
+    owner: type
+    hidden: bool = False
 
 
 def option(name: str) -> str:
@@ -29,35 +54,46 @@ def attribute(name: str) -> str:
     return name.replace("-", "_")
 
 
-def parsed(recipe: Any, args: Sequence[str], prog: str) -> Any:
-    """`recipe` with what the options in `args` say. Leaves the process, as tyro does, after help or a mistake."""
-    args = shared(recipe, list(args)) if isinstance(recipe, Evaluate) else list(args)
-    shown = shadow(recipe)
-    found = tyro.cli(type(shown), prog=prog, default=shown, args=args, description=type(recipe).__doc__)
-    return unshadowed(found, recipe)
+# ---- what settings there are ------------------------------------------------------------------------------------
 
 
-def shadow(value: Any) -> Any:
-    """`value` as a dataclass whose fields have the types that they have in it."""
-    if not _polymorphic(value):
-        return value
-    made: list[Any] = []
-    for f, kind in _shown(value):
-        own = getattr(value, f.name)
-        inner = shadow(own) if is_dataclass(own) else own
-        made.append((f.name, type(inner) if is_dataclass(own) else kind, field(default=inner)))
-    for name, cell in value.cells.items() if isinstance(value, Evaluate) else ():
-        inner = shadow(cell)
-        made.append((attribute(name), type(inner), field(default=inner)))
-    return make_dataclass(type(value).__name__, made, frozen=True)()
+def settings_of(recipe: Any) -> list[Setting]:
+    """Every plain setting of a recipe, in the order of its fields."""
+    return list(_walk(recipe, (), (), False))
 
 
-def _shown(value: Any) -> list[tuple[Any, Any]]:
-    """The fields that are options, with their annotations."""
-    hints = typing.get_type_hints(type(value), include_extras=True)
-    top = not isinstance(value, Cell)
-    found = [(f, hints[f.name]) for f in fields(value) if not (top and f.name in HIDDEN)]
-    return [(f, kind) for f, kind in found if getattr(value, f.name) is not None or not _optional_settings(kind)]
+def _walk(value: Any, flag: tuple[str, ...], path: tuple[str, ...], hidden: bool) -> Iterator[Setting]:
+    idle = _trains_nothing(value)
+    for f in fields(value):
+        kind, own, here = _hints(type(value))[f.name], getattr(value, f.name), (*path, f.name)
+        unseen = hidden or _suppressed(kind) or (not path and f.name in HIDDEN) or (idle and f.name in SHARED)
+        named = flag if _flat(kind) else (*flag, option(f.name))
+        if isinstance(own, Mapping):
+            for name, each in own.items():
+                yield from _walk(each, (*flag, name), (*here, name), unseen)
+        elif is_dataclass(own):
+            yield from _walk(own, named, here, unseen)
+        else:
+            unseen = unseen or (own is None and _optional_settings(kind))
+            yield Setting(".".join(named), here, kind, own, type(value), unseen)
+
+
+def _trains_nothing(value: Any) -> bool:
+    return isinstance(value, Cell | Measure) and value.method.trained().trains == "nothing"
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def _suppressed(kind: Any) -> bool:
+    return typing.get_args(tyro.conf.Suppress[str])[1] in getattr(kind, "__metadata__", ())
+
+
+def _flat(kind: Any) -> bool:
+    """Whether a group's settings stand under the name of what it is part of."""
+    return any(getattr(each, "name", None) == "" for each in getattr(kind, "__metadata__", ()))
 
 
 def _optional_settings(kind: Any) -> bool:
@@ -65,81 +101,110 @@ def _optional_settings(kind: Any) -> bool:
     return any(is_dataclass(option) for option in options)
 
 
-def _polymorphic(value: Any) -> bool:
-    """Whether some field's annotation says less than its value."""
-    hints = typing.get_type_hints(type(value))
-    return any(
-        is_dataclass(own) and (hints[f.name] is not type(own) or _polymorphic(own))
-        for f in fields(value)
-        if (own := getattr(value, f.name)) is not None
-    ) or isinstance(value, Evaluate)
+def by_flag(recipe: Any) -> dict[str, list[Setting]]:
+    """The settings that each option says something to: one, or those of all methods of a comparison."""
+    found: dict[str, list[Setting]] = {}
+    for each in settings_of(recipe):
+        if not each.hidden:
+            found.setdefault(each.flag, []).append(each)
+            if isinstance(recipe, Evaluate) and each.path[0] == "cells" and each.path[2] in SHARED:
+                found.setdefault(each.flag.partition(".")[2], []).append(each)
+    return found
 
 
-def unshadowed(found: Any, original: Any) -> Any:
-    """What was read, in the classes of the original."""
-    if type(found) is type(original) or not is_dataclass(original):
-        return found
-    changed = {
-        f.name: unshadowed(getattr(found, f.name), getattr(original, f.name))
-        for f in fields(original)  # type: ignore[arg-type]
-        if hasattr(found, f.name)
-    }
-    if isinstance(original, Evaluate):
-        cells = {name: getattr(found, attribute(name)) for name in original.cells}
-        changed["cells"] = {name: unshadowed(cell, original.cells[name]) for name, cell in cells.items()}
-    return replace(original, **changed)  # type: ignore[type-var]
+# ---- what the command line says ---------------------------------------------------------------------------------
 
 
-SHARED = ("fit", "feed", "net")
-"""Groups of settings that, said without a method's name, are said to all methods of a comparison that have them."""
+def parsed(recipe: Any, args: Sequence[str]) -> Any:
+    """`recipe` with what the options in `args` say. Raises ValueError, in one line, for what is no option or no value."""
+    known, said = by_flag(recipe), {}
+    for flag, values in _spoken(args):
+        name, plain = _named(flag, values, known)
+        if name not in known:
+            raise ValueError(no_option(flag, recipe, known))
+        for each in known[name]:
+            said[each.path] = converted(each.kind, plain, f"--{name}")
+    return changed(recipe, said)
 
 
-def shared(recipe: Evaluate, args: list[str]) -> list[str]:
-    """The arguments, `--fit.steps 10` spelt out for every method of the comparison that has such a setting."""
-    out: list[str] = []
+def _spoken(args: Sequence[str]) -> Iterator[tuple[str, list[str] | None]]:
+    """(--flag, its values) in their order; None for a flag without any."""
     k = 0
     while k < len(args):
         flag, equals, value = args[k].partition("=")
-        group, _, rest = flag.removeprefix("--").removeprefix("no-").partition(".")
-        if not (flag.startswith("--") and group in SHARED and rest):
-            out.append(args[k])
+        if not flag.startswith("--"):
+            raise ValueError(f"{args[k]!r} is no option: options begin with --, and a value follows its option")
+        values, k = ([value] if equals else []), k + 1
+        while not equals and k < len(args) and not args[k].startswith("--"):
+            values.append(args[k])
             k += 1
-            continue
-        values = [value] if equals else []
-        while not equals and k + 1 < len(args) and not args[k + 1].startswith("--"):
-            values.append(args[k := k + 1])
-        out += _spelt_out(recipe, flag, rest, values)
-        k += 1
-    return out
+        yield flag, values
 
 
-def _spelt_out(recipe: Evaluate, flag: str, rest: str, values: list[str]) -> list[str]:
-    group = flag.removeprefix("--").partition(".")[0]
-    owners = [name for name, cell in recipe.cells.items() if has(getattr(cell, group), rest.split("."))]
-    if not owners:
-        raise ValueError(f"no method of this comparison ({', '.join(recipe.methods)}) has the setting {flag}")
-    return [part for name in owners for part in (f"--{name}.{group}.{rest}", *values)]
+def _named(flag: str, values: list[str] | None, known: Mapping[str, Any]) -> tuple[str, list[str] | None]:
+    """The option's name, and its values; of switches (`--fit.no-x`, `--no-fit.x`) False."""
+    name = option(flag.removeprefix("--"))
+    group, _, last = name.rpartition(".")
+    bare = f"{group}.{last.removeprefix('no-')}".lstrip(".")
+    for positive in (bare, name.removeprefix("no-")):
+        if name not in known and positive in known and not values:
+            return positive, ["False"]
+    return name, values
 
 
-def has(value: object, path: Sequence[str]) -> bool:
-    """Whether settings have an option of that path."""
-    name = attribute(path[0]).removeprefix("no_")
-    if not hasattr(value, name):
-        return False
-    return len(path) == 1 or has(getattr(value, name), path[1:])
+def no_option(flag: str, recipe: Any, known: Iterable[str]) -> str:
+    """What is said of an option that there is not: the nearest ones, and the groups they live in."""
+    name = option(flag.removeprefix("--"))
+    near = near_options(name, list(known))
+    where = [f"--{each} (in {each.rpartition('.')[0]})" if "." in each else f"--{each}" for each in near]
+    hint = f" Did you mean {' or '.join(where)}?" if near else ""
+    return f"{recipe.name} has no option {flag}.{hint} `tiltlm run {recipe.name} --help-all` lists them"
+
+
+def near_options(name: str, known: Sequence[str], n: int = 2) -> list[str]:
+    """The options that `name` may have meant: those of that last name in other groups first, then those spelt like it."""
+    from difflib import get_close_matches
+
+    last = name.rpartition(".")[2]
+    short = sorted(known, key=lambda each: (not each.startswith("fit."), each.count(".")))  # training's come first
+    same = [each for each in short if each.rpartition(".")[2] == last]
+    if same:
+        group = name.rpartition(".")[0]
+        return ([each for each in same if group and group in each] or same)[:1]
+    whole = get_close_matches(name, known, n=n, cutoff=0.75)
+    ends = get_close_matches(last, [each.rpartition(".")[2] for each in short], n=1, cutoff=0.6)
+    return whole or [each for each in short if each.rpartition(".")[2] in ends][:n]
+
+
+def changed(value: Any, said: Mapping[tuple[str, ...], Any]) -> Any:
+    """`value` with other settings at these places; what is said is looked at together, not one by one."""
+    if () in said:
+        return said[()]
+    if not said:
+        return value
+    parts: dict[str, dict[tuple[str, ...], Any]] = {}
+    for path, new in said.items():
+        parts.setdefault(path[0], {})[path[1:]] = new
+    if isinstance(value, Mapping):
+        return {name: changed(each, parts.get(name, {})) for name, each in value.items()}
+    return replace(value, **{name: changed(getattr(value, name), part) for name, part in parts.items()})
 
 
 def methods_in(args: Sequence[str]) -> tuple[list[str] | None, list[str]]:
     """What `--methods a b c` names (None: nothing), and the other arguments."""
-    if "--methods" not in args:
+    start = next((k for k, arg in enumerate(args) if arg.partition("=")[0] == "--methods"), None)
+    if start is None:
         return None, list(args)
-    start = list(args).index("--methods")
-    end = start + 1
-    while end < len(args) and not args[end].startswith("-"):
+    end, names = start + 1, list(filter(None, args[start].partition("=")[2].split()))
+    while not names and end < len(args) and not args[end].startswith("-"):
         end += 1
-    if end == start + 1:
+    names = names or list(args[start + 1 : end])
+    if not names:
         raise ValueError("--methods wants names, --methods ctl dpo say; `tiltlm list` shows them")
-    return list(args[start + 1 : end]), [*args[:start], *args[end:]]
+    return names, [*args[:start], *args[end:]]
+
+
+# ---- JSON -------------------------------------------------------------------------------------------------------
 
 
 def from_json(default: Any, value: Any, where: str = "") -> Any:
@@ -152,13 +217,13 @@ def from_json(default: Any, value: Any, where: str = "") -> Any:
         if unknown:
             raise ValueError(f"there is no setting {where}{unknown[0]}: written by another version?")
         hints = typing.get_type_hints(type(default))
-        changed = {
+        made = {
             name: _plain(hints[name], each)
             if not isinstance(each, Mapping)
             else from_json(getattr(default, name), each, f"{where}{name}.")
             for name, each in value.items()
         }
-        return replace(default, **changed)  # type: ignore[type-var]
+        return replace(default, **made)  # type: ignore[type-var]
     return value
 
 

@@ -9,15 +9,18 @@ So tokens are independent given the prompt, and nothing can be copied from the a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tiltlm.models.backbone import hidden
 from tiltlm.models.base import State
 from tiltlm.models.causal import CausalLM
 from tiltlm.samples import Samples, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Teacherless(CausalLM):

@@ -45,7 +45,7 @@ def tasks() -> dict[str, tuple[str, str]]:
     }
 
 
-def preset(name: str) -> Preset:
+def preset_of(name: str) -> Preset:
     """The task called `name` with its settings. Unknown names raise, naming the nearest."""
     known = tasks()
     if name not in known:
@@ -61,4 +61,4 @@ def recipe(name: str, compared: Sequence[str] | None = None) -> Recipe:
     task, slash, stage = name.partition("/")
     if not slash or "/" in stage:
         raise ValueError(f"a recipe is called TASK/STAGE, animals/ctl say; got {name!r}. `tiltlm list` shows both")
-    return stage_of(preset(task), stage, compared)
+    return stage_of(preset_of(task), stage, compared)

@@ -56,6 +56,8 @@ def default_cell(method: Method, facts: Facts) -> Cell:
         fit = Fit(lr=1e-3, clip=0.0, decay="none", steps=128, batch_size=64 if trained.fed == "draws" else 100)
     else:
         fit = Fit(lr=1e-4, steps=128, batch_size=100)
+    if not facts.network:  # the numbers of a table are its parameters: they take larger steps
+        fit = replace(fit, lr=0.03, decay="cosine", steps=500)
     feed: AnyFeed = default_feed(trained, facts)
     if isinstance(feed, Feed) and facts.conditioned:
         feed = replace(feed, n=1)

@@ -100,8 +100,9 @@ class Evaluate(OfTask):
         found = []
         for label, each in run.inputs.items():
             path, called = each.folder / name, each.recipe.called
+            at = {"beta": each.recipe.task.beta} if len(self.at) > 1 else {}
             for row in read_json(path) if path.is_file() else []:
-                found.append(row | {"method": row["method"].replace(called, label, 1)} if called != label else row)
+                found.append(row | at | {"method": row["method"].replace(called, label, 1)})
         return found
 
     def optimum(self, first: Run[Any], problem: Problem) -> list[Row]:
@@ -157,7 +158,7 @@ class Evaluate(OfTask):
         """(KL(pi*‖ref), E_pi*[r]) over beta, where the reward is 0 or 1 and its probability can be computed."""
         if problem.facts.atoms != (0.0, 1.0) or problem.expected_reward is None:
             return None
-        log_p = problem.expected_reward(problem.reference).double().log()
+        log_p = problem.expected_reward(problem.reference, problem.prompts["test"]).double().log()
         return binary_curve(log_p, torch.logspace(-1.7, 2, 120))
 
     def decoder(self, run: Run[Any]) -> LanguageModel:

@@ -14,6 +14,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.nets import Net, learner, loaded
 from tiltlm.problem import Problem
 from tiltlm.progress import note
+from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.stages.cells import Cell
@@ -94,6 +95,9 @@ class Learn(OfTask):
             run, who.module, objective, course.experience, course.fit, problem.device, problem.stream,
             passes=getattr(self.method, "passes", 1), watch=course.fit.watching(watched, "objective", higher=True),
         )  # fmt: skip
+        if problem.value_report is not None and self.method.trains == "value" and who.values is not None:
+            measured = Measurement(problem.value_report(who.values))
+            run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
 
     def stores(self, run: Run[Any], problem: Problem) -> Stores:
         """What the inputs have stored for this run."""

@@ -138,7 +138,7 @@ class Measure(OfTask):
             method = self.method.bound(problem.beta)
             own = ruler if best or len(ruler.prompts) == 1 else replace(ruler, n=1)
             measured, samples = method.measured(problem, learner, own)
-            measured = self.more(problem, learner, measured) if best else measured
+            measured = self.more(problem, learner, measured, own) if best else measured
             measured = where_it_counts(measured, problem)
             rows = measured.rows(self.name, self.called, self.seed)
             curve += [each | {"updates": updates} for each in rows]
@@ -164,12 +164,12 @@ class Measure(OfTask):
             yield step_of(path), False, kept.recipe.learnt(kept, problem, path)
         yield step_of(best), True, kept.recipe.learnt(kept, problem, best)
 
-    def more(self, problem: Problem, learner: Learner, measured: Measurement) -> Measurement:
+    def more(self, problem: Problem, learner: Learner, measured: Measurement, ruler: Ruler) -> Measurement:
         """The task's further numbers of a policy."""
         if problem.further is None or self.method.trained().trains != "policy":
             return measured
         decoder = self.method.decoder(problem, learner)
-        return replace(measured, values=dict(measured.values) | dict(problem.further(decoder)))
+        return replace(measured, values=dict(measured.values) | dict(problem.further(decoder, ruler.prompts)))
 
     def of_training(self, run: Run[Any], problem: Problem, learner: Learner, updates: int) -> list[Row]:
         """Report rows of what was trained: the updates of the best checkpoint, the gap within held-out groups."""
@@ -263,10 +263,11 @@ def ruler_of(
         log_z = problem.log_z(prompts, problem.beta)
     if isinstance(log_z, Tensor):
         log_z = log_z[: len(prompts)].to(problem.device)
+    expected = problem.expected_reward
     return Ruler(
         problem.target, prompts, problem.width, problem.test_stream or problem.stream.child("measure"), n=settings.n,
         batch_size=settings.batch_size, log_z=log_z, exact=exact, checks=problem.checks,
-        expected_reward=problem.expected_reward,
+        expected_reward=None if expected is None else lambda q: expected(q, prompts),
     )  # fmt: skip
 
 

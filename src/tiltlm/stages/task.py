@@ -43,6 +43,10 @@ class Task:
         """This task at another temperature."""
         return replace(self, beta=beta)  # type: ignore[type-var]
 
+    def at_length(self, new_tokens: int) -> Self:
+        """This task with completions of so many tokens, at most."""
+        raise ValueError(f"{self.name}: its completions have the length that the task gives them")
+
     def untilted(self) -> Self:
         """This task with every setting that only the target depends on (reward, beta) at its default."""
         return self.at(1.0)

@@ -71,9 +71,9 @@ class Language:
     def __post_init__(self) -> None:
         at_least_one(self, "new_tokens", "stories")
 
-    def needs(self, task: str, seed: int) -> dict[str, Recipe]:
-        """The stage `base`, where the model is the project's own."""
-        return {} if self.model else {"base": Reference(self.stories, self.fit, self.device, task, seed)}
+    def base(self, task: str, seed: int) -> Reference:
+        """The stage that trains the project's own model."""
+        return Reference(self.stories, self.fit, self.device, task, seed)
 
     def check(self) -> None:
         """Raise ValueError where prompt and completions do not fit into the model."""
@@ -123,7 +123,10 @@ class OfLanguage(Task):
         raise NotImplementedError
 
     def needs(self, seed: int) -> dict[str, Recipe]:
-        return self.language.needs(self.name, seed)
+        return {} if self.language.model else {"base": self.language.base(self.name, seed)}
+
+    def stages(self, seed: int) -> dict[str, Recipe]:
+        return {"base": self.language.base(self.name, seed)} | self.needs(seed)
 
     def files(self) -> list[str]:
         return [self.language.model]

@@ -105,6 +105,11 @@ class ValueLearning(Method):
         """With the problem's atoms where none are named."""
         return replace(self, atoms=problem.facts.atoms or quantiles(problem)) if self.atoms is None else self
 
+    def why_not(self, facts: Facts) -> str | None:
+        if facts.teacherless and self.lm_weight > 0:
+            return "a teacherless reference reads no answers: set the value's lm_weight to 0"
+        return None
+
     def prepare(self, batch: Samples) -> Samples:
         if batch.reward is None:
             raise ValueError("these samples have no reward: score them first")
@@ -193,8 +198,8 @@ class ValueRule(Method, ABC):
         return Guided(problem.reference, twist, top_k=self.decode.top_k, temperature=self.decode.temperature)
 
     def why_not(self, facts: Facts) -> str | None:
-        if self.decode.calibrate and (facts.atoms is None or len(facts.atoms) != 2):
-            return "calibrate puts right what pairs leave out of a reward of two values; this reward has others"
+        if self.decode.calibrate and not facts.halved:
+            return "calibrate puts right what *pairs* leave out; a value learnt on the reference's own draws needs none"
         return None
 
 
