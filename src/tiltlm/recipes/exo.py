@@ -96,7 +96,7 @@ def hh_small() -> Preset:
         Dataset((found("hh", "helpful_base.jsonl") or "hh/helpful_base.jsonl",), format="hh"),
         Reader(found("models", "stories260K") or "models/stories260K", most_tokens=256, new_tokens=64, temperature=1.0,
                stop=("1",)),
-        beta=0.05, sft=SftSettings(fine), judge=Judge(replace(fine, lr=1e-3, evaluations=8)),
+        beta=0.05, beta_pi=0.25, sft=SftSettings(fine), judge=Judge(replace(fine, lr=1e-3, evaluations=8)),
     )  # fmt: skip
     align = replace(ALIGN, batch_size=16, lr=7e-5, checkpoints=3, evaluations=3)
     made = cells(0.25, Feed(draws=Draws(4, batch_size=256)), align)
@@ -136,7 +136,7 @@ def imdb() -> Preset:
     reader = Reader("gpt2-large", most_tokens=1012, new_tokens=500, device="auto")
     task = Pairs(
         Dataset(reviews, reviews, "imdb", valid_rows=500, test_rows=0), reader,
-        "log-odds:lvwerra/distilbert-imdb:POSITIVE", 0.1 * 0.1,
+        "log-odds:lvwerra/distilbert-imdb:POSITIVE", 0.1 * 0.1, 0.1,
         sft=SftSettings(replace(USUAL, epochs=5), checkpointing=True), judge=Judge(replace(USUAL, epochs=3)),
     )  # fmt: skip
     feed, align = Feed(draws=Draws(2, 200 * 64, 32)), replace(USUAL, batch_size=64, lr=1e-6, checkpoints=10)
@@ -147,7 +147,7 @@ PRESETS = {"pairs": pairs, "dialogues": dialogues, "hh-small": hh_small, "hh": h
 
 
 def cells(beta_pi: float, feed: Feed, fit: Fit, checkpointing: bool = False) -> dict[str, Cell]:
-    """Every method on the same rows, trained alike; on pairs log-ratios are scaled by the paper's beta_pi. Methods that draw
+    """Every method on the same rows, trained alike; on pairs log-ratios are scaled by the paper's beta_pi. Those that draw
     themselves take 200 steps of as many rows."""
     net = Net(checkpointing=checkpointing)
     live = replace(fit, epochs=0.0, steps=200)

@@ -82,8 +82,8 @@ class Watched:
         return [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
 
     def on_groups(self) -> dict[str, float]:
-        """The distance to the target within groups, at the temperatures of EXO or of the target (beta_pi 1)."""
-        beta_pi = getattr(self.objective, "beta_pi", 1.0)
+        """The distance to the target within groups, at the temperatures of EXO or else the problem's."""
+        beta_pi = getattr(self.objective, "beta_pi", self.problem.beta_pi)
         betas = self.problem.beta / beta_pi, beta_pi
         policy: Any = self.learner.policy
         found = [group_metrics(group_log_ratios(policy, part), part.reward, *betas) for part in self.parts]

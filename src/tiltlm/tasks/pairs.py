@@ -59,6 +59,9 @@ class Pairs(Task):
     beta: float = 0.25
     """The target's temperature: divides the reward."""
 
+    beta_pi: float = 0.5
+    """Temperature of the log-ratios at which the gap within groups is measured, where a method has none of its own."""
+
     r_max: float | None = None
     """An upper bound of the reward, for exact draws (default: the reward's own, where it has one)."""
 
@@ -76,7 +79,7 @@ class Pairs(Task):
              "reader.device")  # fmt: skip
 
     def __post_init__(self) -> None:
-        positive(beta=self.beta)
+        positive(beta=self.beta, beta_pi=self.beta_pi)
 
     # ---- what is known --------------------------------------------------------------------------------------------
 

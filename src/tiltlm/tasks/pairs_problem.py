@@ -171,7 +171,7 @@ def problem(task: Pairs, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
         Target(s.load(), reward, task.beta), prompts, task.reader.new_tokens, own,  # type: ignore[arg-type]
         replace(task.facts(), owns=frozenset(held)), s.read.tokenizer, s.encoder, held, checks=s.checks(),
         load=s.load, begin=s.begin, readable=s.readable, test_stream=own.child("test"),
-        reference_name=s.reference_name, counts=s.counts(), beside=s.beside,
+        reference_name=s.reference_name, beta_pi=task.beta_pi, counts=s.counts(), beside=s.beside,
     )  # fmt: skip
 
 
