@@ -81,6 +81,10 @@ class Method:
         """Completions of one prompt that a batch must hold."""
         return 1
 
+    def about(self, rows: Any) -> str:
+        """What is to be said of the fixed rows that it is going to learn from."""
+        return ""
+
     def experience(self, experience: Any, lesson: Lesson) -> Any:
         """`experience` as this method wants it (KTO adds a reference point, PPO its critic's values)."""
         return experience
