@@ -8,7 +8,7 @@ So tokens are independent given the prompt, and nothing can be copied from the a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +20,8 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.samples import Samples, Tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class Teacherless(CausalLM):
@@ -44,8 +42,14 @@ class Teacherless(CausalLM):
         return Teacherless(plain.model, self.dummy_id, self.eos_ids, plain.adapters)
 
     def log_prob(self, samples: Samples) -> Tensor:
-        blind = samples.with_(tokens=torch.full_like(samples.tokens, self.dummy_id))
-        return self.log_prob_of_hidden(hidden(self.model, blind.sequences()), samples)
+        return self.log_prob_of_hidden(hidden(self.model, self.blind(samples).sequences()), samples)
+
+    def next_logits(self, samples: Samples) -> Callable[[slice], Tensor]:
+        return super().next_logits(self.blind(samples))
+
+    def blind(self, samples: Samples) -> Samples:
+        """`samples` as they are read: a dummy in place of every completion token."""
+        return samples.with_(tokens=torch.full_like(samples.tokens, self.dummy_id))
 
     def start(self, prompts: Tokens, capacity: int) -> TeacherlessState:  # type: ignore[override]
         dummies = torch.full((len(prompts), capacity), self.dummy_id, device=prompts.device)
