@@ -14,6 +14,7 @@ from tiltlm.models.table import TableLM
 from tiltlm.recipes import recipe
 from tiltlm.run import ensure
 from tiltlm.samples import Tokens
+from tiltlm.stages.measure import RulerSettings, ruler_of
 from tiltlm.stages.modes_solve import Case, Solve, World, minima, policy_classes
 from tiltlm.tasks.modes import Modes
 
@@ -193,8 +194,6 @@ def test_the_task_is_the_same_line():
 
 
 def test_the_figure_and_the_task_tell_the_same_pi_star(found):
-    from tiltlm.stages.measure import RulerSettings, ruler_of
-
     problem = Modes().problem({}, 0)
     rows = problem.optimum(ruler_of(problem, RulerSettings(n=4))).rows("modes", "optimum (exact)", 0)
     numbers = {row["metric"]: row["value"] for row in rows}
