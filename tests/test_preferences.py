@@ -471,8 +471,9 @@ def test_a_stage_s_key_is_free_of_what_it_does_not_depend_on():
     """Data, reference and draws do not depend on reward or beta, labels not on beta; another beta trains another policy."""
     task = preset("dialogues").task
     other = replace(task, reward="exact-answer", beta=2.0)
+    needed = {each.stage: each for each in task.needs(0).values()}
     for stage in ("data", "base", "sft-model"):
-        assert task.stages(0)[stage].key == other.stages(0)[stage].key == task.needs(0)[stage].key
+        assert task.stages(0)[stage].key == other.stages(0)[stage].key == needed[stage].key
     draws = recipe("dialogues/exo-rw").feed.draws
     assert Draws(task.untilted(), draws).key == Draws(other.untilted(), draws).key
     assert Labels.of(task, draws, 0).key == Labels.of(task.at(2.0), draws, 0).key != Labels.of(other, draws, 0).key

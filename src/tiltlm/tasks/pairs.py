@@ -123,7 +123,7 @@ class Pairs(Task):
 
     def untilted(self) -> Self:
         sft = () if self.reader.start else ("sft",)
-        return replace(self.only("dataset", "reader", "base", *sft), plain=True)  # type: ignore[type-var]
+        return replace(self.only("dataset", "reader", "base", *sft), plain=True)
 
     def needs(self, seed: int) -> dict[str, Recipe]:
         found = begun(self, seed)
