@@ -147,13 +147,13 @@ PAIRS = [
     (["exo-rw", "--task.reward", "reward-model:judge"], "a reward model has one output; this one has 2 classes"),
     (["exo-rw", "--task.reward", "reward-model:gone"], "'gone' is no folder"),
     (["exo-rw", "--task.reward", "https://"], "is no URL that can be asked"),
-    (["sft", "--task.model", "gone"], "'gone' is no folder"),
-    (["sft", "--task.start", "bare"], "no weights"),
+    (["sft-model", "--task.model", "gone"], "'gone' is no folder"),
+    (["sft-model", "--task.start", "bare"], "no weights"),
     (
-        ["sft", "--task.model", "model", "--task.most-tokens", "65", "--task.new-tokens", "8"],
+        ["sft-model", "--task.model", "model", "--task.most-tokens", "65", "--task.new-tokens", "8"],
         "model holds 64 tokens",
     ),
-    (["sft", "--task.most-tokens", "513"], "the project's own model holds 512 tokens"),
+    (["sft-model", "--task.most-tokens", "513"], "the project's own model holds 512 tokens"),
     (
         ["base", "--task.model", "model", "--task.most-tokens", "60", "--task.new-tokens", "8"],
         "there is nothing to train",

@@ -107,8 +107,8 @@ def test_the_data_s_report_counts_both_kinds_and_no_row_is_lost(work):
 def test_sft_imitates_wanted_answers_only(work):
     """Its held-out rows are the wanted ones, and so are its steps: an epoch of them."""
     train, valid = (wanted(lines(only(work, "data") / f"{name}.jsonl")) for name in ("train", "valid"))
-    assert report(only(work, "sft"))["after SFT", "nll_per_token"]["n"] == len(valid) < 8
-    assert len(lines(only(work, "sft") / "metrics.jsonl")) == max(1, round(len(train) / min(24, len(train))))
+    assert report(only(work, "sft-model"))["after SFT", "nll_per_token"]["n"] == len(valid) < 8
+    assert len(lines(only(work, "sft-model") / "metrics.jsonl")) == max(1, round(len(train) / min(24, len(train))))
 
 
 def test_wins_are_counted_against_wanted_answers_only(work):
@@ -162,7 +162,7 @@ def test_labels_that_are_all_false_leave_nothing_to_imitate(work, tmp_path):
     bad = [row | {"label": False} for row in ROWS]
     (tmp_path / "verdicts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
     base = checkpoints(only(work, "base"))[-1].resolve()
-    done = tiltlm("run", "pairs/sft", *FRONT, "--task.model", str(base), cwd=tmp_path, check=False)
+    done = tiltlm("run", "pairs/sft-model", *FRONT, "--task.model", str(base), cwd=tmp_path, check=False)
     assert done.returncode == 2 and "SFT imitates wanted answers" in done.stderr
 
 

@@ -33,8 +33,8 @@ class Reader:
     """A hub name or folder; empty: a small Llama that the stage `base` trains on the dialogues themselves."""
 
     start: str = ""
-    """A model (hub name, folder or run) to align instead of the one that the stage `sft` trains; it brings its tokenizer,
-    and `model` is not needed."""
+    """A model (hub name, folder or run) to align instead of the one that the stage `sft-model` trains; it brings its
+    tokenizer, and `model` is not needed."""
 
     most_tokens: int = 512
     """Prompt and completion together."""

@@ -52,7 +52,7 @@ class Sft(OfTask):
 
     task: Any
     seed: int = 0
-    stage: ClassVar[str] = "sft"
+    stage: ClassVar[str] = "sft-model"
 
     def counted(self) -> Sft:
         return Sft(self.task.only("dataset", "reader", "base", "sft"), self.seed)

@@ -24,8 +24,9 @@ import tyro
 from tiltlm.fit import Fit
 from tiltlm.objective import positive
 from tiltlm.problem import Facts, Fed, Problem
-from tiltlm.rewards.by_name import TextFunction, files_of, text_function
-from tiltlm.run import Recipe, Run, digests
+from tiltlm.rewards.by_name import TextFunction, files_of, of_texts, text_function
+from tiltlm.rewards.terms import terms_of
+from tiltlm.run import Recipe, Run
 from tiltlm.stages.base import Base as TrainBase
 from tiltlm.stages.base import begun, reading
 from tiltlm.stages.data import Data, Dataset
@@ -97,7 +98,7 @@ class Pairs(Task):
         """No reward is larger; None where that is not known."""
         if self.r_max is not None or not self.reward:
             return self.r_max
-        most = named(self.reward).most
+        most = most_of(self.reward)
         return most if math.isfinite(most) else None
 
     def check(self) -> None:
@@ -122,7 +123,7 @@ class Pairs(Task):
 
     def untilted(self) -> Self:
         sft = () if self.reader.start else ("sft",)
-        return replace(self.only("dataset", "reader", "base", *sft), plain=True)  # type: ignore[type-var]
+        return replace(self.only("dataset", "reader", "base", *sft), plain=True)
 
     def needs(self, seed: int) -> dict[str, Recipe]:
         found = begun(self, seed)
@@ -173,11 +174,8 @@ def owned_by(columns: tuple[str, ...]) -> frozenset[Fed]:
     return frozenset(next((held for name, held in HELD.items() if name in columns), HELD["chosen"]))
 
 
-def named(reward: str) -> TextFunction:
-    """The reward of that name, looked up once as long as its files do not change."""
-    return _named(reward, tuple(sorted(digests(files_of(reward)).items())))
-
-
 @cache
-def _named(reward: str, files: tuple[tuple[str, str], ...]) -> TextFunction:
-    return text_function(reward)
+def most_of(reward: str) -> float:
+    """What no reward of that name is larger than, as its kind says: nothing is looked up for it."""
+    terms = terms_of(reward)
+    return TextFunction(terms, tuple(of_texts(term.name) for term in terms)).most
