@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from tiltlm.commands.earlier import refuse_earlier
 from tiltlm.commands.kinds import converted, texts_of
 from tiltlm.commands.options import attribute, changed, near_options, option, settings_of
 from tiltlm.jsonl import write_whole
@@ -68,6 +69,7 @@ def read(path: Path) -> Config:
         raise ValueError(
             f"{path}: settings are names with values, `fit: {{lr: 0.001}}` say; this is something else"
         )
+    refuse_earlier(found, path)
     settings = found.get("settings", {name: value for name, value in found.items() if name not in ABOUT})
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: `settings` are names with values; got {settings!r:.40}")

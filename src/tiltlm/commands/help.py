@@ -144,6 +144,7 @@ def _texts_under(kind: type) -> dict[str, str]:
 
 def _pairs(body: Sequence[ast.stmt]) -> Iterable[tuple[str, str]]:
     for field, below in itertools.pairwise(body):
-        named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            yield field.target.id, " ".join(str(below.value.value).split())  # type: ignore[union-attr]
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            yield field.target.id, " ".join(str(below.value.value).split())

@@ -65,7 +65,7 @@ def settings_of(recipe: Any) -> list[Setting]:
 def _walk(value: Any, flag: tuple[str, ...], path: tuple[str, ...], hidden: bool) -> Iterator[Setting]:
     idle = _trains_nothing(value)
     for f in fields(value):
-        kind, own, here = _hints(type(value))[f.name], getattr(value, f.name), (*path, f.name)
+        kind, own, here = _hints(value.__class__)[f.name], getattr(value, f.name), (*path, f.name)
         unseen = hidden or _suppressed(kind) or (not path and f.name in HIDDEN) or (idle and f.name in SHARED)
         named = flag if _flat(kind) else (*flag, option(f.name))
         if isinstance(own, Mapping):
@@ -83,7 +83,7 @@ def _trains_nothing(value: Any) -> bool:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
@@ -127,8 +127,8 @@ def parsed(recipe: Any, args: Sequence[str]) -> Any:
     return changed(recipe, said)
 
 
-def _spoken(args: Sequence[str]) -> Iterator[tuple[str, list[str] | None]]:
-    """(--flag, its values) in their order; None for a flag without any."""
+def _spoken(args: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """(--flag, its values) in their order."""
     k = 0
     while k < len(args):
         flag, equals, value = args[k].partition("=")
@@ -141,7 +141,7 @@ def _spoken(args: Sequence[str]) -> Iterator[tuple[str, list[str] | None]]:
         yield flag, values
 
 
-def _named(flag: str, values: list[str] | None, known: Mapping[str, Any]) -> tuple[str, list[str] | None]:
+def _named(flag: str, values: list[str], known: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The option's name, and its values; of switches (`--fit.no-x`, `--no-fit.x`) False."""
     name = option(flag.removeprefix("--"))
     group, _, last = name.rpartition(".")

@@ -23,7 +23,7 @@ from tiltlm.samples import Samples
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.exact import ExactSettings
 from tiltlm.stages.log_z import LogZSettings
-from tiltlm.stages.measure import Measure, RulerSettings
+from tiltlm.stages.measure import Measure, RulerSettings, say_doubts
 from tiltlm.stages.reporting import Row, estimate
 from tiltlm.stages.task import OfTask, Task
 
@@ -71,6 +71,9 @@ class Evaluate(OfTask):
     def label(self, name: str, beta: float) -> str:
         """A method's name in the tables of this comparison."""
         return f"{name} (beta {beta:g})" if len(self.at) > 1 else name
+
+    def files(self) -> list[str]:
+        return [*super().files(), *(name for c in self.counted().cells.values() for name in c.method.files())]
 
     def check(self) -> None:
         for each in self.inputs().values():
@@ -177,3 +180,4 @@ class Evaluate(OfTask):
             print(LogZ.from_json(read_json(first.inputs["log_z"].folder / "log_z.json")))
         print("± is one standard error, log Z's own included; KL and log Z in nats.")
         print(f"picture: {run.folder / 'frontier.png'}")
+        say_doubts(run.inputs.values())
