@@ -140,36 +140,36 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(place, method):
 
 
 PAIRS = [
-    (["exo-rw", "--goal.reward", "mine.py:gone"], "has no function 'gone'"),
-    (["exo-rw", "--goal.reward", "mine.py:rows"], "takes one argument (lines)"),
-    (["exo-rw", "--goal.reward", "mine.py:needs"], "none is kept: name it, --data.keep"),
-    (["exo-rw", "--goal.reward", "classifier:judge:happy"], "has no class 'happy'"),
-    (["exo-rw", "--goal.reward", "reward-model:judge"], "a reward model has one output; this one has 2 classes"),
-    (["exo-rw", "--goal.reward", "reward-model:gone"], "'gone' is no folder"),
-    (["exo-rw", "--goal.reward", "https://"], "is no URL that can be asked"),
-    (["sft", "--base.model", "gone"], "'gone' is no folder"),
-    (["sft", "--base.start", "bare"], "no weights"),
+    (["exo-rw", "--task.reward", "mine.py:gone"], "has no function 'gone'"),
+    (["exo-rw", "--task.reward", "mine.py:rows"], "takes one argument (lines)"),
+    (["exo-rw", "--task.reward", "mine.py:needs"], "none is kept: name it, --task.keep"),
+    (["exo-rw", "--task.reward", "classifier:judge:happy"], "has no class 'happy'"),
+    (["exo-rw", "--task.reward", "reward-model:judge"], "a reward model has one output; this one has 2 classes"),
+    (["exo-rw", "--task.reward", "reward-model:gone"], "'gone' is no folder"),
+    (["exo-rw", "--task.reward", "https://"], "is no URL that can be asked"),
+    (["sft-model", "--task.model", "gone"], "'gone' is no folder"),
+    (["sft-model", "--task.start", "bare"], "no weights"),
     (
-        ["sft", "--base.model", "model", "--base.most-tokens", "65", "--base.new-tokens", "8"],
+        ["sft-model", "--task.model", "model", "--task.most-tokens", "65", "--task.new-tokens", "8"],
         "model holds 64 tokens",
     ),
-    (["sft", "--base.most-tokens", "513"], "the project's own model holds 512 tokens"),
+    (["sft-model", "--task.most-tokens", "513"], "the project's own model holds 512 tokens"),
     (
-        ["base", "--base.model", "model", "--base.most-tokens", "60", "--base.new-tokens", "8"],
+        ["base", "--task.model", "model", "--task.most-tokens", "60", "--task.new-tokens", "8"],
         "there is nothing to train",
     ),
-    (["reward-model", "--judge.body", "gone"], "'gone' is no folder"),
+    (["reward-model", "--task.judge.body", "gone"], "'gone' is no folder"),
     (
-        ["exo-rw", "--data.train", "examples.jsonl"],
-        "a reward model learns from pairs (chosen, rejected) or verdicts (completion, label); the data has prompt",
+        ["exo-rw", "--task.data", "examples.jsonl"],
+        "a reward model learns from pairs (chosen, rejected) or verdicts (prompt, completion, label); the data has prompt",
     ),
     (
-        ["dpo-pref", "--data.train", "examples.jsonl", "--align.source", "data", "--goal.reward", "mine.py:f"],
-        "align.source data wants pairs or groups",
+        ["dpo", "--task.data", "examples.jsonl", "--feed.source", "own", "--task.reward", "mine.py:f"],
+        "it learns from pairs, and the data holds answers",
     ),
-    (["exo-rw", "--data.keep", "answer"], "dialogues of our own making have no column 'answer'"),
+    (["exo-rw", "--task.keep", "answer"], "dialogues of our own making have no column 'answer'"),
     (
-        ["data", "--data.train", "examples.jsonl", "--data.keep", "answer"],
+        ["data", "--task.data", "examples.jsonl", "--task.keep", "answer"],
         "no further column 'answer' to keep; this row has",
     ),
 ]
@@ -177,7 +177,7 @@ PAIRS = [
 
 @pytest.mark.parametrize(("args", "said"), PAIRS, ids=[said[:30] for _, said in PAIRS])
 def test_preference_recipes_fail_before_they_work(place, args, said):
-    refused("dialogues-small", place, args, said)
+    refused("dialogues", place, args, said)
 
 
 def refused(family: str, place: Path, args: list[str], said: str) -> None:
@@ -254,17 +254,28 @@ def test_a_column_of_the_data_reaches_a_reward_in_a_recipe(place):
     rows = [{"prompt": f"a dog {k}", "chosen": " a", "rejected": " b", "answer": f"no{k % 10}"} for k in range(24)]
     (place / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = [
-        "--data.train",
+        "--task.data",
         "kept.jsonl",
-        "--data.keep",
+        "--task.keep",
         "answer",
-        "--data.valid-rows",
+        "--task.valid-rows",
         "4",
-        "--data.test-rows",
+        "--task.test-rows",
         "4",
     ]
-    args += ["--base.start", "model", "--base.stop", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
-    args += ["--draws.n", "2", "--goal.reward", "kept.py:right + kept.py:short"]
+    args += [
+        "--task.device",
+        "cpu",
+        "--task.start",
+        "model",
+        "--task.stop",
+        "0",
+        "--task.most-tokens",
+        "60",
+        "--task.new-tokens",
+        "4",
+    ]
+    args += ["--draws.n", "2", "--task.reward", "kept.py:right + kept.py:short"]
     done = tiltlm("run", "pairs/label", *args, cwd=place)
     folder = place / done.stdout.splitlines()[-1]
     labelled = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
@@ -287,17 +298,28 @@ def test_rows_of_one_prompt_must_agree_in_what_is_kept(place):
     ]
     (place / "split.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = [
-        "--data.train",
+        "--task.data",
         "split.jsonl",
-        "--data.keep",
+        "--task.keep",
         "answer",
-        "--data.valid-rows",
+        "--task.valid-rows",
         "4",
-        "--data.test-rows",
+        "--task.test-rows",
         "4",
     ]
-    args += ["--base.start", "model", "--base.stop", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    args += [
+        "--task.device",
+        "cpu",
+        "--task.start",
+        "model",
+        "--task.stop",
+        "0",
+        "--task.most-tokens",
+        "60",
+        "--task.new-tokens",
+        "4",
+    ]
     done = tiltlm(
-        "run", "pairs/label", *args, "--draws.n", "2", "--goal.reward", "kept.py:right", cwd=place, check=False
+        "run", "pairs/label", *args, "--draws.n", "2", "--task.reward", "kept.py:right", cwd=place, check=False
     )
     assert done.returncode == 2 and "rows of one prompt differ in the columns answer" in done.stderr

@@ -295,7 +295,7 @@ def test_bounds_that_contradict_each_other_on_every_prompt_are_refused_however_p
 
 
 def test_runs_of_several_prompts_know_each_one_s_log_z():
-    """Lognormal weights, log Z = mu_p + 1/2: the mean over 400 prompts is unbiased at n = 50, which the plain log is not."""
+    """Lognormal weights, log Z = mu_p + 1/2: the mean over 400 prompts is unbiased at n = 50; the plain log is not."""
     generator = torch.Generator().manual_seed(3)
     mu = torch.linspace(-2, 2, 400, dtype=torch.float64)
     log_w = mu[:, None] + torch.randn(400, 50, generator=generator, dtype=torch.float64)

@@ -17,16 +17,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tiltlm.api import (
-        Differences,
-        Learnt,
-        Table,
-        compare,
-        learn,
-        measure,
-        report,
-    )
+    from tiltlm.api.learning import Learnt, learn
+    from tiltlm.api.measuring import compare, measure, report
     from tiltlm.decoders.best_of_n import BestOf
+    from tiltlm.decoders.ready import Ready
     from tiltlm.decoders.reference import Reference
     from tiltlm.decoders.rejection import Rejection
     from tiltlm.decoders.smc import SMCDecoding
@@ -66,6 +60,7 @@ if TYPE_CHECKING:
     from tiltlm.rewards.words import WordHits
     from tiltlm.ruler.log_z import LogZ
     from tiltlm.ruler.measure import Measurement, Ruler
+    from tiltlm.ruler.notebook import Differences, Table
     from tiltlm.samplers.ancestral import draw
     from tiltlm.samplers.best_of import best_of
     from tiltlm.samplers.guided import Guided
@@ -86,8 +81,10 @@ if TYPE_CHECKING:
     from tiltlm.twists.soft_q import SoftQ
 
 _HOMES = {
-    "api": "Differences Learnt Table compare learn measure report",
+    "api.learning": "Learnt learn",
+    "api.measuring": "compare measure report",
     "decoders.best_of_n": "BestOf",
+    "decoders.ready": "Ready",
     "decoders.reference": "Reference",
     "decoders.rejection": "Rejection",
     "decoders.smc": "SMCDecoding",
@@ -123,6 +120,7 @@ _HOMES = {
     "rewards.words": "WordHits",
     "ruler.log_z": "LogZ",
     "ruler.measure": "Measurement Ruler",
+    "ruler.notebook": "Differences Table",
     "samplers.ancestral": "draw",
     "samplers.best_of": "best_of",
     "samplers.guided": "Guided",
@@ -151,7 +149,7 @@ __all__ = [  # noqa: RUF022
     "Continuation", "CTL", "Differences", "DPG", "DPO", "DpoRw", "draw", "Draws", "ExactAnswer", "ExoPref", "ExoRw",
     "Facts", "Feed", "Fit", "Fudge", "FudgeLearning", "Groups", "Guided", "Hinge", "IPO", "KTO", "learn",
     "LearnedTwist", "Learnt", "LogOdds", "LogZ", "measure", "Measurement", "Mixture", "Net", "ORPO", "Pairs", "PPO",
-    "Problem", "QSharp", "Reference", "Reinforce", "reject", "Rejection", "report", "RewardModel", "RobustDPO",
+    "Problem", "QSharp", "Ready", "Reference", "Reinforce", "reject", "Rejection", "report", "RewardModel", "RobustDPO",
     "RPO", "Ruler", "Samples", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding", "SoftQ", "Stream", "stream",
     "Table", "TableLM", "Target", "TextClassifier", "TextReward", "Threshold", "Tokens", "TwistFeed", "WordHits",
 ]  # fmt: skip

@@ -160,6 +160,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if isinstance(feed, TwistFeed):
         return _why_no_twist(facts, feed)
     source = source_of(facts, fed, feed)
+    if 0 < feed.n < method.least and facts.prompts != "one":
+        return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
     if source == "own" and not owned(facts, fed):
         holds = ", ".join(sorted(facts.owns)) or "nothing of its own"
         return f"it learns from {fed}, and the data holds {holds}: take --feed.source stored or fresh"
@@ -273,7 +275,7 @@ def fixed(
 ) -> Experience:  # fmt: skip
     """Batches of fixed rows as `method` wants them; order: the stream that shuffles them."""
     if order is None:
-        stored = source_of(problem.facts, method.fed, feed) == "stored"
+        stored = "stored" in (problem.facts.source, source_of(problem.facts, method.fed, feed))
         own = problem.orders.get(method.fed, problem.stream.child(called, "data"))
         order = problem.stream.child(called).child("data") if stored else own
     found: Experience = Offline(data, batch_size, order)
@@ -312,7 +314,9 @@ def course_of(
     data = rows_of(problem, method, feed, stores, "train", tell)
     if not len(data):
         raise ValueError("nothing to learn from: every group is tied, the reward does not tell completions apart")
-    how = fit.of(len(data))
+    how, said = fit.of(len(data)), method.about(data)
+    if said:
+        tell(said)
     return Course(fixed(problem, method, learner, feed, data, how.batch_size, called), how, len(data))
 
 

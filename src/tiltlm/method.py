@@ -76,6 +76,15 @@ class Method:
         """The method whose training this one decodes with: itself, or the value that several rules share."""
         return self
 
+    @property
+    def least(self) -> int:
+        """Completions of one prompt that a batch must hold."""
+        return 1
+
+    def about(self, rows: Any) -> str:
+        """What is to be said of the fixed rows that it is going to learn from."""
+        return ""
+
     def experience(self, experience: Any, lesson: Lesson) -> Any:
         """`experience` as this method wants it (KTO adds a reference point, PPO its critic's values)."""
         return experience

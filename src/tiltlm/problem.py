@@ -118,6 +118,9 @@ class Problem:
     untrained   what the reference was before it was trained, where that is known
     log_odds    () -> logit of the reference's success rate, what a value learnt on halved rows leaves out
     readable    samples -> rows of texts and numbers for people
+    beside      answers to test prompts -> rows of them beside what the data holds, for people
+    beta_pi     temperature of the log-ratios at which distances within groups are measured (its reward's: beta / beta_pi)
+    counts      check -> bool [test prompts]: those on which it means something (all, where none are named)
     test_stream the stream of what is drawn to measure
     reference_name   what tells the reference from others, for caches; empty: no cache
     """
@@ -145,6 +148,9 @@ class Problem:
     untrained: Callable[[], CausalLM] | None = None
     log_odds: Callable[[], float] | None = None
     readable: Callable[[Samples], Iterable[dict[str, Any]]] | None = None
+    beside: Callable[[Samples], list[dict[str, Any]]] | None = None
+    beta_pi: float = 1.0
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
     test_stream: Stream | None = None
     reference_name: str = ""
 

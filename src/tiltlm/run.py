@@ -17,14 +17,13 @@ import subprocess
 import time
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from os.path import exists
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-import tyro
 from rich.console import Console
 
 from tiltlm.device import check_devices
@@ -103,20 +102,6 @@ class Recipe:
     def prompt_room(self) -> int | None:
         """How many tokens of a prompt are read; longer ones lose their front. None: all."""
         return None
-
-
-@dataclass(frozen=True)
-class OldRecipe(Recipe):
-    seed: int = 0
-    family: tyro.conf.Suppress[str] = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.family}/{self.stage}"
-
-    def up(self, kind: type[R]) -> R:
-        """The recipe this one extends, with the same settings: a recipe has all the fields of what it needs."""
-        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
 
 
 @dataclass(frozen=True)

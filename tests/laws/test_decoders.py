@@ -17,7 +17,7 @@ from tiltlm.method import Learner
 from tiltlm.models.table import TableValues
 from tiltlm.problem import Facts, Problem
 from tiltlm.ruler.log_z import LogZ
-from tiltlm.ruler.measure import Ruler
+from tiltlm.ruler.measure import Measurement, Ruler
 from tiltlm.samplers.best_of import kl_upper_bound
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
@@ -237,3 +237,16 @@ def test_batches_change_nothing():
         ]  # fmt: skip
         assert found[0].keys() == found[1].keys()
         assert all(torch.allclose(found[0][name], found[1][name], equal_nan=True) for name in found[0])
+
+
+def test_measurements_are_kept_whole(tmp_path):
+    w = world()
+    problem = problem_of(w, one(w))
+    log_z = LogZ(float(w.log_z()[1]), 0.05, source="a guess")
+    for method in (BestOf(4), SMCDecoding(4), Rejection()):
+        measured, samples = method.measured(problem, NOTHING, ruler_of(problem, 50, log_z))
+        measured.save(tmp_path / "measurement.safetensors")
+        samples.save(tmp_path / "samples.safetensors")
+        again = Measurement.load(tmp_path / "measurement.safetensors")
+        by_metric = [{row["metric"]: row for row in each.rows("", "m", 0)} for each in (again, measured)]
+        assert by_metric[0] == by_metric[1]

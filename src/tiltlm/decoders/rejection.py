@@ -77,13 +77,13 @@ class Rejection(Sampler):
         reward = samples.reward.double()
         if len(ruler.prompts) > 1:
             reward = per_prompt(reward, samples.prompt_index, len(ruler.prompts))
-        beta, zero = problem.beta, torch.zeros_like(reward)
+        beta = problem.beta
         values = ruler.verdicts(samples) | {"reward": reward}
-        values |= dict.fromkeys(("kl_to_target", "kl_from_target", "objective_gap"), zero)
+        values |= {name: torch.zeros_like(reward) for name in ("kl_to_target", "kl_from_target", "objective_gap")}
         log_z, shares = ruler.known_log_z(), {}
         if log_z is not None:
             values["kl_to_reference"] = reward / beta - log_z
-            values["objective"] = zero + beta * log_z
+            values["objective"] = torch.zeros_like(reward) + beta * log_z
             shares = {"kl_to_reference": -1.0, "objective": beta} if isinstance(ruler.log_z, LogZ) else {}
         if tries:
             values["tries"] = torch.tensor(tries, dtype=torch.float64)

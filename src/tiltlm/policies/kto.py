@@ -96,6 +96,11 @@ class KTO(PerRow, Policy):
         assert lesson.learner.policy is not None
         return JudgedAnswers(experience, lesson.learner.policy, lesson.problem.reference)
 
+    def about(self, rows: Samples) -> str:
+        assert rows.reward is not None
+        good = int((rows.reward > 0.5).sum())
+        return balance(good, len(rows) - good, self.w_good, self.w_bad)
+
     def why_not(self, facts: Facts) -> str | None:
         if facts.prompts == "one":
             return "KTO's reference point takes other prompts' answers, and there is one prompt alone"
@@ -115,6 +120,22 @@ class KTO(PerRow, Policy):
         score, nan = beta * h.detach(), torch.full_like(h, torch.nan)
         metrics = {"z0": batch.z0, "reward_good": torch.where(batch.good, score, nan)}
         return Outcome(loss, metrics | {"reward_bad": torch.where(batch.good, nan, score)})
+
+
+def balance(good: int, bad: int, w_good: float, w_bad: float) -> str:
+    """How many answers are wanted, and what weights would suit them better, if the paper's rule says so."""
+    said = f"{good} wanted answers, {bad} unwanted"
+    if not (good and bad):
+        return f"{said}: KTO learns from both kinds, and with one alone its log-ratios only rise or only fall"
+    ratio = w_good * good / (w_bad * bad)
+    if 1 <= ratio <= 4 / 3:
+        return said
+    better = (
+        f"--method.w-bad {w_good * good / bad:.3g}" if ratio > 1 else f"--method.w-good {w_bad * bad / good:.3g}"
+    )
+    return (
+        f"{said}: w_good·wanted / (w_bad·unwanted) is {ratio:.3g}, the paper wants 1 to 4/3: {better} makes it 1"
+    )
 
 
 NAMES: dict[str, str] = {"kto": "KTO, on answers judged one by one"}

@@ -75,6 +75,10 @@ class Reinforce(Policy):
             raise ValueError(f"beta must not be negative; got {self.beta}")
 
     @property
+    def least(self) -> int:
+        return 2 if self.baseline == "leave_one_out" else 1
+
+    @property
     def wants_reference(self) -> bool:
         return self.beta != 0
 

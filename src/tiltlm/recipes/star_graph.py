@@ -34,7 +34,7 @@ TASKS: dict[str, str] = {
     "star-graph-g38": "G(3,8), N=50, GPT-2 medium, the paper's settings (wants a GPU)",
 }
 
-METHODS = ("reinforce", "dpo", "rpo", "cd", "fudge-value", "q-sharp")
+METHODS = ("reference", "reinforce", "dpo", "rpo", "cd", "fudge-value", "q-sharp")
 ONE = Feed(n=1)
 """REINFORCE draws one completion of each graph in a step (at temperature 1: the original's top_k=1 never explores)."""
 

@@ -26,6 +26,7 @@ from tiltlm.ruler.estimate import Estimate, mean, per_prompt
 from tiltlm.ruler.intervals import Interval, of_mean
 from tiltlm.ruler.kl import kl_along_in_batches
 from tiltlm.ruler.log_z import LogZ
+from tiltlm.ruler.units import AT_LEAST, AT_MOST, unit_of
 from tiltlm.ruler.weights import effective_sample_size, pareto_k
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.exact_draws import confirm
@@ -33,32 +34,6 @@ from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
 from tiltlm.tensors import load_tensors, notes_of, save_tensors
-
-UNITS = {
-    "reward": "reward",
-    "objective": "reward",
-    "objective_gap": "reward",
-    "kl_to_reference": "nats",
-    "kl_to_target": "nats",
-    "kl_to_target_at_least": "nats",
-    "kl_to_reference_at_most": "nats",
-    "kl_to_target_at_most": "nats",
-    "objective_at_least": "reward",
-    "tries": "draws",
-    "kl_from_target": "nats",
-    "log_w": "nats",
-    "log_w_exact": "nats",
-    "pareto_k": "",
-    "log_z": "nats",
-    "forced_loss": "nats",
-    "length": "tokens",
-}
-"""Units of the ruler's own metrics, and of a completion's length; what else a task checks is a rate."""
-
-AT_MOST = ("kl_to_reference_at_most", "kl_to_target_at_most")
-"""Upper bounds: how far the truth lies below is not known."""
-
-AT_LEAST = ("kl_to_target_at_least", "objective_at_least")
 
 Check = Callable[[Samples], Tensor]
 """A task's own verdict on every row: Samples -> bool or float [N]."""
@@ -158,12 +133,6 @@ class Measurement:
         shared = None if log_z is None else LogZ.from_json(log_z)
         shares = json.loads(notes.get("shares", "{}"))
         return Measurement(load_tensors(path), shared, float(notes.get("beta", 1.0)), shares)
-
-
-def unit_of(metric: str) -> str:
-    if metric.startswith("reward["):  # a term of a sum of rewards
-        return "reward"
-    return "nats" if metric.startswith("value_loss") else UNITS.get(metric, "rate")
 
 
 @dataclass(frozen=True)

@@ -60,5 +60,5 @@ def default_cell(method: Method, facts: Facts) -> Cell:
         fit = replace(fit, lr=0.03, decay="cosine", steps=500)
     feed: AnyFeed = default_feed(trained, facts)
     if isinstance(feed, Feed) and facts.conditioned:
-        feed = replace(feed, n=1)
+        feed = replace(feed, n=1 if trained.least == 1 else 4)
     return Cell(method, feed, fit, net)

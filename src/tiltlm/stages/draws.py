@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,6 +42,9 @@ class Draws(OfTask):
     draws: Settings = Settings()
     seed: int = 0
     stage: ClassVar[str] = "generate"
+
+    def counted(self) -> Draws:
+        return replace(self, task=self.task.untilted())
 
     def build(self, run: Run[Any]) -> None:
         problem = self.problem(run)
@@ -126,6 +129,9 @@ class Labels(OfTask):
     def of(task: Task, draws: Settings, seed: int) -> Labels:
         """The labels for any temperature."""
         return Labels(task.at(1.0), draws, seed)
+
+    def counted(self) -> Labels:
+        return replace(self, task=self.task.at(1.0))
 
     def inputs(self) -> dict[str, Recipe]:
         return {"generate": Draws(self.task.untilted(), self.draws, self.seed)} | self.needs()

@@ -23,7 +23,7 @@ from tiltlm.samples import Samples
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.exact import ExactSettings
 from tiltlm.stages.log_z import LogZSettings
-from tiltlm.stages.measure import Measure, RulerSettings
+from tiltlm.stages.measure import Measure, RulerSettings, say_doubts
 from tiltlm.stages.reporting import Row, estimate
 from tiltlm.stages.task import OfTask, Task
 
@@ -180,3 +180,4 @@ class Evaluate(OfTask):
             print(LogZ.from_json(read_json(first.inputs["log_z"].folder / "log_z.json")))
         print("± is one standard error, log Z's own included; KL and log Z in nats.")
         print(f"picture: {run.folder / 'frontier.png'}")
+        say_doubts(run.inputs.values())

@@ -16,14 +16,14 @@ from tiltlm.run import Run
 
 @torch.no_grad()
 def gap_in_groups(learnt: Run[Any], problem: Problem, learner: Learner, method: Method) -> Tensor:
-    """KL(q‖p) of every held-out group, [G], at the method's own beta_pi (else 1); empty where no draws were labelled."""
+    """KL(q‖p) of every held-out group, [G], at the method's own beta_pi, else the problem's; empty without labels."""
     feed = learnt.recipe.feed
     if learner.policy is None or not isinstance(feed, Feed):
         return torch.zeros(0)
     if source_of(problem.facts, method.fed, feed) != "stored":
         return torch.zeros(0)
     groups = rows_of(problem, ExoRw(), feed, learnt.recipe.stores(learnt, problem), "test")
-    beta_pi = getattr(method, "beta_pi", 1.0)
+    beta_pi = getattr(method, "beta_pi", problem.beta_pi)
     parts = [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
     policy: Any = learner.policy
     found = [

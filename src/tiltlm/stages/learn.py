@@ -77,6 +77,9 @@ class Learn(OfTask):
 
     def build(self, run: Run[Any]) -> None:
         problem = self.problem(run)
+        why = self.cell.why_not(problem.facts)  # data that could not be looked at before may hold something else
+        if why:
+            raise ValueError(f"{self.name}: {why}")
         problem, who = learner(problem, self.method, self.net, problem.stream.child(self.stage, "init"))
         stores = self.stores(run, problem)
 

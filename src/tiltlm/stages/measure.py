@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -142,12 +142,14 @@ class Measure(OfTask):
             own = ruler if best or len(ruler.prompts) == 1 else replace(ruler, n=1)
             measured, samples = method.measured(problem, learner, own)
             measured = self.more(problem, learner, measured, own) if best else measured
+            measured = where_it_counts(measured, problem)
             rows = measured.rows(self.name, self.called, self.seed)
             curve += [each | {"updates": updates} for each in rows]
         measured.save(run.folder / "measurement.safetensors")
         samples.save(run.folder / "samples.safetensors")
         run.write_jsonl("samples.jsonl", self.shown(problem, samples))
         rows += self.of_training(run, problem, learner, updates) + self.at_other_betas(run, problem)
+        rows += self.task.report_rows(run, problem)
         run.write_json("report.json", rows)
         if len({each["updates"] for each in curve}) > 1:
             run.write_json("curve.json", curve)
@@ -212,7 +214,7 @@ class Measure(OfTask):
         """Rows for samples.jsonl: of one prompt (or with conditions) those of most weight, of several one each."""
         if problem.facts.prompts == "several":
             first = samples.select(slice(0, None, max(1, len(samples) // len(samples.prompts))))
-            return problem.rows(first.select(slice(0, 200)))
+            return (problem.beside or problem.rows)(first.select(slice(0, 200)))
         best = samples.select(samples.log_w.argsort(descending=True)) if samples.log_w is not None else samples
         return problem.rows(best.select(slice(0, 300)))
 
@@ -224,8 +226,25 @@ class Measure(OfTask):
 
     def show(self, run: Run[Any]) -> None:
         super().show(run)
+        say_doubts([run])
         if "log_z" in run.inputs:
             print(LogZ.from_json(read_json(run.inputs["log_z"].folder / "log_z.json")))
+
+
+def where_it_counts(measured: Measurement, problem: Problem) -> Measurement:
+    """`measured`, each check on those prompts alone on which it means something; left out where there are none."""
+    values = dict(measured.values)
+    for name in problem.counts.keys() & values.keys():
+        x = values.pop(name)
+        x = x[problem.counts[name][: len(x)].to(x.device)]
+        values |= {name: x} if len(x) else {}
+    return replace(measured, values=values)
+
+
+def say_doubts(runs: Iterable[Run[Any]]) -> None:
+    """Say, once each, what is to be doubted of what these measurements rest on."""
+    for text in dict.fromkeys(text for run in runs for text in run.recipe.task.doubts(run.inputs)):
+        note(f"[yellow]{text}[/]")
 
 
 def ruler_of(

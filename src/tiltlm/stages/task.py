@@ -62,6 +62,14 @@ class Task:
         """Further files of a comparison with these report rows: name -> what is written as JSON."""
         return {}
 
+    def report_rows(self, run: Run[Any], problem: Problem) -> list[dict[str, Any]]:
+        """Further report rows of a measurement; run: that of the stage that measures."""
+        return []
+
+    def doubts(self, runs: Mapping[str, Run[Any]]) -> list[str]:
+        """What is to be said beside results that rest on these runs."""
+        return []
+
     def title(self) -> str:
         """What stands over its tables."""
         return self.name

@@ -8,7 +8,7 @@ prompts, always drawn with the same random numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,12 +77,13 @@ class Watched:
             return []
         if not stored and not owned(self.problem.facts, "groups"):
             return []
-        groups = rows_of(self.problem, ExoRw(), self.feed, self.stores, "valid")
+        feed = self.feed if stored else replace(self.feed, source="own")
+        groups = rows_of(self.problem, ExoRw(), feed, self.stores, "valid")
         return [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
 
     def on_groups(self) -> dict[str, float]:
-        """The distance to the target within groups, at the temperatures of EXO or of the target (beta_pi 1)."""
-        beta_pi = getattr(self.objective, "beta_pi", 1.0)
+        """The distance to the target within groups, at the temperatures of EXO or else the problem's."""
+        beta_pi = getattr(self.objective, "beta_pi", self.problem.beta_pi)
         betas = self.problem.beta / beta_pi, beta_pi
         policy: Any = self.learner.policy
         found = [group_metrics(group_log_ratios(policy, part), part.reward, *betas) for part in self.parts]

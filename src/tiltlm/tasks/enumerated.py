@@ -44,7 +44,7 @@ def enumerated(
     def optimum(ruler: Ruler) -> Measurement:
         found = solved(ruler.prompts, ruler.target.beta)
         reward, far = (found.log_pi_star.exp() * found.reward).sum(1), kl(found.log_pi_star, found.log_ref)
-        nothing = dict.fromkeys(("kl_to_target", "kl_from_target", "objective_gap"), torch.zeros_like(far))
+        nothing = {n: torch.zeros_like(far) for n in ("kl_to_target", "kl_from_target", "objective_gap")}
         return Measurement(ruler.distances(reward, far) | nothing)
 
     return Problem(

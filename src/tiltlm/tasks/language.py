@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 import tyro
@@ -77,10 +77,16 @@ class Language:
 
     def check(self) -> None:
         """Raise ValueError where prompt and completions do not fit into the model."""
-        limit = config_of(self.model).to_dict() if self.model else {"max_position_embeddings": OWN_TOKENS}
-        most = limit.get("max_position_embeddings") or math.inf
+        most = self.positions()
         if self.new_tokens >= most:
             raise ValueError(f"the reference holds {most} tokens: lower --task.new-tokens, now {self.new_tokens}")
+
+    def positions(self) -> float:
+        """How many tokens the reference holds, prompt and completion together (infinite: no limit)."""
+        if not self.model:
+            return OWN_TOKENS
+        # an attribute that some families call otherwise, and that some do not have
+        return getattr(config_of(self.model).get_text_config(), "max_position_embeddings", None) or math.inf
 
     def place(self, runs: Mapping[str, Run[Any]]) -> str | Path:
         """Folder or hub name of the reference."""
@@ -116,7 +122,7 @@ class OfLanguage(Task):
     """A task on text: one prompt, and a reward of its completions."""
 
     language: Flat
-    shows = ("language.model", "language.prompt", "language.new_tokens", "beta")
+    shows: ClassVar[tuple[str, ...]] = ("language.model", "language.prompt", "language.new_tokens", "beta")
 
     def judged(self, reference: CausalLM, runs: Mapping[str, Run[Any]]) -> Reward:
         """r(x, y)."""

@@ -86,8 +86,8 @@ class Answers:
         wrong_arms = (log_arms[:, 1:].double().logsumexp(1) - star.log_z).exp() if log_arms.shape[1] > 1 else 0.0
         values = {"accuracy": star.success, "valid_rate": star.success + wrong_arms}
         distances = ruler.distances(star.success, star.kl_to_reference)
-        exact_zero = torch.zeros_like(star.log_z)
-        return Measurement(values | distances | {"kl_to_target": exact_zero, "objective_gap": exact_zero})
+        nothing = {name: torch.zeros_like(star.log_z) for name in ("kl_to_target", "objective_gap")}
+        return Measurement(values | distances | nothing)
 
     def arm_log_probs(self, ruler: Ruler) -> Tensor:
         """log pi_ref of every arm of every test graph, [P, d], the right one first; exact."""
