@@ -217,5 +217,7 @@ def flags_in(text: str) -> list[str]:
 
 
 def is_among(flag: str, known: Iterable[str]) -> bool:
-    """Whether there is such an option, or such a group of them."""
+    """Whether there is such an option, or such a group of them; --METHOD.fit.lr is that of some method."""
+    if re.match(r"--[A-Z]{2}", flag):
+        return any(each.endswith(flag[flag.index(".") :]) for each in known)
     return any(each.startswith(flag) for each in known) if flag.endswith(".") else flag in known
