@@ -10,6 +10,7 @@ import pytest
 
 from documents import ROOT, Code, blocks, codes, commands, every_flag, flags_in, flags_of, is_among, wrong
 from tiltlm.methods import names
+from tiltlm.recipes import recipe
 
 PAGES = [
     ROOT / "README.md",
@@ -167,6 +168,21 @@ def unsaid(part: tuple[str, ...], cell: str, text: str) -> str:
         return f"{unknown[0]} is no option of {', '.join(part)}" if unknown else ""
     said = [wrong(["run", each, *shlex.split(text)], False) for each in part]
     return "" if "" in said else said[0]
+
+
+# ---- CHANGELOG.md: what a command of before is called now ---------------------------------------------------------------
+
+
+def test_the_new_names_of_the_changelog_are_names():
+    """The right column of its tables: recipes resolve, options are options."""
+    rows = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("| `")]
+    now = [code.text for row in rows for code in codes(re.split(r"(?<!\\)\|", row)[2])]
+    unknown = [
+        flag for text in now for flag in flags_in(text.replace(".X", ".")) if not is_among(flag, every_flag())
+    ]
+    named = [text for text in now if re.fullmatch(r"[a-z0-9-]+/[a-z0-9-]+", text)]
+    assert not unknown and len(rows) > 20 and len(named) > 5
+    assert [recipe(name).name for name in named] == named
 
 
 # ---- log.md: what stands there was typed on that day --------------------------------------------------------------------
