@@ -158,6 +158,10 @@ def test_what_is_said_to_all_methods_of_a_comparison_reaches_those_that_have_it(
     )
     assert (found.cells["dpo"].fit.lr, found.cells["ctl"].fit.lr, found.cells["dpo"].feed.size) == (1.0, 2.0, 3)
     assert found.cells["reference"] == recipe("toy/evaluate", ["reference"]).cells["reference"]
+    sized = parsed(
+        recipe("toy/evaluate", ["dpo", "ctl"]), ["--fit.batch-size", "8"]
+    )  # a twist's batch: its particles
+    assert (sized.cells["dpo"].fit.batch_size, sized.cells["ctl"].fit.batch_size) == (8, 64)
 
 
 def test_kinds_by_hand():
