@@ -28,9 +28,18 @@ from tiltlm.ruler.measure import Measurement
 from tiltlm.stopping import Stopped, held, listening
 from tiltlm.tensors import load_tensors, notes_of, save_tensors
 
-BASE = ["run", "star-graph/base", "--network.layers", "1", "--network.width", "16", "--network.mlp", "16"]
-BASE += ["--network.dropout", "0.1", "--world.posttrain", "80", "--world.test", "50"]
-BASE += ["--base.pace.until", "0", "--base.checkpoint-every", "100000", "--base.pace.steps"]
+BASE = [
+    "run",
+    "star-graph/base",
+    "--task.network.layers",
+    "1",
+    "--task.network.width",
+    "16",
+    "--task.network.mlp",
+    "16",
+]
+BASE += ["--task.network.dropout", "0.1", "--task.world.posttrain", "80", "--task.world.test", "50"]
+BASE += ["--task.base.until", "0", "--task.base.checkpoint-every", "100000", "--task.base.steps"]
 
 
 def started(*args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
@@ -271,33 +280,17 @@ def test_whole_runs_are_equal_file_by_file(tmp_path):
     """Training, drawing and measuring twice, once in a process of its own: every file but the provenance."""
     args = [
         "run",
-        "animals-small/ctl",
-        "--language.model=",
-        "--language.stories",
+        "animals/ctl",
+        "--task.model=",
+        "--task.stories",
         "100",
-        "--language.new-tokens",
+        "--task.new-tokens",
         "4",
-    ]
-    args += [
         "--exact.n",
         "10",
-        "--language.fit.pace.steps",
-        "4",
-        "--language.fit.pace.warmup",
-        "1",
-        "--test.n",
-        "20",
     ]
-    args += [
-        "--log-z.draws",
-        "200",
-        "--ctl.fit.pace.steps",
-        "2",
-        "--ctl.particles",
-        "4",
-        "--exact.batch-size",
-        "100",
-    ]
+    args += ["--task.fit.steps", "4", "--task.fit.warmup", "1", "--ruler.n", "20", "--log-z.draws", "200"]
+    args += ["--fit.steps", "2", "--feed.particles", "4", "--exact.batch-size", "100"]
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     other = started(*args, cwd=tmp_path / "two")
@@ -318,7 +311,7 @@ def test_a_cut_safetensors_file_is_named(tmp_path, cut):
 
 
 def test_a_process_whose_files_changed_says_so_in_one_line(tmp_path, monkeypatch, capsys):
-    value = recipe("animals-small/reference")
+    value = recipe("animals/reference")
     given = json.dumps({"recipe": value.name, "settings": asdict(value)}, default=str)
     monkeypatch.setattr("sys.stdin", io.StringIO(given))
     assert jobs.main(tmp_path / "runs" / value.name / "another", "tiltlm run") == 2
