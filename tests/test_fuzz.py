@@ -230,14 +230,16 @@ SPOILERS: list[Spoil] = [damaged, json_spoilt, json_spoilt, lambda data, by: by.
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A folder with a finished run of stages that train and that measure."""
+    """A folder with finished runs of stages that train, that measure and that compare."""
     folder = tmp_path_factory.mktemp("fuzzed-runs")
     tiny = ["--task.model=", "--task.stories", "100", "--task.new-tokens", "4", "--exact.n", "10"]
     tiny += ["--task.fit.steps", "4", "--task.fit.warmup", "1", "--log-z.draws", "200"]
     tiny += ["--ruler.n", "20", "--fit.steps", "2", "--feed.particles", "4", "--exact.batch-size", "100"]
     tiltlm("run", "animals/ctl", *tiny, cwd=folder)
+    compared = ["run", "animals/evaluate", "--methods", "reference", "ctl", *tiny]
+    tiltlm(*compared, cwd=folder)
     tiltlm("run", "tree/solve", cwd=folder)
-    (folder / "command").write_text(json.dumps(["run", "animals/ctl", *tiny]))
+    (folder / "commands").write_text(json.dumps([["run", "animals/ctl", *tiny], compared]))
     return folder
 
 
@@ -248,7 +250,7 @@ NAMES += ("measurement.safetensors", "samples.safetensors", "exact.safetensors",
 def test_no_broken_run_folder_ends_in_a_traceback(runs):
     files = sorted(path for path in (runs / "runs").rglob("*") if path.name in NAMES)
     folders = sorted({str(path.parent.relative_to(runs)) for path in files if path.name == "report.json"})
-    again = json.loads((runs / "command").read_text())
+    again = json.loads((runs / "commands").read_text())
     (runs / "p.jsonl").write_text('{"prompt": [1, 2]}\n')
     for seed in range(FIRST, FIRST + RUN_CASES):
         by = random.Random(f"runs {seed}")
@@ -256,7 +258,7 @@ def test_no_broken_run_folder_ends_in_a_traceback(runs):
         before = path.read_bytes()
         path.write_bytes(by.choice(SPOILERS)(before, by))
         undone = path.parent / "DONE"
-        commands = [["measure", *folders], ["report", *folders, "--out", "page.html"], again]
+        commands = [["measure", *folders], ["report", *folders, "--out", "page.html"], *again]
         commands += [["sample", by.choice(folders), "--prompts", "p.jsonl", "--out", "y.jsonl"]]
         try:
             said_well(
