@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,12 @@ import tiltlm.train as train
 from command import environment, tiltlm
 from tiltlm import cli
 from tiltlm.commands import jobs
+from tiltlm.commands.options import from_json
 from tiltlm.lock import alone_in
 from tiltlm.mistakes import one_line
 from tiltlm.recipes import recipe
 from tiltlm.ruler.measure import Measurement
+from tiltlm.settings import ADDED, SPEED, hashed
 from tiltlm.stopping import Stopped, held, listening
 from tiltlm.tensors import load_tensors, notes_of, save_tensors
 
@@ -299,6 +301,25 @@ def test_whole_runs_are_equal_file_by_file(tmp_path):
     one, two = files_of(tmp_path / "one"), files_of(tmp_path / "two")
     assert set(one) == set(two) and any(name.endswith("measurement.safetensors") for name in one)
     assert [name for name in one if one[name] != two[name]] == []
+
+
+@dataclass(frozen=True)
+class Older:
+    lr: float = 0.1
+
+
+@dataclass(frozen=True)
+class Newer:
+    lr: float = 0.1
+    warmup: int = field(default=0, metadata=ADDED)
+    device: str = field(default="cpu", metadata=SPEED)
+
+
+def test_settings_added_later_leave_older_keys_as_they_were():
+    """At their defaults they are no part of what is hashed; set, they are; older configs are read without them."""
+    assert hashed(Newer()) == hashed(Older()) | {"": "Newer"} == hashed(Newer(device="cuda"))
+    assert hashed(Newer(warmup=5)) == {"": "Newer", "lr": 0.1, "warmup": 5}
+    assert from_json(Newer(), asdict(Older(lr=0.2))) == Newer(lr=0.2)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -1])
