@@ -305,7 +305,7 @@ class Problem:
         ...                      prompts=["Once upon a time"], beta=1.0, max_new_tokens=8)    # doctest: +SKIP
         """
         reference, tokenizer = _model_of(model, stop, device)
-        tokens = {"train": tokens_of(prompts, tokenizer, reference.device)}
+        tokens: dict[Split, Tokens] = {"train": tokens_of(prompts, tokenizer, reference.device)}
         tokens["test"] = (
             tokens["train"] if test_prompts is None else tokens_of(test_prompts, tokenizer, reference.device)
         )
@@ -319,7 +319,7 @@ class Problem:
             raise ValueError(f"max_new_tokens must be 1 or more; got {max_new_tokens}")
         return Problem(
             Target(reference, judged, beta), tokens, max_new_tokens, stream(seed, "problem"), facts, tokenizer
-        )  # type: ignore[arg-type]
+        )
 
 
 def _model_of(
