@@ -52,6 +52,10 @@ class Mixture(TwistMethod):
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1; got {self.alpha}")
+        if self.first.squashed or self.second.squashed:
+            raise ValueError(
+                "FUDGE's psi is a probability, that of other objectives is not: no mixture holds both"
+            )
 
     def objective(self, problem: Problem) -> Mixture:
         first: Any = self.first.objective(problem)
