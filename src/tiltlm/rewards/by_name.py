@@ -1,4 +1,4 @@
-"""Rewards of texts by name: what `tiltlm score` and a recipe's `--goal.reward` (twisted SMC: `--goal.file`) understand.
+"""Rewards of texts by name: what `tiltlm score` and a task's `--task.reward` understand.
 
 FILE.py:FUNCTION          a function of your own, f(prompts, completions, **columns), see `user_file`
 reward-model:MODEL        a sequence classifier with one output
