@@ -28,9 +28,11 @@ from dataclasses import replace
 
 import pytest
 
+import tiltlm as tl
 from tiltlm import methods
 from tiltlm.commands.run import run as command
-from tiltlm.recipes import preset_of, recipe, tasks
+from tiltlm.policies.log_variance import LogVariance
+from tiltlm.recipes import preset_of, tasks
 from tiltlm.recipes.preset import Preset
 from tiltlm.recipes.stages import measured
 from tiltlm.ruler.measure import Ruler
@@ -56,6 +58,13 @@ def test_a_method_learns_where_it_ends(tmp_path):
     run = ensure(replace(made, fit=replace(made.fit, lr=0.1, steps=300)), tmp_path)
     rows = {row["metric"]: row for row in json.loads((run.folder / "report.json").read_text())}
     assert abs(rows["kl_to_target"]["value"]) < 0.05
+
+
+def test_a_new_method_learns_in_memory():
+    problem = Toy().problem({}, 0)
+    learnt = tl.learn(problem, LogVariance(), steps=2)
+    rows = {row["metric"]: row["value"] for row in tl.measure(problem, {"learnt": learnt}, n=20).rows()}
+    assert math.isfinite(rows["objective"])
 
 
 def test_a_new_task_is_found_and_compared(tmp_path, monkeypatch, capsys):

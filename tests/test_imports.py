@@ -74,7 +74,7 @@ def test_every_room_has_a_place_in_the_order():
 
 
 def test_the_page_on_architecture_has_the_rooms_in_this_order():
-    """docs/architecture.md: a line of its table is a line of `ORDER`; rooms that share one do not import each other."""
+    """docs/architecture.md: no room of its table stands before one that it may import, and none is missing."""
     table = PAGE.read_text(encoding="utf-8").split("| room |")[1].split("\n\n")[0]
     lines = [re.findall(r"`([a-z_]+)/?`", line.split("|")[1]) for line in table.splitlines()[2:]]
     floors = [FLOOR[room] for line in lines for room in line]
