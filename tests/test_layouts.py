@@ -317,7 +317,7 @@ def test_an_encoding_that_is_named_is_used_and_a_wrong_one_named_by_its_byte(tmp
     path.write_bytes(data)
     assert read_preferences(path, encoding="latin-1").rows[1]["prompt"] == "é"
     at = data.index(b"\xe9")
-    said = rf"a\.jsonl: cannot be read as UTF-8: byte {at} \(line 2\) is not of it .*--encoding cp1252 .*--data\.encoding"
+    said = rf"a\.jsonl: cannot be read as UTF-8: byte {at} \(line 2\) is not of it .*--encoding cp1252 .*--task\.encoding"
     with pytest.raises(ValueError, match=said):
         read_preferences(path)
     with pytest.raises(ValueError, match=r"there is no encoding 'latin-one'; such are utf-8"):
