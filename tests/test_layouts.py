@@ -282,7 +282,7 @@ def test_a_refused_file_offers_the_mapping_that_fits_and_it_does(row, fit, tmp_p
     assert suggested(row) == f"--columns {fit}"
     path = write(tmp_path / "rows.jsonl", row, row)
     done = tiltlm("prepare", str(path), "--out", "out.jsonl", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and f"would this fit? --columns {fit} (in a recipe" in done.stderr
+    assert done.returncode == 2 and f"would this fit? --columns {fit} (of a task" in done.stderr
     tiltlm("prepare", str(path), "--out", "out.jsonl", *shlex.split(suggested(row)), cwd=tmp_path)
     assert (tmp_path / "out.jsonl").read_text()
 

@@ -20,6 +20,7 @@ from tiltlm.twists.ctl import CTL
 from tiltlm.twists.dpg import DPG
 from tiltlm.twists.objective import Draws, Rows, TwistMethod, TwistObjective
 from tiltlm.twists.sixo import SIXO
+from tiltlm.twists.soft_q import SoftQ
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,11 @@ class Mixture(TwistMethod):
 
 NAMES: dict[str, str] = {
     "ctl-dpg": "CTL and DPG on the same draws",
+    "rl-dpg": "soft Q and DPG on the same draws",
     "sixo-dpg": "SIXO and DPG on the same draws",
 }
 METHODS: dict[str, Method] = {
     "ctl-dpg": Mixture(CTL(), DPG()),
+    "rl-dpg": Mixture(SoftQ(), DPG()),
     "sixo-dpg": Mixture(SIXO(), DPG()),
 }
