@@ -194,8 +194,10 @@ def test_a_reward_of_one_s_own_file(work):
 
 def test_a_file_of_one_s_own_that_changes_makes_another_run_and_the_old_one_stays_readable(work):
     def run() -> str:
-        flags = ["--task.reward", "changing.py:f", "--task.r-max", "0"]
+        flags = ["--task.reward", "changing.py:f", "--task.r-max", "0", "--task.prompts", "asked.txt"]
         return tiltlm("run", "mine/reference", *OWN, *SHORT, *flags, cwd=work).stdout.splitlines()[-1]
+
+    (work / "asked.txt").write_text("Once upon a time\nOne day\n")
 
     (work / "changing.py").write_text("def f(x, y):\n    return [-len(a) / 10 for a in y]\n")
     first = run()
