@@ -166,6 +166,22 @@ COMMANDS: list[list[str]] = [
     ["score", "own.py:length", "IN", "--out", "out.jsonl"],
     ["sample", "model", "--prompts", "IN", "--out", "out.jsonl", "--max-new-tokens", "2"],
     ["run", "pairs/data", "--task.data", "IN", "--task.model="],
+    [
+        "run",
+        "mine/reference",
+        "--task.prompts",
+        "IN",
+        "--task.model",
+        "model",
+        "--task.reward",
+        "own.py:length",
+        "--task.new-tokens",
+        "2",
+        "--ruler.n",
+        "2",
+        "--log-z.draws",
+        "4",
+    ],
 ]
 
 
