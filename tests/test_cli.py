@@ -41,7 +41,18 @@ def test_every_stage_of_every_task_can_be_made_and_knows_its_name():
 
     for task in tasks():
         own = preset_of(task).task.stages(0)
-        for stage in (*names(), *own, "evaluate", "exact", "log-z", "generate", "label", "value", "dpo-policy", "ctl-twist"):
+        for stage in (
+            *names(),
+            *own,
+            "evaluate",
+            "exact",
+            "log-z",
+            "generate",
+            "label",
+            "value",
+            "dpo-policy",
+            "ctl-twist",
+        ):
             assert recipe(f"{task}/{stage}").name == f"{task}/{stage}"
 
 

@@ -131,6 +131,11 @@ class Measure(OfTask):
         why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
+        if self.ruler.also and self.absolute and self.method.trained().trains == "value":
+            raise ValueError(
+                "further temperatures (--ruler.also) have another log Z each, and here it is found for one alone: run them by "
+                "themselves (--task.beta), or leave distances out (--ruler.no-absolute)"
+            )
 
     # ---- measuring ------------------------------------------------------------------------------------------------
 
