@@ -159,12 +159,20 @@ def test_what_is_said_to_all_methods_of_a_comparison_reaches_those_that_have_it(
     )
     assert (found.cells["dpo"].fit.lr, found.cells["ctl"].fit.lr, found.cells["dpo"].feed.size) == (1.0, 2.0, 3)
     assert found.cells["reference"] == recipe("toy/evaluate", ["reference"]).cells["reference"]
+    sized = parsed(
+        recipe("toy/evaluate", ["dpo", "ctl"]), ["--fit.batch-size", "8"]
+    )  # a twist's batch: its particles
+    assert (sized.cells["dpo"].fit.batch_size, sized.cells["ctl"].fit.batch_size) == (8, 64)
 
 
 def test_kinds_by_hand():
     assert converted(float, ["1"], "x") == 1.0 and isinstance(converted(float, ["1"], "x"), float)
     assert converted(float | None, ["none"], "x") is None and converted(tuple[int, ...], [], "x") == ()
     assert converted(tuple[tuple[str, float], ...], ["a", "1", "b", "2"], "x") == (("a", 1.0), ("b", 2.0))
+    several = tuple[float, ...] | None
+    assert converted(several, ["1", "2"], "x") == (1.0, 2.0) and converted(several, ["none"], "x") is None
+    with pytest.raises(ValueError, match="x wants a number or none; got 2 values, 1 2"):
+        converted(float | None, ["1", "2"], "x")
     with pytest.raises(ValueError, match="x wants 2 values each time"):
         converted(tuple[tuple[str, float], ...], ["a"], "x")
     assert changed({"a": recipe("toy/dpo")}, {("a", "seed"): 7})["a"].seed == 7

@@ -109,7 +109,7 @@ MATRIX: dict[str, Callable[[], Preset]] = {
         **{"classify.data": (), "classify.classes": (), "classify.fit.steps": 2},
     ),
     "infill15-small": lambda: small(preset_of("infill15-small"), **OWN | {"condition_tokens": 2}),
-    "continuation": lambda: small(preset_of("continuation"), **OWN),
+    "continuation": lambda: small(preset_of("continuation"), **OWN, kind="probability"),
     "dialogues": lambda: small(preset_of("dialogues"), **TALK),
     "mine": lambda: small(preset_of("mine"), **MINE()),
     "star-graph": lambda: small(preset_of("star-graph"), **STAR),

@@ -42,7 +42,7 @@ TASKS: dict[str, str] = {
     "animals": "stories with animals in them, 12 tokens, beta 1",
     "sentiment-small": "text that a small classifier calls negative, 10 tokens",
     "toxicity-small": "text that a small classifier calls toxic, 12 tokens",
-    "continuation": "stories that a given sentence can follow, 12 tokens",
+    "continuation": "stories that a given text can follow, 12 tokens: here a full stop",
     "infill2-small": "fill a gap of 2 tokens before one that must follow; log Z exact",
     "infill15-small": "fill a gap of 15 tokens before ten that must follow",
     "threshold-small": "text beyond a threshold of the small toxicity classifier: the bounds figure",
@@ -133,7 +133,7 @@ def small(name: str, language: Language) -> Preset:
     if name == "animals":
         return Preset(Words(language, name=name), plain, methods=COMPARED)
     if name == "continuation":
-        return Preset(Continuation(language, "They were happy.", name=name), plain, methods=COMPARED)
+        return Preset(Continuation(language, ".", name=name), plain, methods=COMPARED)
     if name == "long-small":
         ctl = Cell(CTL(), TwistFeed(particles=32), fit(1e-3, 256))
         return Preset(

@@ -167,7 +167,10 @@ class LogZ:
         if self.each is None:
             return self.value
         if len(self.each) < n:
-            raise ValueError(f"log Z is known for {len(self.each)} prompts, but {n} are measured")
+            raise ValueError(
+                f"log Z is known for {len(self.each)} prompts, but {n} are measured: raise --log-z.prompts, or lower "
+                "--ruler.prompts"
+            )
         return self.each[:n]
 
     @property

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,8 +23,7 @@ import tyro
 from tiltlm.fit import Fit
 from tiltlm.objective import positive
 from tiltlm.problem import Facts, Fed, Problem
-from tiltlm.rewards.by_name import TextFunction, files_of, of_texts, text_function
-from tiltlm.rewards.terms import terms_of
+from tiltlm.rewards.by_name import files_of, most_of, text_function
 from tiltlm.run import Recipe, Run
 from tiltlm.stages.base import Base as TrainBase
 from tiltlm.stages.base import begun, reading
@@ -176,10 +174,3 @@ class Pairs(Task):
 def owned_by(columns: tuple[str, ...]) -> frozenset[Fed]:
     """What data with these columns holds; of data that is not here yet, pairs are hoped for."""
     return frozenset(next((held for name, held in HELD.items() if name in columns), HELD["chosen"]))
-
-
-@cache
-def most_of(reward: str) -> float:
-    """What no reward of that name is larger than, as its kind says: nothing is looked up for it."""
-    terms = terms_of(reward)
-    return TextFunction(terms, tuple(of_texts(term.name) for term in terms)).most
