@@ -331,6 +331,17 @@ def test_wins_are_counted_against_the_chosen_responses(own, work):
     assert [row["reward"] for row in shown] == [float(row["generated"].count("e")) for row in shown]
 
 
+def test_a_finished_run_is_read_again_where_its_data_is_not(own, work, tmp_path):
+    """From another folder the data's name leads nowhere: what is finished is shown; a new run says what is missing."""
+    args = [*own, *LEARN, "--task.reward", f"{work}/own.py:count", "--feed.source", "own"]
+    done = tiltlm("run", "pairs/dpo", *args, cwd=work)
+    folder = (work / done.stdout.splitlines()[-1]).resolve()
+    assert "dpo" in tiltlm("measure", str(folder), cwd=tmp_path).stdout
+    tiltlm("report", str(folder), "--out", "page.html", cwd=tmp_path)
+    done = tiltlm("run", "pairs/dpo", *args, cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "mine.jsonl: no such file (--task.data" in done.stderr
+
+
 def test_a_user_s_own_labelled_groups(own, work):
     """{prompt, completions, rewards}: what the original calls hh_rw."""
     columns = ("prompt", "completions", "rewards")

@@ -83,8 +83,11 @@ class Pairs(Task):
     # ---- what is known --------------------------------------------------------------------------------------------
 
     def columns(self) -> tuple[str, ...]:
-        """The data's columns, where they can be told before it is read."""
-        return self.dataset.columns_of(self.reader.named)
+        """The columns, where they can be told before the data is read: finished runs are looked at wherever that is now."""
+        try:
+            return self.dataset.columns_of(self.reader.named)
+        except (ValueError, OSError):  # `check` says what is wrong
+            return ()
 
     def facts(self) -> Facts:
         most = None if self.plain else self.bound()
@@ -102,6 +105,7 @@ class Pairs(Task):
     def check(self) -> None:
         self.dataset.check()
         self.reader.check()
+        self.dataset.columns_of(self.reader.named)
         if self.reward and not self.plain:
             kept = ", ".join(self.dataset.keep) or "none"
             text_function(self.reward).check_columns(
