@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -158,12 +159,20 @@ def test_what_is_said_to_all_methods_of_a_comparison_reaches_those_that_have_it(
     )
     assert (found.cells["dpo"].fit.lr, found.cells["ctl"].fit.lr, found.cells["dpo"].feed.size) == (1.0, 2.0, 3)
     assert found.cells["reference"] == recipe("toy/evaluate", ["reference"]).cells["reference"]
+    sized = parsed(
+        recipe("toy/evaluate", ["dpo", "ctl"]), ["--fit.batch-size", "8"]
+    )  # a twist's batch: its particles
+    assert (sized.cells["dpo"].fit.batch_size, sized.cells["ctl"].fit.batch_size) == (8, 64)
 
 
 def test_kinds_by_hand():
     assert converted(float, ["1"], "x") == 1.0 and isinstance(converted(float, ["1"], "x"), float)
     assert converted(float | None, ["none"], "x") is None and converted(tuple[int, ...], [], "x") == ()
     assert converted(tuple[tuple[str, float], ...], ["a", "1", "b", "2"], "x") == (("a", 1.0), ("b", 2.0))
+    several = tuple[float, ...] | None
+    assert converted(several, ["1", "2"], "x") == (1.0, 2.0) and converted(several, ["none"], "x") is None
+    with pytest.raises(ValueError, match="x wants a number or none; got 2 values, 1 2"):
+        converted(float | None, ["1", "2"], "x")
     with pytest.raises(ValueError, match="x wants 2 values each time"):
         converted(tuple[tuple[str, float], ...], ["a"], "x")
     assert changed({"a": recipe("toy/dpo")}, {("a", "seed"): 7})["a"].seed == 7
@@ -303,3 +312,34 @@ def test_a_finished_run_is_shown_without_importing_what_only_training_needs(tmp_
 def test_two_seeds_of_a_sweep_end_in_a_table_over_seeds(tmp_path):
     shown = tiltlm("sweep", "toy/dpo", *QUICK, "--seed", "0,1", cwd=tmp_path).stdout
     assert "mean over 2 seeds" in shown and shown.count("runs/toy/dpo/") == 2
+
+
+SMALL = (
+    "--task.model=",
+    "--task.stories",
+    "200",
+    "--task.new-tokens",
+    "4",
+    "--task.fit.steps",
+    "6",
+    "--task.fit.warmup",
+    "1",
+)
+SMALL += ("--exact.n", "20", "--exact.batch-size", "200", "--log-z.draws", "400", "--ruler.n", "60")
+
+
+def test_a_network_of_the_same_vocabulary_is_measured_and_one_of_another_is_not(tmp_path):
+    """The reference, as a model from elsewhere, is the reference to the last bit; as many tokens are not the same."""
+    reference = done("run", "animals/reference", *SMALL, cwd=tmp_path)
+    checkpoint = next((tmp_path / "runs/animals/base").glob("*/checkpoint-6"))
+    shown = tiltlm("measure", reference, f"again={checkpoint}", cwd=tmp_path).stdout
+    assert len(re.findall(r"reference − again .* identical", shown)) == 6
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    stored = json.loads((other / "tokenizer.json").read_text())
+    words = stored["model"]["vocab"]
+    first, second = [*words][-2:]
+    words[first], words[second] = words[second], words[first]  # as many tokens, two of them other ones
+    (other / "tokenizer.json").write_text(json.dumps(stored))
+    found = tiltlm("measure", reference, f"other={other}", cwd=tmp_path, check=False)
+    assert found.returncode == 2 and "knows another vocabulary" in found.stderr.splitlines()[-1]

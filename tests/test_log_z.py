@@ -68,6 +68,17 @@ def test_of_pairs_by_hand(tmp_path):
     assert again == found and torch.equal(again.each, found.each)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"low": []}, {"value": 10**400}, {"stderr": "x"}, {"certificate": [1.0]}, {"lower": {}}, {"each": "x"}],
+)
+def test_a_stored_log_z_with_something_else_for_a_number_is_refused(wrong):
+    stored = LogZ(0.5, 0.1, source="draws", low=0.0, high=1.0).to_json()
+    assert LogZ.from_json(stored).value == 0.5
+    with pytest.raises(ValueError, match="not a stored log Z"):
+        LogZ.from_json(stored | wrong)
+
+
 def test_a_log_z_per_prompt_is_subtracted_prompt_by_prompt():
     w = world(beta=0.4)
     exact = w.log_z()

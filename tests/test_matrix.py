@@ -5,9 +5,11 @@ No cell is left out: the walk is over all names that there are. A new method or 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -76,6 +78,29 @@ STAR = {
     "world.posttrain": 40, "world.test": 8, "base.steps": 3, "base.until": 0.0, "network.layers": 1, "network.width": 16,
     "network.mlp": 16, "rollouts.max_tries": 10,
 }  # fmt: skip
+TALK = {
+    "dataset.own": 80, "dataset.valid_rows": 6, "dataset.test_rows": 6, "reader.most_tokens": 40, "reader.new_tokens": 5,
+    "base.steps": 2, "sft.fit.epochs": 0.0, "sft.fit.steps": 2, "sft.fit.evaluations": 1, "judge.fit.epochs": 0.0,
+    "judge.fit.steps": 2, "judge.fit.evaluations": 1,
+}  # fmt: skip
+
+
+def mine() -> dict[str, Any]:
+    """Four prompts in a file, and a function of one's own that pays for short words."""
+    folder = Path(tempfile.mkdtemp(prefix="tiltlm-matrix-"))
+    starts = ("One day", "The dog", "Once upon", "A girl")
+    (folder / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in starts))
+    (folder / "r.py").write_text(
+        "def short(prompts, completions):\n    return [min(1.0, y.count(' ') / 4) for y in completions]\n"
+    )
+    more = {"prompts": str(folder / "p.jsonl"), "reward": f"{folder / 'r.py'}:short", "r_max": 1.0}
+    return OWN | more
+
+
+MINE = functools.cache(mine)
+"""The same files for all cells: they count in the keys."""
+
+
 MATRIX: dict[str, Callable[[], Preset]] = {
     "animals": lambda: small(preset_of("animals"), **OWN),
     "toxicity-small": lambda: small(
@@ -84,6 +109,9 @@ MATRIX: dict[str, Callable[[], Preset]] = {
         **{"classify.data": (), "classify.classes": (), "classify.fit.steps": 2},
     ),
     "infill15-small": lambda: small(preset_of("infill15-small"), **OWN | {"condition_tokens": 2}),
+    "continuation": lambda: small(preset_of("continuation"), **OWN, kind="probability"),
+    "dialogues": lambda: small(preset_of("dialogues"), **TALK),
+    "mine": lambda: small(preset_of("mine"), **MINE()),
     "star-graph": lambda: small(preset_of("star-graph"), **STAR),
     "tree": lambda: small(preset_of("tree")),
     "modes": lambda: small(preset_of("modes")),

@@ -12,7 +12,12 @@ import torch
 from command import tiltlm
 from families import build
 from tiltlm.data.encoding import Encoder
+from tiltlm.feeds import Draws, Feed, Stores, fixed, rows_of, why_not
+from tiltlm.groups import Groups
+from tiltlm.method import Learner
 from tiltlm.models.reward_model import RewardModel
+from tiltlm.policies.dpo import DPO
+from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.policies.kto import balance, reference_point
 from tiltlm.problem import Facts, Problem
 from tiltlm.recipes import recipe
@@ -192,6 +197,27 @@ def test_the_seed_decides_which_rows_a_fraction_of_a_weight_takes(tmp_path):
     how = Dataset((f"{path}:0.5",))
     one, again, other = (how.read("train", "", stream(seed, "x")).rows for seed in (0, 0, 1))
     assert one == again != other and len(one) == len(other) == round(len(ROWS) / 2)
+
+
+def test_groups_of_the_data_s_own_meet_as_they_are():
+    """Two rated answers a prompt are learnt from whatever `feed.size` is; of draws, too few are refused."""
+    done, asked = Tokens.of([[1], [2]]), Tokens.of([[5]])
+    both = Samples(asked, torch.tensor([0, 0]), done.ids, done.mask, reward=torch.tensor([0.0, 1.0]))
+    groups = Groups(both.with_(log_ref=torch.zeros(2, 1, dtype=torch.float64)), 2)
+    target = Target(build("gpt2"), lambda samples: torch.zeros(len(samples)), 1.0)
+    own = {"groups": lambda split: groups}
+    facts = Facts(1.0, "several", frozenset({"groups"}), source="stored")
+    problem = Problem(target, {"train": asked, "test": asked}, 2, stream(0, "x"), facts, own=own)
+    feed = Feed(source="own", size=4)
+    pairs = rows_of(problem, DPO(), feed, Stores(), "train")
+    assert pairs.chosen.tokens.tolist() == [[2]] and pairs.rejected.tokens.tolist() == [[1]]
+    held = rows_of(problem, ExoRw(), feed, Stores(), "train")
+    batch = fixed(problem, ExoRw(), Learner(None), feed, held, 1, "exo-rw").batch(0)
+    assert (len(batch), batch.size) == (1, 2) and why_not(facts, ExoRw(), feed) is None
+    few = Feed(source="stored", size=4, draws=Draws(2))
+    assert "groups of 4 (--feed.size) want as many draws of a prompt, and 2 are stored" in why_not(
+        facts, DPO(), few
+    )
 
 
 def test_a_user_s_own_data_trains_kto_where_nothing_else_is_said():

@@ -34,6 +34,7 @@ from tiltlm.seeds import Stream
 from tiltlm.settings import SPEED, at_least_one
 from tiltlm.twists.draws import TwistDraws
 from tiltlm.twists.learned import LearnedTwist
+from tiltlm.twists.objective import TwistMethod
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     """Why such a problem cannot feed the method so, or None."""
     fed = method.fed
     if isinstance(feed, TwistFeed):
-        return _why_no_twist(facts, feed)
+        return _why_no_twist(facts, feed) or _unheeded(method, feed)
     source = source_of(facts, fed, feed)
     if 0 < feed.n < method.least and facts.prompts != "one":
         return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
@@ -182,6 +183,26 @@ def _why_no_twist(facts: Facts, feed: TwistFeed) -> str | None:
     if feed.supply == "stored" and facts.prompts != "one":
         return "stored exact draws (--feed.supply stored) are of one prompt; leave supply at fresh"
     return facts.no_exact_draws() if feed.wants_exact else None
+
+
+def _unheeded(method: Method, feed: TwistFeed) -> str | None:
+    """What the feed asks for and the method would not look at, or None."""
+    plain = isinstance(method, TwistMethod) and method.plain
+    if not plain:
+        return (
+            "prefixes with labels of their own are FUDGE's: leave --feed.prefixes out" if feed.prefixes else None
+        )
+    if feed.drawn_by != "q" or feed.tempered != 1:
+        return (
+            "FUDGE draws from the reference, and its psi is a probability: leave --feed.drawn-by and --feed.tempered out; "
+            f"got drawn-by {feed.drawn_by}, tempered {feed.tempered:g}"
+        )
+    if feed.prefixes != (feed.positives != "particles"):
+        return (
+            "FUDGE learns from draws of the reference, and with prefixes from exact ones too: set prefixes and positives "
+            f"together; got prefixes {feed.prefixes}, positives {feed.positives}"
+        )
+    return None
 
 
 # ---- fixed rows -----------------------------------------------------------------------------------------------
@@ -320,13 +341,20 @@ def course_of(
     return Course(fixed(problem, method, learner, feed, data, how.batch_size, called), how, len(data))
 
 
+def unshared(facts: Facts, feed: Feed, batch_size: int) -> str | None:
+    """Why a batch of new rows cannot be shared out among prompts, or None."""
+    if facts.prompts == "one" or feed.n <= batch_size:
+        return None
+    return f"{feed.n} draws of a prompt (--feed.n) do not fit a batch of {batch_size} (--fit.batch-size)"
+
+
 def shares(facts: Facts, feed: Feed, batch_size: int) -> tuple[int, int]:
     """(prompts of a step, rows of each): the batch shared out. Raises ValueError where it cannot be."""
     if facts.prompts == "one":
         return 1, batch_size
-    n = feed.n or min(4, batch_size)
-    if n > batch_size:
-        raise ValueError(f"{n} draws of a prompt (--feed.n) do not fit a batch of {batch_size} (--fit.batch-size)")
+    why, n = unshared(facts, feed, batch_size), feed.n or min(4, batch_size)
+    if why is not None:
+        raise ValueError(why)
     return batch_size // n, n
 
 

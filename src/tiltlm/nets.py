@@ -139,7 +139,7 @@ def _reads(problem: Problem) -> Literal["tokens", "nothing"]:
 def _body(problem: Problem, net: Net) -> CausalLM:
     reference: Any = problem.reference
     if net.body == "frozen":
-        return reference  # type: ignore[no-any-return]
+        return reference
     if net.start == "untrained":
         if problem.untrained is None:
             raise ValueError(
@@ -148,7 +148,7 @@ def _body(problem: Problem, net: Net) -> CausalLM:
         body: Any = problem.untrained()
     else:
         body = problem.copy()
-    return body.with_lora(net.lora_rank) if net.body == "lora" else body  # type: ignore[no-any-return]
+    return body.with_lora(net.lora_rank) if net.body == "lora" else body
 
 
 def _critic(problem: Problem, net: Net) -> nn.Module:

@@ -14,6 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.rewards.of_function import OfFunction
+from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.rejection import reject
 from tiltlm.samplers.scenes import ExactDraws, OnePrompt, Scene, SomePrompts, joined
 from tiltlm.samples import Conditioned, Samples, Tokens
@@ -88,6 +90,9 @@ class Facts:
             f"{self.bound_at} (the most that any completion can get)"
         )
 
+
+PILOT, QUANTILES = 1024, 16
+"""Draws of the reference that atoms are taken from, where a problem names none, and how many at most."""
 
 Check = Callable[[Samples], Tensor]
 """A verdict on every row: Samples -> bool or float [N]."""
@@ -215,6 +220,32 @@ class Problem:
         ]  # fmt: skip
         return parts[0] if len(parts) == 1 else joined(parts, prompts)
 
+    @cached_property
+    def atoms(self) -> tuple[float, ...]:
+        """The rewards there are, or what stands for them where they are many: quantiles of the rewards of the reference's
+        own draws, the same every time. A law of the reward is then over bins, each counting as its atom.
+        """
+        if self.facts.atoms is not None:
+            return self.facts.atoms
+        own = self.stream.child("atoms")
+        prompts = self.scene(256)(own.child("scene"))[0]
+        drawn = draw_in_batches(
+            self.reference,
+            prompts,
+            n=-(-PILOT // len(prompts)),
+            max_new_tokens=self.width,
+            stream=own,
+            batch_size=256,
+        )
+        reward = self.target.reward(drawn).double()
+        found = torch.quantile(reward, torch.linspace(0, 1, QUANTILES, dtype=torch.float64, device=reward.device))
+        atoms = tuple(sorted(set(found.tolist())))
+        if len(atoms) < 2:
+            raise ValueError(
+                f"every draw of the reference has the reward {atoms[0]:.6g}: there is no law to learn"
+            )
+        return atoms
+
     # ---- networks -----------------------------------------------------------------------------------------------
 
     def copy(self) -> Any:
@@ -274,7 +305,7 @@ class Problem:
         ...                      prompts=["Once upon a time"], beta=1.0, max_new_tokens=8)    # doctest: +SKIP
         """
         reference, tokenizer = _model_of(model, stop, device)
-        tokens = {"train": tokens_of(prompts, tokenizer, reference.device)}
+        tokens: dict[Split, Tokens] = {"train": tokens_of(prompts, tokenizer, reference.device)}
         tokens["test"] = (
             tokens["train"] if test_prompts is None else tokens_of(test_prompts, tokenizer, reference.device)
         )
@@ -288,7 +319,7 @@ class Problem:
             raise ValueError(f"max_new_tokens must be 1 or more; got {max_new_tokens}")
         return Problem(
             Target(reference, judged, beta), tokens, max_new_tokens, stream(seed, "problem"), facts, tokenizer
-        )  # type: ignore[arg-type]
+        )
 
 
 def _model_of(

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tiltlm.commands.earlier import refuse_earlier
 from tiltlm.commands.kinds import converted, texts_of
 from tiltlm.commands.options import attribute, changed, near_options, option, settings_of
@@ -59,6 +57,8 @@ class Config:
 
 def read(path: Path) -> Config:
     """The file's content. Raises ValueError for what is no such file, FileNotFoundError where there is none."""
+    import yaml
+
     text = path.read_text(encoding="utf-8")
     try:
         found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -128,6 +128,8 @@ def say_masked(recipe: Any) -> None:
 
 def save(recipe: Any, path: Path) -> None:
     """Write a recipe's settings; credentials are masked."""
+    import yaml
+
     settings: dict[str, Any] = {}
     for each in settings_of(recipe):
         if not each.hidden:

@@ -26,11 +26,10 @@ def converted(kind: Any, texts: Sequence[str], flag: str) -> Any:
         return _switch(texts, flag)
     if origin is tuple:
         return _several(kind, texts, flag)
-    if len(texts) != 1:
-        came = "nothing" if not texts else f"{len(texts)} values, {' '.join(texts)}"
-        raise ValueError(f"{flag} wants {expected(kind)}; got {came}")
     if origin in (typing.Union, types.UnionType):
-        return _either(kind, texts[0], flag)
+        return _either(kind, texts, flag)
+    if len(texts) != 1:
+        raise _miscounted(kind, texts, flag)
     if origin is Literal:
         return _choice(kind, texts[0], flag)
     if kind not in PLAIN:
@@ -69,15 +68,24 @@ def _several(kind: Any, texts: Sequence[str], flag: str) -> tuple[Any, ...]:
     return tuple(converted(part, [text], flag) for part, text in zip(parts, texts, strict=True))
 
 
-def _either(kind: Any, text: str, flag: str) -> Any:
-    options = typing.get_args(kind)
-    if type(None) in options and text in ("None", "none", "null"):
+def _miscounted(kind: Any, texts: Sequence[str], flag: str) -> ValueError:
+    came = "nothing" if not texts else f"{len(texts)} values, {' '.join(texts)}"
+    return ValueError(f"{flag} wants {expected(kind)}; got {came}")
+
+
+def _either(kind: Any, texts: Sequence[str], flag: str) -> Any:
+    options = [bare(each) for each in typing.get_args(kind)]
+    if type(None) in options and len(texts) == 1 and texts[0] in ("None", "none", "null"):
         return None
+    if len(texts) != 1:
+        options = [each for each in options if typing.get_origin(each) is tuple]
+    if not options:
+        raise _miscounted(kind, texts, flag)
     errors = []
     for each in options:
         if each is not type(None):
             try:
-                return converted(each, [text], flag)
+                return converted(each, texts, flag)
             except ValueError as error:
                 errors.append(error)
     raise errors[0]

@@ -16,6 +16,7 @@ from typing import Any
 import tyro
 
 from tiltlm.commands.kinds import converted
+from tiltlm.feeds import TwistFeed
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.evaluate import Evaluate
 from tiltlm.stages.measure import Measure
@@ -107,9 +108,15 @@ def by_flag(recipe: Any) -> dict[str, list[Setting]]:
     for each in settings_of(recipe):
         if not each.hidden:
             found.setdefault(each.flag, []).append(each)
-            if isinstance(recipe, Evaluate) and each.path[0] == "cells" and each.path[2] in SHARED:
+            if isinstance(recipe, Evaluate) and each.path[0] == "cells" and _shared(recipe, *each.path[1:]):
                 found.setdefault(each.flag.partition(".")[2], []).append(each)
     return found
+
+
+def _shared(recipe: Evaluate, method: str, group: str, *name: str) -> bool:
+    """Whether what is said to all methods is said to this setting of one: not a twist's batch size, which does nothing."""
+    batch = (group, *name) == ("fit", "batch_size")
+    return group in SHARED and not (batch and isinstance(recipe.cells[method].feed, TwistFeed))
 
 
 # ---- what the command line says ---------------------------------------------------------------------------------

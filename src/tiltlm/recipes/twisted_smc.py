@@ -26,6 +26,7 @@ from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import RulerSettings
 from tiltlm.stages.qualitative import Shown
 from tiltlm.tasks.classified import Classified
+from tiltlm.tasks.continuation import Continuation
 from tiltlm.tasks.infill import Infill
 from tiltlm.tasks.language import Language, found
 from tiltlm.tasks.words import Words
@@ -41,6 +42,7 @@ TASKS: dict[str, str] = {
     "animals": "stories with animals in them, 12 tokens, beta 1",
     "sentiment-small": "text that a small classifier calls negative, 10 tokens",
     "toxicity-small": "text that a small classifier calls toxic, 12 tokens",
+    "continuation": "stories that a given text can follow, 12 tokens: here a full stop",
     "infill2-small": "fill a gap of 2 tokens before one that must follow; log Z exact",
     "infill15-small": "fill a gap of 15 tokens before ten that must follow",
     "threshold-small": "text beyond a threshold of the small toxicity classifier: the bounds figure",
@@ -118,7 +120,7 @@ def conditioned(plain: Mapping[str, Cell], ctl: TwistFeed) -> dict[str, Cell]:
 
 def preset(name: str) -> Preset:
     """The settings of a task of this system."""
-    if name.endswith("-small") or name == "animals":
+    if name.endswith("-small") or name in ("animals", "continuation"):
         return small(name, Language(model=found("models", "stories260K")))
     if name.startswith("infill"):
         return infill(name)
@@ -130,6 +132,8 @@ def small(name: str, language: Language) -> Preset:
     plain = twists(SMALL, 128) | ppo(SMALL, 128) | POLICIES
     if name == "animals":
         return Preset(Words(language, name=name), plain, methods=COMPARED)
+    if name == "continuation":
+        return Preset(Continuation(language, ".", name=name), plain, methods=COMPARED)
     if name == "long-small":
         ctl = Cell(CTL(), TwistFeed(particles=32), fit(1e-3, 256))
         return Preset(

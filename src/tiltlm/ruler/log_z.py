@@ -236,9 +236,11 @@ class LogZ:
     def from_json(value: dict[str, Any]) -> LogZ:
         """What `to_json` made. Raises ValueError for anything else."""
         try:
-            return LogZ._read(value)
-        except (TypeError, KeyError, AttributeError) as error:
+            found = LogZ._read(value)
+            str(found)  # every number in it is read there
+        except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise ValueError(f"not a stored log Z: {str(value)[:40]} ({type(error).__name__}: {error})") from None
+        return found
 
     @staticmethod
     def _read(value: dict[str, Any]) -> LogZ:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tiltlm.feeds import AnyFeed, Feed, default_feed, source_of, why_not
+from tiltlm.feeds import AnyFeed, Feed, TwistFeed, default_feed, source_of, unshared, why_not
 from tiltlm.fit import Fit
 from tiltlm.method import Method
 from tiltlm.nets import Net
@@ -33,12 +33,23 @@ class Cell:
             or why_not(facts, trained, self.feed)
             or self.net.why_not(trained, facts)
             or self._unwatched(facts)
+            or self._batch(facts)
         )
 
     def _unwatched(self, facts: Facts) -> str | None:
         if self.fit.evaluations and not facts.held_out:
             return "there are no held-out prompts to evaluate on while it trains: --fit.evaluations 0"
         return None
+
+    def _batch(self, facts: Facts) -> str | None:
+        size, feed = self.fit.batch_size, self.feed
+        if isinstance(feed, TwistFeed):
+            if size == Fit().batch_size:
+                return None
+            its = "a twist's batch is its particles (--feed.particles) times its prompts (--feed.prompts)"
+            return f"{its}; --fit.batch-size {size} does nothing: leave it out"
+        fresh = source_of(facts, self.method.trained().fed, feed) == "fresh"
+        return unshared(facts, feed, size) if fresh else None
 
     def depends_on_beta(self, facts: Facts) -> bool:
         """Whether training needs the target's temperature, beyond what the method's own settings say of it."""

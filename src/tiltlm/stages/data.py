@@ -110,7 +110,6 @@ class Dataset:
         """The columns that the rows will have, as the first one tells; none where that is not a file here."""
         if not self.data:
             return ("prompt", "chosen", "rejected")
-        self.check()
         file = file_of(self.sources[0])
         if file is None:
             return {"hh": ("prompt", "chosen", "rejected"), "imdb": ("prompt", "completion")}.get(self.format, ())

@@ -190,8 +190,8 @@ def labels(problem: Problem, split: Split, rows: list[dict[str, Any]]) -> Make:
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
         asked = problem.prompts[split].select(slice(begin, end)).cropped()
         samples = groups_of(rows[begin:end], asked).samples.to(problem.device)
-        reward = problem.target.reward(samples).tolist()
-        several = {name: term(samples).tolist() for name, term in terms.items()}
+        reward = short_numbers(problem.target.reward(samples))
+        several = {name: short_numbers(term(samples)) for name, term in terms.items()}
         at = 0
         for row in rows[begin:end]:
             own = slice(at, at := at + len(row["completion_ids"]))
@@ -199,6 +199,13 @@ def labels(problem: Problem, split: Split, rows: list[dict[str, Any]]) -> Make:
             yield row | {"rewards": reward[own]} | said
 
     return make
+
+
+def short_numbers(x: Tensor) -> list[float]:
+    """The numbers of x [N] with the shortest texts that x's precision rounds to them: 0.1, not 0.10000000149011612."""
+    x = x.detach().cpu()
+    half = x.is_floating_point() and x.dtype != torch.float64  # bfloat16 too: numpy does not know it
+    return [float(str(value)) for value in (x.float() if half else x.double()).numpy()]
 
 
 # ---- the reference's log-probabilities --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.exact import ExactSettings
+from tiltlm.stages.gap import gap_in_groups
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import Measure, RulerSettings, say_doubts
 from tiltlm.stages.reporting import Row, estimate
@@ -87,7 +88,7 @@ class Evaluate(OfTask):
 
     def build(self, run: Run[Any]) -> None:
         rows, curve = self.gathered(run, "report.json"), self.gathered(run, "curve.json")
-        rows += self.pooled_bounds(run)
+        rows += self.pooled_bounds(run) + self.gap_of_reference(run)
         first = next(iter(run.inputs.values()))
         problem = first.recipe.problem(first)
         rows += self.optimum(first, problem)
@@ -142,6 +143,21 @@ class Evaluate(OfTask):
                     continue
                 row = estimate(self, label, "kl_to_target_at_least", lower - own, "nats")
                 rows.append(row | {"high": None})  # how far the truth lies above a lower bound is not known
+        return rows
+
+    def gap_of_reference(self, run: Run[Any]) -> list[Row]:
+        """The reference's distance within the groups that the policies beside it are held against."""
+        rows: list[Row] = []
+        for label, each in run.inputs.items():
+            if each.recipe.called != "reference":
+                continue
+            problem = each.recipe.problem(each)
+            beside = (other for other in run.inputs.values() if other.recipe.task == each.recipe.task)
+            for learnt in (other.inputs["learnt"] for other in beside if "learnt" in other.inputs):
+                gap = gap_in_groups(learnt, problem, problem.reference, problem.beta_pi)
+                if len(gap):
+                    rows.append(estimate(self, label, "gap", gap, "nats"))
+                    break
         return rows
 
     def draw(self, run: Run[Any], problem: Problem, rows: list[Row], curve: list[Row]) -> None:

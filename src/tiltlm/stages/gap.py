@@ -8,26 +8,23 @@ import torch
 from torch import Tensor
 
 from tiltlm.feeds import Feed, rows_of, source_of
-from tiltlm.method import Learner, Method
+from tiltlm.models.base import LanguageModel
 from tiltlm.policies.exo_rw import ExoRw, group_log_ratios, group_metrics
 from tiltlm.problem import Problem
 from tiltlm.run import Run
 
 
 @torch.no_grad()
-def gap_in_groups(learnt: Run[Any], problem: Problem, learner: Learner, method: Method) -> Tensor:
-    """KL(q‖p) of every held-out group, [G], at the method's own beta_pi, else the problem's; empty without labels."""
-    feed = learnt.recipe.feed
-    if learner.policy is None or not isinstance(feed, Feed):
-        return torch.zeros(0)
-    if source_of(problem.facts, method.fed, feed) != "stored":
+def gap_in_groups(learnt: Run[Any], problem: Problem, policy: LanguageModel, beta_pi: float) -> Tensor:
+    """KL(q‖p) of every held-out group, [G]; empty where the training `learnt` has no labelled draws."""
+    feed: Any = learnt.recipe.feed
+    if not isinstance(feed, Feed) or source_of(problem.facts, learnt.recipe.method.fed, feed) != "stored":
         return torch.zeros(0)
     groups = rows_of(problem, ExoRw(), feed, learnt.recipe.stores(learnt, problem), "test")
-    beta_pi = getattr(method, "beta_pi", problem.beta_pi)
-    parts = [groups.select(slice(k, k + 32)) for k in range(0, len(groups), 32)]
-    policy: Any = learner.policy
-    found = [
-        group_metrics(group_log_ratios(policy, part), part.reward, problem.beta / beta_pi, beta_pi)["gap"]
-        for part in parts
-    ]
+    judge: Any = policy
+    found = []
+    for k in range(0, len(groups), 32):
+        part = groups.select(slice(k, k + 32))
+        h = group_log_ratios(judge, part)
+        found.append(group_metrics(h, part.reward, problem.beta / beta_pi, beta_pi)["gap"])
     return torch.cat(found).cpu()

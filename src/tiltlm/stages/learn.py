@@ -117,4 +117,4 @@ class Learn(OfTask):
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         problem = self.problem(run)
-        return self.method.decoder(problem, self.learnt(run, problem))  # type: ignore[no-any-return]
+        return self.method.decoder(problem, self.learnt(run, problem))

@@ -131,6 +131,11 @@ class Measure(OfTask):
         why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
+        if self.ruler.also and self.absolute and self.method.trained().trains == "value":
+            raise ValueError(
+                "further temperatures (--ruler.also) have another log Z each, and here it is found for one alone: run them by "
+                "themselves (--task.beta), or leave distances out (--ruler.no-absolute)"
+            )
 
     # ---- measuring ------------------------------------------------------------------------------------------------
 
@@ -176,15 +181,20 @@ class Measure(OfTask):
 
     def of_training(self, run: Run[Any], problem: Problem, learner: Learner, updates: int) -> list[Row]:
         """Report rows of what was trained: the updates of the best checkpoint, the gap within held-out groups."""
-        if "learnt" not in run.inputs or not self.fit.evaluations:
+        if "learnt" not in run.inputs:
             return []
-        if updates == 0:
+        rows: list[Row] = []
+        if self.fit.evaluations:
+            rows.append(row(self, self.called, "updates", updates, unit="updates"))
+        if self.fit.evaluations and updates == 0:
             note(
                 f"[yellow]{self.name}: no update improved J on validation prompts, so what is measured here is the "
                 "reference itself[/]: lower --fit.lr, or look at evals.jsonl of the training"
             )
-        gap = gap_in_groups(run.inputs["learnt"], problem, learner, self.method)
-        rows = [row(self, self.called, "updates", updates, unit="updates")]
+        if learner.policy is None:
+            return rows
+        beta_pi = getattr(self.method, "beta_pi", problem.beta_pi)
+        gap = gap_in_groups(run.inputs["learnt"], problem, learner.policy, beta_pi)
         return rows + ([estimate(self, self.called, "gap", gap, "nats")] if len(gap) else [])
 
     def at_other_betas(self, run: Run[Any], problem: Problem) -> list[Row]:

@@ -18,7 +18,7 @@ from tiltlm.data.asked import Asked, ids_of, read_prompts
 from tiltlm.models.causal import CausalLM
 from tiltlm.objective import positive
 from tiltlm.problem import Facts, Problem, without_ends
-from tiltlm.rewards.by_name import TextFunction, TextReward, files_of, text_function
+from tiltlm.rewards.by_name import TextFunction, TextReward, files_of, most_of, text_function
 from tiltlm.run import Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
@@ -77,12 +77,19 @@ class Mine(OfLanguage):
     # ---- what is known before anything is built -----------------------------------------------------------------
 
     def facts(self) -> Facts:
-        several = len(self.rows("train")) > 1
-        most = self.function.most if self.r_max is None and self.function else self.r_max
+        most = most_of(self.reward) if self.r_max is None and self.reward not in ("", NONE) else self.r_max
         return Facts(
-            self.beta, "several" if several else "one", r_max=None if most is None or math.isinf(most) else most,
+            self.beta, "several" if self.several() else "one", r_max=None if most is None or math.isinf(most) else most,
             atoms=self.atoms or None,
         )  # fmt: skip
+
+    def several(self) -> bool:
+        """Whether there are several prompts to train on; of a file that is not here any more, as of a run that is read
+        elsewhere, that is taken to be so."""
+        try:
+            return len(self.rows("train")) > 1
+        except FileNotFoundError:
+            return True
 
     @property
     def function(self) -> TextFunction | None:
@@ -112,9 +119,11 @@ class Mine(OfLanguage):
         super().check()
         if not self.reward:
             raise ValueError("say what is wanted: --task.reward FILE.py:FUNCTION, or a reward by name")
-        if self.function is not None:
-            for split in ("train", "test"):
-                self._check_columns(self.function, self.rows(split))
+        function = self.function
+        for split in ("train", "test"):
+            rows = self.rows(split)
+            if function is not None:
+                self._check_columns(function, rows)
 
     def _check_columns(self, function: TextFunction, rows: Sequence[Asked]) -> None:
         """Raise ValueError where the reward takes a column that some row does not have."""
@@ -123,7 +132,11 @@ class Mine(OfLanguage):
             function.check_columns(tuple(row.about), f"{row.where} has {has}")
 
     def files(self) -> list[str]:
-        named = [self.prompts, self.test_prompts, *(files_of(self.reward) if self.function else ())]
+        named = [
+            self.prompts,
+            self.test_prompts,
+            *(files_of(self.reward) if self.reward not in ("", NONE) else ()),
+        ]
         return super().files() + [name for name in named if name]
 
     def untilted(self) -> Self:

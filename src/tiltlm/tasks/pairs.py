@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,8 +23,7 @@ import tyro
 from tiltlm.fit import Fit
 from tiltlm.objective import positive
 from tiltlm.problem import Facts, Fed, Problem
-from tiltlm.rewards.by_name import TextFunction, files_of, of_texts, text_function
-from tiltlm.rewards.terms import terms_of
+from tiltlm.rewards.by_name import files_of, most_of, text_function
 from tiltlm.run import Recipe, Run
 from tiltlm.stages.base import Base as TrainBase
 from tiltlm.stages.base import begun, reading
@@ -85,8 +83,11 @@ class Pairs(Task):
     # ---- what is known --------------------------------------------------------------------------------------------
 
     def columns(self) -> tuple[str, ...]:
-        """The data's columns, where they can be told before it is read."""
-        return self.dataset.columns_of(self.reader.named)
+        """The columns, where they can be told before the data is read: finished runs are looked at wherever that is now."""
+        try:
+            return self.dataset.columns_of(self.reader.named)
+        except (ValueError, OSError):  # `check` says what is wrong
+            return ()
 
     def facts(self) -> Facts:
         most = None if self.plain else self.bound()
@@ -104,6 +105,7 @@ class Pairs(Task):
     def check(self) -> None:
         self.dataset.check()
         self.reader.check()
+        self.dataset.columns_of(self.reader.named)
         if self.reward and not self.plain:
             kept = ", ".join(self.dataset.keep) or "none"
             text_function(self.reward).check_columns(
@@ -172,10 +174,3 @@ class Pairs(Task):
 def owned_by(columns: tuple[str, ...]) -> frozenset[Fed]:
     """What data with these columns holds; of data that is not here yet, pairs are hoped for."""
     return frozenset(next((held for name, held in HELD.items() if name in columns), HELD["chosen"]))
-
-
-@cache
-def most_of(reward: str) -> float:
-    """What no reward of that name is larger than, as its kind says: nothing is looked up for it."""
-    terms = terms_of(reward)
-    return TextFunction(terms, tuple(of_texts(term.name) for term in terms)).most

@@ -61,6 +61,7 @@ class FudgeLearning(TwistObjective):
     optimum: ClassVar[str] = "psi* (phi ≤ 1)"
     needs: ClassVar[tuple[Need, ...]] = ("reference",)
     squashed: ClassVar[bool] = True
+    plain: ClassVar[bool] = True
 
     def objective(self, problem: Problem) -> FudgeLearning:
         most = problem.facts.r_max

@@ -20,6 +20,7 @@ from tiltlm.twists.ctl import CTL
 from tiltlm.twists.dpg import DPG
 from tiltlm.twists.objective import Draws, Rows, TwistMethod, TwistObjective
 from tiltlm.twists.sixo import SIXO
+from tiltlm.twists.soft_q import SoftQ
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Mixture(TwistMethod):
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1; got {self.alpha}")
+        if self.first.squashed or self.second.squashed:
+            raise ValueError(
+                "FUDGE's psi is a probability, that of other objectives is not: no mixture holds both"
+            )
 
     def objective(self, problem: Problem) -> Mixture:
         first: Any = self.first.objective(problem)
@@ -95,9 +100,11 @@ class Mixture(TwistMethod):
 
 NAMES: dict[str, str] = {
     "ctl-dpg": "CTL and DPG on the same draws",
+    "rl-dpg": "soft Q and DPG on the same draws",
     "sixo-dpg": "SIXO and DPG on the same draws",
 }
 METHODS: dict[str, Method] = {
     "ctl-dpg": Mixture(CTL(), DPG()),
+    "rl-dpg": Mixture(SoftQ(), DPG()),
     "sixo-dpg": Mixture(SIXO(), DPG()),
 }

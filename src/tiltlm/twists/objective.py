@@ -167,6 +167,9 @@ class TwistMethod(Method):
     induced: ClassVar[bool] = False
     """Whether goals want log_q under the twist-induced proposal, whoever drew."""
 
+    plain: ClassVar[bool] = False
+    """Whether it learns from draws of the reference alone, whatever the twist would draw."""
+
     @property
     def backups(self) -> bool:
         """Whether goals want mean backups along the rows."""

@@ -26,7 +26,6 @@ from tiltlm.models.base import TwistState, Values, ValueState
 from tiltlm.models.heads import ValueHead
 from tiltlm.objective import Outcome, by_position
 from tiltlm.problem import Facts, Fed, Problem
-from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples, Tokens
 
@@ -103,7 +102,7 @@ class ValueLearning(Method):
 
     def objective(self, problem: Problem) -> ValueLearning:
         """With the problem's atoms where none are named."""
-        return replace(self, atoms=problem.facts.atoms or quantiles(problem)) if self.atoms is None else self
+        return replace(self, atoms=problem.atoms) if self.atoms is None else self
 
     def why_not(self, facts: Facts) -> str | None:
         if facts.teacherless and self.lm_weight > 0:
@@ -135,30 +134,6 @@ class ValueLearning(Method):
         if self.watch_positions:
             metrics |= by_position("value_loss", per_token, batch.mask)
         return Outcome(loss + extra, metrics)
-
-
-PILOT, QUANTILES = 1024, 16
-"""Draws of the reference that atoms are taken from, where a problem names none, and how many at most."""
-
-
-@torch.no_grad()
-def quantiles(problem: Problem) -> tuple[float, ...]:
-    """Atoms for a reward of many values: quantiles of the rewards of the reference's own draws, the same every time.
-
-    The law is then over bins, and E[exp(r/beta)] of a bin is that of its atom.
-    """
-    own = problem.stream.child("atoms")
-    prompts = problem.scene(256)(own.child("scene"))[0]
-    n = -(-PILOT // len(prompts))
-    drawn = draw_in_batches(
-        problem.reference, prompts, n=n, max_new_tokens=problem.width, stream=own, batch_size=256
-    )
-    reward = problem.target.reward(drawn).double()
-    found = torch.quantile(reward, torch.linspace(0, 1, QUANTILES, dtype=torch.float64, device=reward.device))
-    atoms = tuple(sorted(set(found.tolist())))
-    if len(atoms) < 2:
-        raise ValueError(f"every draw of the reference has the reward {atoms[0]:.6g}: there is no law to learn")
-    return atoms
 
 
 @dataclass(frozen=True)
