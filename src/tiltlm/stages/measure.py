@@ -133,8 +133,8 @@ class Measure(OfTask):
             raise ValueError(f"{self.name}: {why}")
         if self.ruler.also and self.absolute and self.method.trained().trains == "value":
             raise ValueError(
-                "further temperatures (--ruler.also) have another log Z each, and here it is found for one alone: run them by "
-                "themselves (--task.beta), or leave distances out (--ruler.no-absolute)"
+                "further temperatures (--ruler.also) have another log Z each, and here it is found for one alone: run "
+                "them by themselves (--task.beta), or leave distances out (--ruler.no-absolute)"
             )
 
     # ---- measuring ------------------------------------------------------------------------------------------------
@@ -268,6 +268,12 @@ def ruler_of(
     elif settings.prompts and len(prompts) > settings.prompts:
         prompts = prompts.select(slice(0, settings.prompts))
         exact = None if exact is None else first_prompts(exact, settings.prompts)
+    if settings.absolute and isinstance(log_z, LogZ) and log_z.each is not None and len(log_z.each) < len(prompts):
+        note(
+            f"measured on the {len(log_z.each)} prompts whose log Z is known, of {len(prompts)} (--log-z.prompts)"
+        )
+        prompts = prompts.select(slice(0, len(log_z.each)))
+        exact = None if exact is None else first_prompts(exact, len(prompts))
     if exact is not None and len(prompts) == 1:
         exact = exact.select(slice(0, settings.exact))
     if not settings.absolute:
