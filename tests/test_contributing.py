@@ -63,7 +63,7 @@ def test_a_method_learns_where_it_ends(tmp_path):
 def test_a_new_method_learns_in_memory():
     problem = Toy().problem({}, 0)
     learnt = tl.learn(problem, LogVariance(), steps=2)
-    rows = {row["metric"]: row["value"] for row in tl.measure(problem, {"learnt": learnt}, n=20).rows()}
+    rows = {row["metric"]: row["value"] for row in tl.measure(problem, {"learnt": learnt}, n=20).rows}
     assert math.isfinite(rows["objective"])
 
 
