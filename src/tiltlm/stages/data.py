@@ -13,6 +13,7 @@ from tiltlm.data.mapping import mapping_of
 from tiltlm.data.preference_rows import Loaded, read_preferences
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.jsonl import read_rows
+from tiltlm.problem import Fed
 from tiltlm.progress import note
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
@@ -236,3 +237,17 @@ def are_verdicts(rows: Rows) -> bool:
 def wanted(rows: Rows) -> Rows:
     """The rows whose answer is wanted: all of them, where they are no verdicts."""
     return [each for each in rows if each.get("label", True)]
+
+
+HELD: dict[str, set[Fed]] = {
+    "chosen": {"answers", "pairs"},
+    "completions": {"answers", "groups"},
+    "label": {"answers", "judged"},
+    "completion": {"answers"},
+}
+"""What data with such a column holds; the first that there is decides."""
+
+
+def owned_by(columns: tuple[str, ...]) -> frozenset[Fed]:
+    """What data with these columns holds; of data that is not here yet, pairs are hoped for."""
+    return frozenset(next((held for name, held in HELD.items() if name in columns), HELD["chosen"]))

@@ -22,26 +22,18 @@ import tyro
 
 from tiltlm.fit import Fit
 from tiltlm.objective import positive
-from tiltlm.problem import Facts, Fed, Problem
+from tiltlm.problem import Facts, Problem
 from tiltlm.rewards.by_name import files_of, most_of, text_function
 from tiltlm.run import Recipe, Run
 from tiltlm.stages.base import Base as TrainBase
 from tiltlm.stages.base import begun, reading
-from tiltlm.stages.data import Data, Dataset
+from tiltlm.stages.data import Data, Dataset, owned_by
 from tiltlm.stages.reading import Reader
 from tiltlm.stages.reference import FIT as OWN_FIT
 from tiltlm.stages.reporting import Row
 from tiltlm.stages.reward_model import Judge, TrainJudge
 from tiltlm.stages.sft import Sft, SftSettings, model_in
 from tiltlm.stages.task import Task
-
-HELD: dict[str, set[Fed]] = {
-    "chosen": {"answers", "pairs"},
-    "completions": {"answers", "groups"},
-    "label": {"answers", "judged"},
-    "completion": {"answers"},
-}
-"""What data with such a column holds; the first that there is decides."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +161,3 @@ class Pairs(Task):
         folder = runs["reward-model"].folder
         text = doubt(read_report(folder / "report.json"))
         return [] if text is None else [f"{text} ({folder})"]
-
-
-def owned_by(columns: tuple[str, ...]) -> frozenset[Fed]:
-    """What data with these columns holds; of data that is not here yet, pairs are hoped for."""
-    return frozenset(next((held for name, held in HELD.items() if name in columns), HELD["chosen"]))

@@ -5,26 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from tiltlm.data.encoding import Encoder
 from tiltlm.models.causal import CausalLM
-from tiltlm.problem import Check, Fed, Problem, Split, as_rows
+from tiltlm.problem import Check, Facts, Fed, Problem, Split, as_rows
 from tiltlm.rewards.bradley_terry import ahead
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.run import Run, digests
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
 from tiltlm.stages.base import reading
-from tiltlm.stages.data import SPLITS, Row, Rows, answer_of, are_verdicts, rows_of, wanted
-from tiltlm.stages.reading import EncodedReward, Reading
+from tiltlm.stages.data import SPLITS, Dataset, Row, Rows, answer_of, are_verdicts, owned_by, rows_of, wanted
+from tiltlm.stages.reading import EncodedReward, Reader, Reading
 from tiltlm.stages.reporting import estimate
 from tiltlm.target import Reward, Target
-from tiltlm.tasks.pairs import Pairs, owned_by
 from tiltlm.train import best_checkpoint
+
+
+class Asked(Protocol):
+    """What is read of a task of preference data (`tasks.pairs.Pairs`)."""
+
+    @property
+    def dataset(self) -> Dataset: ...
+    @property
+    def reader(self) -> Reader: ...
+    @property
+    def reward(self) -> str: ...
+    @property
+    def beta(self) -> float: ...
+    @property
+    def beta_pi(self) -> float: ...
+    @property
+    def plain(self) -> bool: ...
+
+    def facts(self) -> Facts: ...
+    def start(self, runs: Mapping[str, Run[Any]]) -> str | Path: ...
+
 
 SHOWN = ("prompt", "chosen", "rejected", "completion", "label")
 """What the report page shows of the data, beside what a policy said."""
@@ -34,7 +55,7 @@ SHOWN = ("prompt", "chosen", "rejected", "completion", "label")
 class Sources:
     """The task's finished runs as what a problem is made of."""
 
-    task: Pairs
+    task: Asked
     runs: Mapping[str, Run[Any]]
 
     @cached_property
@@ -159,7 +180,7 @@ class Sources:
         return found
 
 
-def problem(task: Pairs, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
+def problem(task: Asked, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
     """The problem of finished runs."""
     s, own = Sources(task, runs), stream(seed, "preferences")
     reward: Reward = s.reward if s.reward is not None else no_reward
