@@ -24,7 +24,7 @@ from torch import Tensor
 from tiltlm.data.encoding import Encoder
 from tiltlm.exact import Solution
 from tiltlm.models.base import LanguageModel, Values, is_end, without_end
-from tiltlm.models.causal import CausalLM
+from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.rewards.of_function import OfFunction
@@ -61,6 +61,7 @@ class Facts:
     bound_at   the option that states a bound
     halved     whether the data's rows for values are half successes, whatever the reference's rate of them (pairs)
     teacherless  whether the reference predicts all tokens at once, without reading a completion's own
+    test_prompts  how many there are to measure on, where that is not as it is with those to train on
     """
 
     beta: float
@@ -75,6 +76,12 @@ class Facts:
     bound_at: str = "--task.r-max"
     halved: bool = False
     teacherless: bool = False
+    test_prompts: Literal["one", "several"] | None = None
+
+    @property
+    def measured(self) -> Literal["one", "several", "conditions"]:
+        """Like `prompts`: how many there are to measure on."""
+        return self.test_prompts or self.prompts
 
     @property
     def conditioned(self) -> bool:
@@ -178,8 +185,19 @@ class Problem:
         return self.reference.device
 
     def at(self, beta: float) -> Problem:
-        """The same problem at another temperature."""
-        return replace(self, target=replace(self.target, beta=beta), facts=replace(self.facts, beta=beta))
+        """The same problem at another temperature, without what draws exactly at this one alone. Raises ValueError where
+        its prompts come with such draws."""
+        if beta == self.beta:
+            return self
+        if self.fresh is not None:
+            raise ValueError(
+                f"conditions come with exact draws of pi* at beta {self.beta:g} alone; got beta {beta:g}"
+            )
+        solve = self.solve
+        return replace(
+            self, target=replace(self.target, beta=beta), facts=replace(self.facts, beta=beta), exact=None,
+            solve=None if solve is None else lambda prompts: solve(prompts).at(beta),
+        )  # fmt: skip
 
     # ---- prompts of a step, exact draws -----------------------------------------------------------------------
 
@@ -312,14 +330,20 @@ class Problem:
         judged, bound = _reward_of(reward, tokenizer, reference)
         most = bound if r_max is None else r_max
         facts = Facts(
-            beta, "one" if len(tokens["train"]) == 1 else "several", r_max=None if math.isinf(most) else most,
-            network=isinstance(reference, CausalLM), bound_at="r_max",
+            beta, number(tokens["train"]), r_max=None if math.isinf(most) else most,
+            network=isinstance(reference, CausalLM), bound_at="r_max", test_prompts=number(tokens["test"]),
         )  # fmt: skip
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be 1 or more; got {max_new_tokens}")
         return Problem(
-            Target(reference, judged, beta), tokens, max_new_tokens, stream(seed, "problem"), facts, tokenizer
-        )
+            Target(reference, judged, beta), tokens, max_new_tokens, stream(seed, "problem"), facts, tokenizer,
+            begin=(lambda: steady(reference)) if isinstance(reference, CausalLM) else None,
+        )  # fmt: skip
+
+
+def number(prompts: Sequence[Any] | Tokens) -> Literal["one", "several"]:
+    """How many prompts these are, as `Facts` has it."""
+    return "one" if len(prompts) == 1 else "several"
 
 
 def _model_of(

@@ -9,7 +9,8 @@ SPEED: dict[str, Any] = {"speed": True}
 """The metadata of a setting that changes how fast a result is made, not which: no part of a key."""
 
 ADDED: dict[str, Any] = {"added": True}
-"""The metadata of a setting that came later: at its default it is no part of a key, so older runs are found as before."""
+"""The metadata of a setting that at its default is no part of a key: one that came later, so that older runs are found as
+before, or one that decides which random numbers are drawn and no more."""
 
 
 def hashed(value: Any) -> Any:

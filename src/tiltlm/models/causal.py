@@ -212,3 +212,12 @@ class CausalState(State):
 def copy_of(model: CausalLM) -> CausalLM:
     """An independent copy of `model`: its own parameters, the same values."""
     return copy.deepcopy(model)
+
+
+def steady(reference: CausalLM) -> CausalLM:
+    """A copy of the reference to train, without dropout: it would make ratios to what was drawn noisy."""
+    copied = copy_of(reference).requires_grad_(True)
+    for module in copied.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return copied

@@ -62,6 +62,9 @@ class Bounds(OfTask):
     seed: int = 0
     stage: ClassVar[str] = "bounds"
 
+    def files(self) -> list[str]:
+        return [*super().files(), *self.exact.files()]
+
     def check(self) -> None:
         super().check()
         refuse_conditions(self.stage, self.task.facts())

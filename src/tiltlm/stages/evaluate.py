@@ -74,7 +74,8 @@ class Evaluate(OfTask):
         return f"{name} (beta {beta:g})" if len(self.at) > 1 else name
 
     def files(self) -> list[str]:
-        return [*super().files(), *(name for c in self.counted().cells.values() for name in c.method.files())]
+        own = [name for c in self.counted().cells.values() for name in c.method.files()]
+        return [*super().files(), *own, *self.exact.files()]
 
     def check(self) -> None:
         for each in self.inputs().values():

@@ -11,7 +11,7 @@ from tiltlm.progress import note, steps
 from tiltlm.run import Run
 from tiltlm.samplers.exact_draws import confirm, marked
 from tiltlm.samples import Samples
-from tiltlm.settings import SPEED, at_least_one
+from tiltlm.settings import ADDED, at_least_one
 from tiltlm.stages.task import OfTask, Task
 
 
@@ -25,8 +25,8 @@ class ExactSettings:
     stored: str = ""
     """Take the stored draws of this file (a run's exact.safetensors) instead of drawing."""
 
-    batch_size: int = field(default=1000, metadata=SPEED)
-    """Draws of the reference at once."""
+    batch_size: int = field(default=1000, metadata=ADDED)
+    """Draws of the reference at once; a search counts whole batches."""
 
     max_tries: float = 1e7
     """Refuse if the search would take more draws of the reference than this."""
@@ -34,10 +34,14 @@ class ExactSettings:
     def __post_init__(self) -> None:
         at_least_one(self, "n", "batch_size")
 
+    def files(self) -> list[str]:
+        """Files whose content decides the result."""
+        return [self.stored] if self.stored else []
+
 
 @dataclass(frozen=True)
 class Exact(OfTask):
-    """Exact draws of pi* for the test prompts."""
+    """Exact draws of pi* for the test prompts, or to train on for the training prompt."""
 
     task: Task
     exact: ExactSettings = ExactSettings()
@@ -56,7 +60,7 @@ class Exact(OfTask):
             raise ValueError(why)
 
     def files(self) -> list[str]:
-        return super().files() + ([self.exact.stored] if self.exact.stored else [])
+        return [*super().files(), *self.exact.files()]
 
     def draws(self) -> int:
         """How many exact draws there will be."""
@@ -96,8 +100,9 @@ class Exact(OfTask):
         return samples if samples.exact_at is not None else marked(samples, problem.beta)
 
     def search(self, run: Run[Any], problem: Problem) -> Samples:
-        s, prompts = self.exact, problem.prompts["test"]
-        own = problem.stream.child("exact" if self.purpose == "measuring" else "training")
+        s, measuring = self.exact, self.purpose == "measuring"
+        prompts = problem.prompts["test" if measuring else "train"]
+        own = problem.stream.child("exact" if measuring else "training")
         with steps(self.name) as on_try:
             if len(prompts) > 1 or problem.exact is not None:
                 return problem.exact_draws(prompts, s.n, own, s.batch_size, max_tries=s.max_tries, on_try=on_try)

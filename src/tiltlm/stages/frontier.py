@@ -38,7 +38,7 @@ class Frontier(Evaluate):
         """pi*'s own frontier as far as plain draws can tell; None where every prompt or condition has another, and where
         the reward has no upper bound: nothing then tells what the draws missed."""
         most = problem.facts.r_max
-        if problem.facts.prompts != "one" or most is None:
+        if problem.facts.measured != "one" or most is None:
             return None
         s = self.log_z
         drawn = draw_in_batches(

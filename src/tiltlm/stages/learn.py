@@ -51,6 +51,9 @@ class Learn(OfTask):
         name = called if trained.trains != "value" else "value"
         return Learn(task, trained, fed, cell.fit, cell.net, replace(exact, stored=""), name, seed)
 
+    def counted(self) -> Learn:
+        return Learn.of(self.task, self.cell, self.called, self.exact, self.seed)
+
     @property
     def stage(self) -> str:  # type: ignore[override]
         """`dpo-policy`, `ctl-twist`, `value`."""

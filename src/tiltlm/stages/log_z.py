@@ -21,7 +21,7 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samplers.rejection import Search
 from tiltlm.samplers.smc import SMC, smc, smc_in_batches
 from tiltlm.samples import Samples, conditions_of
-from tiltlm.settings import SPEED, at_least_one
+from tiltlm.settings import ADDED, at_least_one
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.exact import Exact, ExactSettings, exact_of
 from tiltlm.stages.learn import Learn
@@ -63,7 +63,8 @@ class LogZSettings:
     limit: int = 50
     """With a width: at most so many times `draws` or `repeats`."""
 
-    batch_size: int = field(default=2000, metadata=SPEED)
+    batch_size: int = field(default=2000, metadata=ADDED)
+    """Draws at once; each batch of draws of the reference has random numbers of its own."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "draws", "particles", "repeats", "prompts", "batch_size", "limit")
@@ -87,6 +88,13 @@ class CommonLogZ(OfTask):
     seed: int = 0
     stage: ClassVar[str] = "log-z"
 
+    def counted(self) -> CommonLogZ:
+        exact = self.exact if self.exact_wanted else ExactSettings()
+        return replace(self, exact=exact, twist=self.twist if self.log_z.by == "bounds" else None)
+
+    def files(self) -> list[str]:
+        return [*super().files(), *(self.exact.files() if self.exact_wanted else ())]
+
     def inputs(self) -> dict[str, Recipe]:
         needed = self.needs()
         if self.exact_wanted:
@@ -101,7 +109,7 @@ class CommonLogZ(OfTask):
         if self.log_z.by in ("bounds", "rejection"):
             return True
         facts: Facts = self.task.facts()
-        return facts.prompts != "several" and facts.no_exact_draws() is None
+        return facts.measured != "several" and facts.no_exact_draws() is None
 
     def check(self) -> None:
         super().check()
@@ -120,11 +128,11 @@ class CommonLogZ(OfTask):
             raise ValueError(
                 "log Z by rejection wants exact draws that are searched for here: leave --exact.stored out"
             )
-        if facts.prompts == "several" and (s.by == "rejection" or s.width):
+        if facts.measured == "several" and (s.by == "rejection" or s.width):
             raise ValueError("over several prompts log Z comes by reference or bounds: no rejection, and no width")
         if s.by == "enumeration" and not (facts.conditioned and getattr(self.task, "condition_tokens", 0) == 1):
             raise ValueError("enumeration sums over the gap: infill with one token to follow")
-        if s.by == "bounds" and facts.prompts == "one":
+        if s.by == "bounds" and facts.measured == "one":
             Exact(self.task, self.exact, seed=self.seed).refuse_few(s.repeats, "log-z.repeats")
         if s.width and s.by == "reference" and facts.r_max is None:
             raise ValueError(
@@ -133,7 +141,7 @@ class CommonLogZ(OfTask):
 
     def build(self, run: Run[Any]) -> None:
         problem = self.problem(run)
-        if self.log_z.by == "reference" and problem.facts.prompts == "several":
+        if self.log_z.by == "reference" and problem.facts.measured == "several":
             self.by_prompt(run, problem)
             return
         how = {"reference": self.by_reference, "enumeration": self.by_enumeration, "bounds": self.by_bounds}
@@ -225,13 +233,13 @@ class CommonLogZ(OfTask):
         kept = run.inputs["twist"]
         twist: Any = kept.recipe.decoder(kept).twist
         prompts, repeats = problem.prompts["test"], s.repeats
-        if problem.facts.prompts != "one":  # every prompt has an exact draw of its own
+        if problem.facts.measured != "one":  # every prompt has an exact draw of its own
             exact = first_prompts(exact, s.prompts)
             prompts, repeats = exact.prompts, 1
         common: dict[str, Any] = {"max_new_tokens": problem.width, "stream": problem.stream.child("log-z")}
         common["batch_size"] = s.batch_size
         with steps(self.name) as on_step:
-            if s.width and problem.facts.prompts == "one":
+            if s.width and problem.facts.measured == "one":
                 bounds = bounds_to_width(
                     problem.target, twist, prompts, exact, width=s.width, k=max(s.particles), batch=repeats,
                     limit=repeats * s.limit, on_width=on_step, **common,

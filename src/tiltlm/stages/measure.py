@@ -112,7 +112,9 @@ class Measure(OfTask):
     def counted(self) -> Measure:
         if self.absolute:
             return replace(self, twist=self.twist if self.log_z.by == "bounds" else None)
-        return replace(self, twist=None, exact=ExactSettings(), log_z=LogZSettings(by="none"))
+        learn = self.learn()  # exact draws that are stored to train on count, whatever is measured
+        exact = ExactSettings() if learn is None else learn.exact
+        return replace(self, twist=None, exact=exact, log_z=LogZSettings(by="none"))
 
     def inputs(self) -> dict[str, Recipe]:
         needed, learn = self.needs(), self.learn()
@@ -124,13 +126,19 @@ class Measure(OfTask):
         return needed
 
     def files(self) -> list[str]:
-        return [*super().files(), *self.method.files()]
+        return [*super().files(), *self.method.files(), *(self.exact.files() if self.absolute else ())]
 
     def check(self) -> None:
         super().check()
         why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
+        one = self.ruler.prompts == 1 and self.task.facts().measured != "one"
+        if one and self.absolute and self.log_z.by != "enumeration":
+            raise ValueError(
+                "over several prompts log Z errs with each, which the spread over prompts shows, and one has no spread: "
+                "take --ruler.prompts 2 or more, or leave distances out (--ruler.no-absolute)"
+            )
         if self.ruler.also and self.absolute and self.method.trained().trains == "value":
             raise ValueError(
                 "further temperatures (--ruler.also) have another log Z each, and here it is found for one alone: run "
@@ -147,7 +155,7 @@ class Measure(OfTask):
             own = ruler if best or len(ruler.prompts) == 1 else replace(ruler, n=1)
             measured, samples = method.measured(problem, learner, own)
             measured = self.more(problem, learner, measured, own) if best else measured
-            measured = where_it_counts(measured, problem)
+            measured = where_it_counts(measured, problem, len(own.prompts))
             rows = measured.rows(self.name, self.called, self.seed)
             curve += [each | {"updates": updates} for each in rows]
         measured.save(run.folder / "measurement.safetensors")
@@ -222,7 +230,7 @@ class Measure(OfTask):
 
     def shown(self, problem: Problem, samples: Samples) -> list[dict[str, Any]]:
         """Rows for samples.jsonl: of one prompt (or with conditions) those of most weight, of several one each."""
-        if problem.facts.prompts == "several":
+        if problem.facts.measured == "several":
             first = samples.select(slice(0, None, max(1, len(samples) // len(samples.prompts))))
             return (problem.beside or problem.rows)(first.select(slice(0, 200)))
         best = samples.select(samples.log_w.argsort(descending=True)) if samples.log_w is not None else samples
@@ -241,12 +249,14 @@ class Measure(OfTask):
             print(LogZ.from_json(read_json(run.inputs["log_z"].folder / "log_z.json")))
 
 
-def where_it_counts(measured: Measurement, problem: Problem) -> Measurement:
-    """`measured`, each check on those prompts alone on which it means something; left out where there are none."""
+def where_it_counts(measured: Measurement, problem: Problem, prompts: int) -> Measurement:
+    """`measured` on the first `prompts` test prompts, each check on those alone on which it means something; left out where
+    there are none. (Of a single prompt, observations are its draws.)"""
     values = dict(measured.values)
     for name in problem.counts.keys() & values.keys():
         x = values.pop(name)
-        x = x[problem.counts[name][: len(x)].to(x.device)]
+        means = problem.counts[name][:prompts].to(x.device)
+        x = x[means.expand(len(x)) if prompts == 1 else means]
         values |= {name: x} if len(x) else {}
     return replace(measured, values=values)
 

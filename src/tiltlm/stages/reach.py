@@ -54,6 +54,9 @@ class Reach(OfTask):
     seed: int = 0
     stage: ClassVar[str] = "reach"
 
+    def files(self) -> list[str]:
+        return [*super().files(), *self.exact.files()]
+
     def check(self) -> None:
         super().check()
         refuse_conditions(self.stage, self.task.facts())

@@ -77,7 +77,8 @@ class Classified(OfLanguage):
         return Classifier(self.classify, model, base, lm.device, self.name, seed)
 
     def files(self) -> list[str]:
-        return [*super().files(), self.classifier]
+        own = () if self.classifier else (*self.classify.data, self.classify.body)
+        return [*super().files(), self.classifier, *own]
 
     def check(self) -> None:
         super().check()

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-import torch
 import tyro
 
 from tiltlm.device import device_of
 from tiltlm.fit import Fit
-from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.ends import ends_of
 from tiltlm.models.hub import config_of, pretrained
 from tiltlm.problem import Check, Problem, without_ends
@@ -106,12 +105,19 @@ class Language:
         model.tokenizer = self.tokenizer(runs)
         return model.requires_grad_(False)
 
-    def asked(self, tokenizer: Any) -> Tokens:
-        """The prompt, Tokens [1, L]."""
-        ids = list(self.prompt_ids) or tokenizer(self.prompt)["input_ids"]
+    def asked(self, reference: CausalLM) -> Tokens:
+        """The prompt, Tokens [1, L]. Raises ValueError where there is none, or it does not fit the model."""
+        ids = list(self.prompt_ids) or reference.tokenizer(self.prompt)["input_ids"]
         if not ids:
             raise ValueError("the prompt is empty: give --task.prompt a text")
-        return Tokens.of([ids], device_of(self.device, "--task.device"))
+        odd = [i for i in ids if not 0 <= i < reference.vocab_size]
+        if odd:
+            raise ValueError(f"the prompt has token {odd[0]}, and the model knows 0 to {reference.vocab_size - 1}")
+        most = self.positions()
+        if len(ids) + self.new_tokens > most:
+            both = f"{len(ids)} tokens of a prompt and {self.new_tokens} new ones"
+            raise ValueError(f"{both} are more than the {most} that the reference holds: lower --task.new-tokens")
+        return Tokens.of([ids], reference.device)
 
 
 Flat = Annotated[Language, tyro.conf.arg(name="")]
@@ -149,21 +155,12 @@ class OfLanguage(Task):
 
     def problem(self, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
         reference = self.language.reference(runs)
-        prompt = self.language.asked(reference.tokenizer)
+        prompt = self.language.asked(reference)
         reward = self.judged(reference, runs)
         return Problem(
             Target(reference, reward, self.beta), {"train": prompt, "test": prompt}, self.language.new_tokens,
             stream(seed, "twisted"), self.facts(), reference.tokenizer, begin=lambda: steady(reference),
         )  # fmt: skip
-
-
-def steady(reference: CausalLM) -> CausalLM:
-    """A copy of the reference to train, without dropout: it would make ratios to what was drawn noisy."""
-    copied = copy_of(reference).requires_grad_(True)
-    for module in copied.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return copied
 
 
 def reward_terms(reward: Callable[..., Any], reference: CausalLM) -> dict[str, Check]:

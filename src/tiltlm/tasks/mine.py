@@ -15,7 +15,7 @@ import tyro
 from torch import Tensor
 
 from tiltlm.data.asked import Asked, ids_of, read_prompts
-from tiltlm.models.causal import CausalLM
+from tiltlm.models.causal import CausalLM, steady
 from tiltlm.objective import positive
 from tiltlm.problem import Facts, Problem, without_ends
 from tiltlm.rewards.by_name import TextFunction, TextReward, files_of, most_of, text_function
@@ -23,7 +23,7 @@ from tiltlm.run import Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.target import Reward, Target
-from tiltlm.tasks.language import Flat, Language, OfLanguage, reward_terms, steady
+from tiltlm.tasks.language import Flat, Language, OfLanguage, reward_terms
 
 NONE = "none"
 """The reward that is 0 of everything: then pi* is the reference."""
@@ -80,14 +80,14 @@ class Mine(OfLanguage):
         most = most_of(self.reward) if self.r_max is None and self.reward not in ("", NONE) else self.r_max
         return Facts(
             self.beta, "several" if self.several() else "one", r_max=None if most is None or math.isinf(most) else most,
-            atoms=self.atoms or None,
+            atoms=self.atoms or None, test_prompts="several" if self.several("test") else "one",
         )  # fmt: skip
 
-    def several(self) -> bool:
-        """Whether there are several prompts to train on; of a file that is not here any more, as of a run that is read
+    def several(self, split: str = "train") -> bool:
+        """Whether there are several prompts of a split; of a file that is not here any more, as of a run that is read
         elsewhere, that is taken to be so."""
         try:
-            return len(self.rows("train")) > 1
+            return len(self.rows(split)) > 1
         except FileNotFoundError:
             return True
 
