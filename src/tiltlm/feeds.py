@@ -52,6 +52,8 @@ class Draws:
 
     def __post_init__(self) -> None:
         at_least_one(self, "n", "batch_size")
+        if self.prompts < 0:
+            raise ValueError(f"prompts of Draws must be 1 or more, or 0 for all; got {self.prompts}")
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
 def _why_no_twist(facts: Facts, feed: TwistFeed) -> str | None:
     if feed.supply == "stored" and facts.prompts != "one":
         return "stored exact draws (--feed.supply stored) are of one prompt; leave supply at fresh"
+    if feed.prefixes and not facts.network:
+        return "a table's prompts are numbers, and nothing can be drawn behind a prefix: leave --feed.prefixes out"
     return facts.no_exact_draws() if feed.wants_exact else None
 
 

@@ -23,7 +23,7 @@ from tiltlm.ruler.estimate import mean
 from tiltlm.ruler.intervals import of_rate
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
-from tiltlm.settings import SPEED
+from tiltlm.settings import SPEED, at_least_one
 from tiltlm.stages.reference import Reference, refuse_evaluations
 from tiltlm.stages.reporting import Row, row
 from tiltlm.stages.training import train
@@ -67,6 +67,11 @@ class ClassifierSettings:
     """Texts are cut here, while training."""
 
     fit: Fit = Fit(lr=1e-3, weight_decay=0.01, steps=300, warmup=30, batch_size=32)
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "most_tokens")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out is a part of the rows, between 0 and 1; got {self.held_out}")
 
     def names(self) -> list[str]:
         """The classes that the classifier will have, before it is trained."""

@@ -46,6 +46,10 @@ class Draws(OfTask):
     def counted(self) -> Draws:
         return replace(self, task=self.task.untilted())
 
+    def check(self) -> None:
+        refuse_one_prompt(self)
+        super().check()
+
     def build(self, run: Run[Any]) -> None:
         problem = self.problem(run)
         for split in splits_of(problem):
@@ -97,6 +101,14 @@ class Draws(OfTask):
         return make
 
 
+def refuse_one_prompt(recipe: OfTask) -> None:
+    """Raise ValueError where nothing would learn from stored draws."""
+    if recipe.task.facts().prompts != "several":
+        raise ValueError(
+            f"{recipe.name}: stored draws are for many prompts; of one prompt, or of conditions, methods take fresh ones"
+        )
+
+
 def splits_of(problem: Problem) -> list[Split]:
     """The splits that have prompts; a test split that is the training prompts themselves counts too."""
     return [split for split in SPLITS if split in problem.prompts]
@@ -132,6 +144,10 @@ class Labels(OfTask):
 
     def counted(self) -> Labels:
         return replace(self, task=self.task.at(1.0))
+
+    def check(self) -> None:
+        refuse_one_prompt(self)
+        super().check()
 
     def inputs(self) -> dict[str, Recipe]:
         return {"generate": Draws(self.task.untilted(), self.draws, self.seed)} | self.needs()
