@@ -87,6 +87,7 @@ def loaded(problem: Problem, method: Method, net: Net, folder: Path, own: Stream
 
 
 def _policy(problem: Problem, method: Method, net: Net) -> tuple[Problem, Learner]:
+    start = problem
     if net.policy == "head":
         tilted = TiltedPolicy(problem.reference, head(problem, net))
         module, policy = tilted, tilted.decoder()
@@ -97,7 +98,7 @@ def _policy(problem: Problem, method: Method, net: Net) -> tuple[Problem, Learne
         return problem, Learner(module, policy)
     from tiltlm.policies.ppo import ActorCritic
 
-    critic = _critic(problem, net)
+    critic = _critic(start, net)  # its body is a copy of the reference, not of what now has adapters
     return problem, Learner(ActorCritic(module, critic), policy, critic=critic)
 
 

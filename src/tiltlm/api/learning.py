@@ -13,7 +13,7 @@ import torch
 from tiltlm.commands.options import from_json
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.engine import Engine
-from tiltlm.feeds import AnyFeed, Stores, course_of, source_of
+from tiltlm.feeds import AnyFeed, Stores, TwistFeed, course_of, source_of
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json, write_whole
@@ -28,6 +28,7 @@ from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
 from tiltlm.stages.cells import default_cell
+from tiltlm.stages.exact import ExactSettings
 from tiltlm.train import Course
 
 SETTINGS = "tiltlm.json"
@@ -179,7 +180,10 @@ class _silent:
 
 
 def _stores(problem: Problem, method: Method, feed: Any) -> Stores:
-    """Labelled draws of the reference, made when they are first asked for."""
+    """Labelled draws of the reference, exact draws to train on: made when they are first asked for."""
+    if isinstance(feed, TwistFeed):
+        own = problem.stream.child("training")
+        return Stores(exact=lambda: problem.exact_draws(problem.prompts["train"], ExactSettings().n, own))
     if source_of(problem.facts, method.fed, feed) != "stored":
         return Stores()
     made: dict[Split, Groups] = {}
