@@ -98,11 +98,6 @@ class Recipe:
         """The tokenizer of this recipe's texts, and the length its completions have; None where there is none."""
         return None, None
 
-    @property
-    def prompt_room(self) -> int | None:
-        """How many tokens of a prompt are read; longer ones lose their front. None: all."""
-        return None
-
 
 @dataclass(frozen=True)
 class Run(typing.Generic[R]):

@@ -100,7 +100,7 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
 def _of_run(run: Run[Any]) -> Decoder:
     model = run.recipe.decoder(run)  # first: it says where there is none
     tokenizer, most_new = run.recipe.speech(run)
-    room = run.recipe.room(run) if isinstance(run.recipe, OfTask) else run.recipe.prompt_room
+    room = run.recipe.room(run) if isinstance(run.recipe, OfTask) else None
     return Decoder(model, tokenizer, most_new, room)
 
 
