@@ -10,6 +10,7 @@ import torch
 
 import tiltlm as tl
 import tiltlm.stages.training as training
+from tiltlm.commands.run import parse
 from tiltlm.feeds import Draws, Feed, TwistFeed
 from tiltlm.fit import Fit
 from tiltlm.jsonl import read_json
@@ -188,6 +189,27 @@ def test_prefixes_of_a_table_are_refused():
     assert "leave --feed.prefixes out" in replace(default_cell(method("fudge"), Toy().facts()), feed=feed).why_not(
         Toy().facts()
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "words"),
+    [
+        ("animals/rloo", "--fit.epochs 2", "--fit.epochs 0"),
+        ("animals/ctl", "--fit.epochs 2", "--fit.epochs 0"),
+        ("animals/rloo", "--fit.batch-size 1", "--fit.batch-size 2"),
+        ("animals/ctl", "--task.r-max nan", "--task.r-max"),
+        ("animals/ctl", "--feed.tempered nan", "tempered is a power"),
+        ("animals/ctl", "--net.mlp-layers -1", "0 or more"),
+        ("animals/ctl", "--exact.max-tries nan", "max_tries"),
+        ("toxicity-small/ctl", "--task.threshold nan", "threshold"),
+        ("toxicity-small/ctl", "--task.classify.held-out 1", "held_out"),
+        ("dialogues/dpo", "--task.limit -1", "not negative"),
+        ("dialogues/dpo", "--feed.draws.prompts -1", "0 for all"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(name, args, words):
+    with pytest.raises(ValueError, match=words):
+        parse([name, *args.split()], "run").recipe.check()
 
 
 # ---- going on -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ The same objective on another feed is another method: a value, not a class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -110,6 +111,8 @@ class TwistFeed:
 
     def __post_init__(self) -> None:
         at_least_one(self, "particles", "prompts")
+        if not 0 <= self.tempered < math.inf:
+            raise ValueError(f"tempered is a power, 0 or more; got {self.tempered}")
         if self.drawn_by == "mixed" and self.particles % 2:
             raise ValueError(f"mixed draws are half q's, half the reference's: not of {self.particles} particles")
         if self.supply == "stored" and not self.wants_exact:

@@ -54,6 +54,8 @@ class Net:
 
     def __post_init__(self) -> None:
         at_least_one(self, "mlp_factor", "lora_rank")
+        if self.mlp_layers < 0:
+            raise ValueError(f"mlp_layers are hidden layers, 0 or more; got {self.mlp_layers}")
 
     def why_not(self, method: Method, facts: Facts) -> str | None:
         """Why such a network is of no use to a method on such a problem, or None."""

@@ -78,6 +78,10 @@ class Facts:
     teacherless: bool = False
     test_prompts: Literal["one", "several"] | None = None
 
+    def __post_init__(self) -> None:
+        if self.r_max is not None and not math.isfinite(self.r_max):
+            raise ValueError(f"an upper bound of the reward is a number ({self.bound_at}); got {self.r_max}")
+
     @property
     def measured(self) -> Literal["one", "several", "conditions"]:
         """Like `prompts`: how many there are to measure on."""

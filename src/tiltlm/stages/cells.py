@@ -42,13 +42,18 @@ class Cell:
         return None
 
     def _batch(self, facts: Facts) -> str | None:
-        size, feed = self.fit.batch_size, self.feed
+        size, feed, trained = self.fit.batch_size, self.feed, self.method.trained()
+        fresh = source_of(facts, trained.fed, feed) == "fresh"
+        if fresh and self.fit.epochs:
+            return "epochs count passes over fixed data, and here every batch is new: --fit.epochs 0, and set --fit.steps"
         if isinstance(feed, TwistFeed):
             if size == Fit().batch_size:
                 return None
             its = "a twist's batch is its particles (--feed.particles) times its prompts (--feed.prompts)"
             return f"{its}; --fit.batch-size {size} does nothing: leave it out"
-        fresh = source_of(facts, self.method.trained().fed, feed) == "fresh"
+        least = trained.least
+        if fresh and size < least:
+            return f"its baseline wants {least} draws of a prompt in a step or more: --fit.batch-size {least}"
         return unshared(facts, feed, size) if fresh else None
 
     def depends_on_beta(self, facts: Facts) -> bool:

@@ -68,6 +68,8 @@ class Dataset:
     def __post_init__(self) -> None:
         mapping_of(self.columns)
         at_least_one(self, "valid_rows", "own")
+        if min(self.test_rows, self.limit) < 0:
+            raise ValueError(f"test_rows and limit are not negative; got {self.test_rows} and {self.limit}")
 
     @property
     def sources(self) -> list[str]:

@@ -33,6 +33,8 @@ class ExactSettings:
 
     def __post_init__(self) -> None:
         at_least_one(self, "n", "batch_size")
+        if not self.max_tries >= 1:
+            raise ValueError(f"max_tries must be 1 or more; got {self.max_tries}")
 
     def files(self) -> list[str]:
         """Files whose content decides the result."""

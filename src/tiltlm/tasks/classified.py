@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,8 @@ class Classified(OfLanguage):
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ValueError(f"the threshold is a log-odds, a number; got {self.threshold}")
 
     def facts(self) -> Facts:
         atoms = ATOMS if self.threshold is None else (FLOOR, 0.0)
