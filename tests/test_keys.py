@@ -10,6 +10,7 @@ import torch
 
 import tiltlm as tl
 import tiltlm.stages.training as training
+from tiltlm.commands.compared import comparable
 from tiltlm.commands.run import parse
 from tiltlm.feeds import Draws, Feed, TwistFeed
 from tiltlm.fit import Fit
@@ -130,6 +131,23 @@ def test_the_log_z_of_one_prompt_of_several_has_no_error_to_show():
     replace(made, task=Toy(one=True)).check()
 
 
+def test_prompts_left_out_for_their_log_z_are_other_prompts(tmp_path):
+    """Runs that measured fewer prompts because log Z is known of fewer are not paired with those that measured all."""
+    ruler, runs = RulerSettings(n=20), {}
+    for known in (2, 6):
+        settings = LogZSettings(draws=50, prompts=known)
+        runs[known] = ensure(measured(Preset(Toy(), ruler=ruler, log_z=settings), "reference"), tmp_path)
+    free = ensure(measured(Preset(Toy(), ruler=ruler, log_z=LogZSettings(by="none")), "reference"), tmp_path)
+    assert comparable(runs[2], runs[6]) is None and comparable(runs[2], free) is None
+    assert comparable(runs[6], runs[6]) is not None
+
+
+def test_a_log_z_of_other_prompts_is_refused():
+    problem = Toy().problem({}, 0)
+    with pytest.raises(ValueError, match="6 prompts are measured"):
+        tl.measure(problem, problem.reference, n=5, log_z=torch.zeros(2))
+
+
 def test_another_temperature_has_another_solution():
     problem = Toy().problem({}, 0)
     prompts, colder = problem.prompts["test"], problem.at(0.25)
@@ -197,6 +215,7 @@ def test_prefixes_of_a_table_are_refused():
         ("animals/rloo", "--fit.epochs 2", "--fit.epochs 0"),
         ("animals/ctl", "--fit.epochs 2", "--fit.epochs 0"),
         ("animals/rloo", "--fit.batch-size 1", "--fit.batch-size 2"),
+        ("tree/q-sharp", "--method.value.lm-weight 1", "models no language"),
         ("animals/ctl", "--task.r-max nan", "--task.r-max"),
         ("animals/ctl", "--feed.tempered nan", "tempered is a power"),
         ("animals/ctl", "--net.mlp-layers -1", "0 or more"),

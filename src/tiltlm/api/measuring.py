@@ -69,6 +69,8 @@ def measure(
 
 def _with_log_z(problem: Problem, ruler: Ruler, log_z: Any, draws: int) -> Ruler:
     """`ruler` with what is known of log Z."""
+    if isinstance(log_z, Tensor) and log_z.shape not in ((), (1,), (len(ruler.prompts),)):
+        raise ValueError(f"log_z has the shape {list(log_z.shape)}, and {len(ruler.prompts)} prompts are measured")
     if isinstance(log_z, (LogZ, Tensor)):
         return replace(ruler, log_z=log_z)
     if isinstance(log_z, str) and log_z not in ("auto", "none"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -186,12 +187,19 @@ def same_prompts(first: Run[Any], second: Run[Any]) -> bool:
 
     def prompts(run: Run[Any]) -> tuple[Any, ...]:
         ruler = getattr(run.recipe, "ruler", None)
-        drawn = None if ruler is None else (ruler.prompts, ruler.n, ruler.exact)
+        drawn = None if ruler is None else (most_prompts(run.recipe), ruler.n, ruler.exact)
         return task_of(run.recipe, lambda task: task.untilted()), run.recipe.seed, drawn, _exact(run)
 
     one, other = files_of(first), files_of(second)
     changed = any(one[name] != other[name] for name in one.keys() & other.keys())
     return prompts(first) == prompts(second) and not changed
+
+
+def most_prompts(recipe: Any) -> float:
+    """How many test prompts are measured at most: those of the ruler, or of them those whose log Z is known."""
+    most = recipe.ruler.prompts or math.inf
+    by_prompt = getattr(recipe, "absolute", False) and recipe.log_z.by != "enumeration"
+    return min(most, recipe.log_z.prompts) if by_prompt and recipe.task.facts().measured != "one" else most
 
 
 def _exact(run: Run[Any]) -> Any:

@@ -107,6 +107,8 @@ class ValueLearning(Method):
     def why_not(self, facts: Facts) -> str | None:
         if facts.teacherless and self.lm_weight > 0:
             return "a teacherless reference reads no answers: set lm_weight to 0 (--method.value.lm-weight 0)"
+        if not facts.network and self.lm_weight > 0:
+            return "a table of values models no language: set lm_weight to 0 (--method.value.lm-weight 0)"
         return None
 
     def prepare(self, batch: Samples) -> Samples:
