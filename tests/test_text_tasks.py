@@ -330,7 +330,8 @@ def test_infilling_with_log_z_between_bounds(work):
     assert row["n"] == 6 and row["stderr_log_z"] == 0 and row["high"] - row["low"] > 2 * 1.96 * row["stderr"]
     done = tiltlm("run", "infill15-small/ctl", *flags, "--ruler.prompts", "7", cwd=work)
     assert "measured on the 6 prompts whose log Z is known, of 7" in done.stderr
-    assert {row["n"] for row in rows_of(work / done.stdout.splitlines()[-1]) if row["metric"] == "reward"} == {6}
+    row = {row["metric"]: row for row in rows_of(work / done.stdout.splitlines()[-1])}["kl_to_target"]
+    assert row["n"] == 6
 
 
 def test_policies_that_see_no_conditions_refuse_infilling(work):
