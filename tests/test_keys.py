@@ -222,6 +222,7 @@ def test_prefixes_of_a_table_are_refused():
         ("animals/ctl", "--exact.max-tries nan", "max_tries"),
         ("toxicity-small/ctl", "--task.threshold nan", "threshold"),
         ("toxicity-small/ctl", "--task.classify.held-out 1", "held_out"),
+        ("dialogues/dpo", "--task.test-rows 0", "nothing to measure on"),
         ("dialogues/dpo", "--task.limit -1", "not negative"),
         ("dialogues/dpo", "--feed.draws.prompts -1", "0 for all"),
     ],

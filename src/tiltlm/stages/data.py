@@ -78,6 +78,10 @@ class Dataset:
 
     def check(self) -> None:
         """Raise for files that are not there, weights of test data, and data that is to train and test with alike."""
+        if not (self.test_data or self.test_rows):
+            raise ValueError(
+                "nothing to measure on: --task.test-rows 1 or more, or data of its own (--task.test-data)"
+            )
         heavy = [name for name in self.test_data if weighed(name)[1] != 1]
         if heavy:
             raise ValueError(f"{heavy[0]}: test data has no weights, every row of it is one observation")
