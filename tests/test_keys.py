@@ -213,6 +213,7 @@ def test_prefixes_of_a_table_are_refused():
     ("name", "args", "words"),
     [
         ("animals/rloo", "--fit.epochs 2", "--fit.epochs 0"),
+        ("animals/dpo", "--feed.n 5", "--fit.batch-size"),
         ("animals/ctl", "--fit.epochs 2", "--fit.epochs 0"),
         ("animals/rloo", "--fit.batch-size 1", "--fit.batch-size 2"),
         ("tree/q-sharp", "--method.value.lm-weight 1", "models no language"),

@@ -72,7 +72,7 @@ class Feed:
     """Pairs of stored draws: the best and the worst of the first `size`, or every two; ties are left out."""
 
     n: int = 0
-    """Draws of each prompt in a step, live or fresh (0: all of the batch where there is one prompt, else 4)."""
+    """Draws of each prompt in a step, live or fresh, of several (0: 4; of one prompt, all of the batch)."""
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.n < 0:
@@ -168,6 +168,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     source = source_of(facts, fed, feed)
     if 0 < feed.n < method.least and facts.prompts != "one":
         return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
+    if feed.n and source == "fresh" and facts.prompts == "one":
+        return "there is one prompt, and a step's batch is all of it: --feed.n does nothing, set --fit.batch-size"
     if source == "own" and not owned(facts, fed):
         holds = ", ".join(sorted(facts.owns)) or "nothing of its own"
         return f"it learns from {fed}, and the data holds {holds}: take --feed.source stored or fresh"
