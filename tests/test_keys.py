@@ -213,6 +213,7 @@ def test_prefixes_of_a_table_are_refused():
     ("name", "args", "words"),
     [
         ("animals/rloo", "--fit.epochs 2", "--fit.epochs 0"),
+        ("animals/ctl", "--net.start untrained", "--net.start reference"),
         ("animals/dpo", "--feed.n 5", "--fit.batch-size"),
         ("animals/ctl", "--fit.epochs 2", "--fit.epochs 0"),
         ("animals/rloo", "--fit.batch-size 1", "--fit.batch-size 2"),
@@ -231,6 +232,30 @@ def test_prefixes_of_a_table_are_refused():
 def test_what_cannot_be_is_said_before_any_work(name, args, words):
     with pytest.raises(ValueError, match=words):
         parse([name, *args.split()], "run").recipe.check()
+
+
+def test_the_methods_of_a_file_are_names(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text, names in (("ctl dpo", ["ctl", "dpo"]), ("[ctl, dpo]", ["ctl", "dpo"]), ("3", None), ("[]", None)):
+        path.write_text(f"recipe: animals/evaluate\nmethods: {text}\n")
+        if names is None:
+            with pytest.raises(ValueError, match="line 2: methods are names"):
+                parse(["--config", str(path)], "run")
+        else:
+            assert list(parse(["--config", str(path)], "run").recipe.methods) == names
+
+
+def test_methods_on_the_command_line_win_over_those_of_a_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "recipe: animals/evaluate\nmethods: [ctl, rloo]\nctl: {fit: {lr: 2.0e-3}}\nrloo: {fit: {lr: 3.0e-3}}\n"
+    )
+    made = parse(["--config", str(path), "--methods", "sft", "ctl"], "run").recipe
+    assert (
+        made.methods == ("sft", "ctl")
+        and set(made.inputs()) == {"sft", "ctl"}
+        and made.cells["ctl"].fit.lr == 2e-3
+    )
 
 
 # ---- going on -----------------------------------------------------------------------------------------------------

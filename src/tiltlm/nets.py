@@ -63,6 +63,8 @@ class Net:
             return "a plain language model does not see what must follow: take --net.policy head, or a twist"
         if not facts.network and "lora" in (self.policy if method.trains == "policy" else self.body,):
             return "a table has no weights to put adapters beside"
+        if self.start == "untrained" and not facts.untrained and method.trains != "nothing":
+            return "what the reference was before it was trained is not known here: --net.start reference"
         return None
 
 

@@ -61,6 +61,7 @@ class Facts:
     bound_at   the option that states a bound
     halved     whether the data's rows for values are half successes, whatever the reference's rate of them (pairs)
     teacherless  whether the reference predicts all tokens at once, without reading a completion's own
+    untrained    whether it is known what the reference was before it was trained
     test_prompts  how many there are to measure on, where that is not as it is with those to train on
     """
 
@@ -76,6 +77,7 @@ class Facts:
     bound_at: str = "--task.r-max"
     halved: bool = False
     teacherless: bool = False
+    untrained: bool = False
     test_prompts: Literal["one", "several"] | None = None
 
     def __post_init__(self) -> None:

@@ -38,9 +38,14 @@ class Config:
 
     @property
     def methods(self) -> list[str] | None:
-        """The methods of a comparison, where it names some."""
+        """The methods of a comparison, where it names some. Raises ValueError where they are no names."""
         found = self.settings.get("methods")
-        return None if found is None else [str(each) for each in found]
+        names = found.split() if isinstance(found, str) else found
+        if names is not None and not (
+            isinstance(names, list) and names and all(isinstance(x, str) for x in names)
+        ):
+            raise ValueError(f"{self.at(['methods'])}: methods are names, [ctl, dpo] say; got {found!r:.40}")
+        return names
 
     def at(self, keys: Sequence[str]) -> str:
         """The file and the line where these keys stand."""
@@ -82,8 +87,12 @@ def applied(config: Config, recipe: Any) -> Any:
     known = {".".join(each.path): each for each in found} | {each.flag: each for each in found}
     known |= {attribute(each.flag): each for each in found}
     said: dict[tuple[str, ...], Any] = {}
+    compared = getattr(recipe, "methods", None)  # those of the command line, or else the file's
+    left_out = set() if compared is None else {"methods", *(config.methods or ())} - set(compared)
     for keys, value in _plain(config.settings, known):
         name = ".".join(keys)
+        if keys[keys[0] == "cells" and len(keys) > 1] in left_out:
+            continue
         each = known.get(name) or known.get(attribute(name))
         if each is None and _nothing(value):
             continue  # an empty group, or one that is not there (null)

@@ -75,7 +75,7 @@ class StarGraph(Task):
     def facts(self) -> Facts:
         return Facts(
             self.beta, "several", frozenset({"pairs", "values", "answers"}), r_max=1.0, atoms=(0.0, 1.0), log_z=True,
-            source="own", halved=self.values == "pairs", teacherless=self.world.teacherless,
+            source="own", halved=self.values == "pairs", teacherless=self.world.teacherless, untrained=True,
         )  # fmt: skip
 
     def bench(self, seed: int) -> Bench:
