@@ -76,10 +76,11 @@ def numbers(runs: list[Run[Any]]) -> dict[str, Estimate]:
     return found
 
 
-def cost(runs: list[Run[Any]]) -> float:
-    """CPU-seconds of training and measuring, mean over seeds."""
+def cost(runs: list[Run[Any]]) -> str:
+    """CPU-seconds of training and measuring, mean over seeds; empty where some run noted none."""
     own = [[run, *([run.inputs["learnt"]] if "learnt" in run.inputs else [])] for run in runs]
-    return sum(read_json(r.folder / "provenance.json")["cpu_seconds"] for some in own for r in some) / len(runs)
+    took = [read_json(r.folder / "provenance.json").get("cpu_seconds") for some in own for r in some]
+    return "" if None in took else f"{sum(took) / len(runs):.0f}"
 
 
 def shown(e: Estimate | None) -> str:
@@ -95,7 +96,7 @@ def section(task: str) -> list[str]:
         if done:
             values = numbers(done)
             shown_values = " | ".join(shown(values.get(m)) for m in METRICS)
-            lines.append(f"| {name} | {shown_values} | {cost(done):.0f} | {len(done)} |")
+            lines.append(f"| {name} | {shown_values} | {cost(done)} | {len(done)} |")
         elif runs:
             lines.append(f"| {name} | not run |" + " |" * (len(METRICS) + 1))
     if not any("not run" not in line for line in lines):
