@@ -319,7 +319,7 @@ def test_wins_of_unwanted_answers_are_left_out_of_a_measurement():
         table, asked = build("gpt2"), Tokens.of([[5]])
         target = Target(table, lambda samples: torch.zeros(len(samples)), 1.0)
         prompts = {"train": asked, "test": asked}
-        return where_it_counts(found, Problem(target, prompts, 2, stream(0, "x"), Facts(1.0), counts=counts))
+        return where_it_counts(found, Problem(target, prompts, 2, stream(0, "x"), Facts(1.0), counts=counts), 3)
 
     some = fair(win_rate=torch.tensor([True, False, True, True]))
     assert some.values["win_rate"].tolist() == [1.0, 0.5] and len(some.values["reward"]) == 3
