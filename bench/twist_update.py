@@ -35,9 +35,10 @@ def update(case: Case, redraw: bool = True) -> Work:
     from tiltlm.engine import Engine, Optim
     from tiltlm.models.causal import copy_of
     from tiltlm.models.heads import ValueHead
+    from tiltlm.samplers.scenes import OnePrompt
     from tiltlm.seeds import stream
     from tiltlm.twists.ctl import CTL
-    from tiltlm.twists.draws import OnePrompt, TwistDraws
+    from tiltlm.twists.draws import TwistDraws
     from tiltlm.twists.learned import LearnedTwist
 
     target, prompt = problem(case)

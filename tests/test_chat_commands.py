@@ -14,8 +14,7 @@ from command import tiltlm
 from tiltlm.commands.models import load_decoder
 from tiltlm.data.chat import opened
 from tiltlm.models.causal import CausalLM
-from tiltlm.recipes.preferences_lab import Lab
-from tiltlm.recipes.preferences_settings import Base
+from tiltlm.stages.reading import Reader, Reading
 
 TOOL = {"type": "function", "function": {"name": "get", "description": "Weather", "parameters": {}}}
 ASK, YES, NO = (
@@ -97,18 +96,18 @@ def test_a_run_on_conversations_trains_on_one_end_and_reads_long_prompts_as_its_
     rows = [{"prompt": [ASK | {"content": f"hi {k}"}], "chosen": [YES], "rejected": [NO]} for k in range(12)]
     write(tmp_path / "talks.jsonl", *rows)
     done = tiltlm(
-        "run", "dialogues-small/sft", "--data.train", "talks.jsonl", "--data.valid-rows", "2", "--data.test-rows", "2",
-        "--base.model", str(model), "--base.most-tokens", "40", "--base.new-tokens", "8", "--sft.epochs", "1",
-        "--sft.batch-size", "4", "--sft.checkpoints", "1", "--sft.evaluations", "0", cwd=tmp_path,
+        "run", "dialogues/sft-model", "--task.data", "talks.jsonl", "--task.valid-rows", "2", "--task.test-rows", "2",
+        "--task.model", str(model), "--task.most-tokens", "40", "--task.new-tokens", "8", "--task.sft.epochs", "1",
+        "--task.sft.batch-size", "4", "--task.sft.checkpoints", "1", "--task.sft.evaluations", "0", cwd=tmp_path,
     )  # fmt: skip
     run = tmp_path / done.stdout.splitlines()[-1]
-    (data,) = (tmp_path / "runs/dialogues-small/data").iterdir()
+    (data,) = (tmp_path / "runs/dialogues/data").iterdir()
     assert all(
         row["chosen"] == "yes" and row["prompt"].endswith("assistant\n") for row in lines(data / "train.jsonl")
     )
     turn = speaker("tools").convert_tokens_to_ids("<|im_end|>")
     for stop, end in (((), turn), (("5",), 5)):
-        encoder = Lab(Base(str(model), most_tokens=40, new_tokens=8, stop=stop), str(model), 0).encoder
+        encoder = Reading(Reader(str(model), most_tokens=40, new_tokens=8, stop=stop), str(model)).encoder
         answers = encoder.answers(lines(data / "train.jsonl"), "chosen")
         assert {ids[-1] for ids in answers.completions.lists()} == {end}
         assert not {turn, speaker("tools").eos_token_id} & {

@@ -15,7 +15,7 @@ from tiltlm.models.hub import config_of, pretrained
 from tiltlm.run import digests
 from tiltlm.seeds import stream
 
-OWN = ["--language.model="]
+OWN = ["--task.model="]
 MINE = """
 def f(prompts, completions):
     return [0.0] * len(completions)
@@ -52,124 +52,100 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-TWISTED = [
-    (["ctl", "--goal.reward", "file", "--goal.file", "mine.py:gone"], "has no function 'gone'"),
+MINE_F = ["--task.reward", "mine.py:f"]
+TEXT = [
+    ("mine/ctl", ["--task.reward", "mine.py:gone"], "has no function 'gone'"),
+    ("mine/ctl", ["--task.reward", "mine.py:rows"], "takes one argument (lines): a reward is f("),
+    ("mine/ctl", ["--task.reward", "mine.py:needs"], "takes the column 'answer'"),
+    ("mine/ctl", ["--task.reward", "none.py:f"], "none.py: no such file"),
+    ("mine/ctl", ["--task.reward", "mine.py:f + clasifier:judge:1"], "there is no reward 'clasifier"),
+    ("mine/ctl", ["--task.reward", "mine.py:f + classifier:judge:happy"], "has no class 'happy'"),
+    ("mine/exact", MINE_F, "need an upper bound of the reward"),
+    ("mine/sft", ["--ruler.no-absolute", *MINE_F], "need an upper bound"),
+    ("mine/dpg", ["--ruler.no-absolute", "--feed.positives", "exact", *MINE_F], "need an upper bound"),
+    ("sentiment-small/ctl", ["--task.label", "angry"], "has no class 'angry'; it has negative, positive"),
+    ("sentiment-small/ctl", ["--task.label="], "--task.label NAME"),
+    ("sentiment-small/ctl", ["--task.classifier", "judge", "--task.label", "x"], "it has LABEL_0, LABEL_1"),
+    ("sentiment-small/ctl", ["--task.classifier", "gone", "--task.label", "1"], "'gone' is no folder"),
+    ("sentiment-small/ctl", ["--task.classifier", "model", "--task.label", "1"], "no trained classification"),
+    ("sentiment-small/ctl", ["--task.model", "gone"], "'gone' is no folder or hub name"),
+    ("sentiment-small/ctl", ["--task.model", "bare"], "config.json and no weights"),
     (
-        ["ctl", "--goal.reward", "file", "--goal.file", "mine.py:rows"],
-        "takes one argument (lines): a reward is f(",
+        "sentiment-small/ctl",
+        ["--task.model", "model", "--task.new-tokens", "64"],
+        "holds 64 tokens: lower --task.new-tokens",
     ),
-    (["ctl", "--goal.reward", "file", "--goal.file", "mine.py:needs"], "takes the column 'answer'"),
+    ("sentiment-small/ctl", ["--task.new-tokens", "600"], "holds 512 tokens"),
+    ("sentiment-small/ctl", ["--task.classify.body", "gone"], "'gone' is no folder"),
     (
-        ["ctl", "--goal.reward", "file", "--goal.file", "mine.py:f + clasifier:judge:1"],
-        "there is no reward 'clasifier",
-    ),
-    (
-        ["ctl", "--goal.reward", "file", "--goal.file", "mine.py:f + classifier:judge:happy"],
-        "has no class 'happy'",
-    ),
-    (["exact", "--goal.reward", "file", "--goal.file", "mine.py:f"], "need an upper bound of the reward"),
-    (["sft", "--test.no-absolute", "--goal.reward", "file", "--goal.file", "mine.py:f"], "need an upper bound"),
-    (
-        [
-            "dpg",
-            "--test.no-absolute",
-            "--dpg.positives",
-            "exact",
-            "--goal.reward",
-            "file",
-            "--goal.file",
-            "mine.py:f",
-        ],
-        "need an upper bound",
-    ),
-    (
-        ["ctl", "--goal.reward", "classifier", "--goal.label", "angry"],
-        "has no class 'angry'; it has negative, positive",
-    ),
-    (["ctl", "--goal.reward", "classifier", "--goal.label="], "--goal.label NAME"),
-    (
-        ["ctl", "--goal.reward", "classifier", "--goal.classifier", "judge", "--goal.label", "x"],
-        "it has LABEL_0, LABEL_1",
-    ),
-    (
-        ["ctl", "--goal.reward", "classifier", "--goal.classifier", "gone", "--goal.label", "1"],
-        "'gone' is no folder",
-    ),
-    (
-        ["ctl", "--goal.reward", "classifier", "--goal.classifier", "model", "--goal.label", "1"],
-        "no trained classification",
-    ),
-    (["ctl", "--language.model", "gone"], "'gone' is no folder or hub name"),
-    (["ctl", "--language.model", "bare"], "config.json and no weights"),
-    (
-        ["ctl", "--language.model", "model", "--language.new-tokens", "64"],
-        "holds 64 tokens: lower --language.new-tokens",
-    ),
-    (["ctl", "--language.new-tokens", "600"], "holds 512 tokens"),
-    (
-        ["ctl", "--classify.body", "gone", "--goal.reward", "classifier", "--goal.label", "1"],
-        "'gone' is no folder",
-    ),
-    (
-        ["log-z", "--log-z.by", "bounds", "--exact.n", "10"],
+        "sentiment-small/log-z",
+        ["--log-z.by", "bounds", "--exact.n", "10"],
         "20 upper bounds (--log-z.repeats) want as many exact draws",
     ),
-    (["ctl", "--log-z.by", "bounds", "--exact.n", "10"], "raise --exact.n to 20, or lower --log-z.repeats"),
-    (["bounds", "--exact.n", "10"], "20 upper bounds (--bounds.repeats)"),
-    (["reach", "--exact.n", "10"], "20 upper bounds (--reach.repeats)"),
-    (["bounds", "--bounds.estimators", "smcc"], "bounds want estimators of iwae, smc, smc-ess"),
-    (["bounds", "--bounds.estimators", "iwae"], "one of them by SMC"),
-    (["ctl", "--exact.stored", "gone.safetensors"], "gone.safetensors: no such file"),
-    (["ctl", "--ctl.fit.evaluate-every", "5"], "measures nothing while it trains"),
-    (["ctl", "--ctl.drawn-by", "mixed", "--ctl.particles", "7"], "not of 7 particles"),
-    (["q-sharp", "--value.atoms", "1", "0"], "atoms must be two or more increasing numbers"),
-    (["rl", "--rl.target", "linear", "--rl.multi-step", "1"], "multi_step must be"),
+    (
+        "sentiment-small/ctl",
+        ["--log-z.by", "bounds", "--exact.n", "10"],
+        "raise --exact.n to 20, or lower --log-z.repeats",
+    ),
+    ("sentiment-small/bounds", ["--exact.n", "10"], "20 upper bounds (--bounds.repeats)"),
+    ("sentiment-small/reach", ["--exact.n", "10"], "20 upper bounds (--reach.repeats)"),
+    ("sentiment-small/bounds", ["--bounds.estimators", "smcc"], "bounds want estimators of iwae, smc, smc-ess"),
+    ("sentiment-small/bounds", ["--bounds.estimators", "iwae"], "one of them by SMC"),
+    ("sentiment-small/ctl", ["--exact.stored", "gone.safetensors"], "gone.safetensors: no such file"),
+    ("sentiment-small/ctl", ["--fit.evaluations", "5"], "no held-out prompts to evaluate on while it trains"),
+    ("sentiment-small/base", ["--fit.evaluations", "5"], "measures nothing while it trains"),
+    ("sentiment-small/ctl", ["--feed.drawn-by", "mixed", "--feed.particles", "7"], "not of 7 particles"),
+    (
+        "sentiment-small/q-sharp",
+        ["--method.value.atoms", "1", "0"],
+        "atoms must be two or more increasing numbers",
+    ),
+    ("sentiment-small/rl", ["--method.target", "linear", "--method.multi-step", "1"], "multi_step must be"),
 ]
 
 
-@pytest.mark.parametrize(("args", "said"), TWISTED, ids=[said[:30] for _, said in TWISTED])
-def test_twisted_recipes_fail_before_they_work(place, args, said):
-    refused("sentiment-small", place, [args[0], *OWN, *args[1:]], said)
+@pytest.mark.parametrize(("name", "args", "said"), TEXT, ids=[said[:30] for *_, said in TEXT])
+def test_stages_of_text_fail_before_they_work(place, name, args, said):
+    refused(name, place, args if name.endswith("/base") else [*OWN, *args], said)
 
 
-@pytest.mark.parametrize("method", ["ppo", "value"])
+@pytest.mark.parametrize("method", ["ppo", "q-sharp"])
 def test_a_batch_that_cannot_be_shared_out_is_refused(place, method):
-    stage = {"ppo": "ppo", "value": "q-sharp"}[method]
-    args = [stage, *OWN, f"--{method}.fit.batch-size", "4", f"--{method}.conditions", "9"]
-    refused("infill2-small", place, args, "a batch of 4 cannot be shared out among 9 conditions")
+    args = [*OWN, "--fit.batch-size", "4", "--feed.n", "9"]
+    refused(f"infill2-small/{method}", place, args, "9 draws of a prompt (--feed.n) do not fit a batch of 4")
 
 
 PAIRS = [
-    (["exo-rw", "--goal.reward", "mine.py:gone"], "has no function 'gone'"),
-    (["exo-rw", "--goal.reward", "mine.py:rows"], "takes one argument (lines)"),
-    (["exo-rw", "--goal.reward", "mine.py:needs"], "none is kept: name it, --data.keep"),
-    (["exo-rw", "--goal.reward", "classifier:judge:happy"], "has no class 'happy'"),
-    (["exo-rw", "--goal.reward", "reward-model:judge"], "a reward model has one output; this one has 2 classes"),
-    (["exo-rw", "--goal.reward", "reward-model:gone"], "'gone' is no folder"),
-    (["exo-rw", "--goal.reward", "https://"], "is no URL that can be asked"),
-    (["sft", "--base.model", "gone"], "'gone' is no folder"),
-    (["sft", "--base.start", "bare"], "no weights"),
+    (["exo-rw", "--task.reward", "mine.py:gone"], "has no function 'gone'"),
+    (["exo-rw", "--task.reward", "mine.py:rows"], "takes one argument (lines)"),
+    (["exo-rw", "--task.reward", "mine.py:needs"], "none is kept: name it, --task.keep"),
+    (["exo-rw", "--task.reward", "classifier:judge:happy"], "has no class 'happy'"),
+    (["exo-rw", "--task.reward", "reward-model:judge"], "a reward model has one output; this one has 2 classes"),
+    (["exo-rw", "--task.reward", "reward-model:gone"], "'gone' is no folder"),
+    (["exo-rw", "--task.reward", "https://"], "is no URL that can be asked"),
+    (["sft-model", "--task.model", "gone"], "'gone' is no folder"),
+    (["sft-model", "--task.start", "bare"], "no weights"),
     (
-        ["sft", "--base.model", "model", "--base.most-tokens", "65", "--base.new-tokens", "8"],
+        ["sft-model", "--task.model", "model", "--task.most-tokens", "65", "--task.new-tokens", "8"],
         "model holds 64 tokens",
     ),
-    (["sft", "--base.most-tokens", "513"], "the project's own model holds 512 tokens"),
+    (["sft-model", "--task.most-tokens", "513"], "the project's own model holds 512 tokens"),
     (
-        ["base", "--base.model", "model", "--base.most-tokens", "60", "--base.new-tokens", "8"],
+        ["base", "--task.model", "model", "--task.most-tokens", "60", "--task.new-tokens", "8"],
         "there is nothing to train",
     ),
-    (["reward-model", "--judge.body", "gone"], "'gone' is no folder"),
+    (["reward-model", "--task.judge.body", "gone"], "'gone' is no folder"),
     (
-        ["exo-rw", "--data.train", "examples.jsonl"],
-        "a reward model learns from pairs (chosen, rejected) or verdicts (completion, label); the data has prompt",
+        ["exo-rw", "--task.data", "examples.jsonl"],
+        "a reward model learns from pairs (chosen, rejected) or verdicts (prompt, completion, label); the data has prompt",
     ),
     (
-        ["dpo-pref", "--data.train", "examples.jsonl", "--align.source", "data", "--goal.reward", "mine.py:f"],
-        "align.source data wants pairs or groups",
+        ["dpo", "--task.data", "examples.jsonl", "--feed.source", "own", "--task.reward", "mine.py:f"],
+        "it learns from pairs, and the data holds answers",
     ),
-    (["exo-rw", "--data.keep", "answer"], "dialogues of our own making have no column 'answer'"),
+    (["exo-rw", "--task.keep", "answer"], "dialogues of our own making have no column 'answer'"),
     (
-        ["data", "--data.train", "examples.jsonl", "--data.keep", "answer"],
+        ["data", "--task.data", "examples.jsonl", "--task.keep", "answer"],
         "no further column 'answer' to keep; this row has",
     ),
 ]
@@ -177,11 +153,11 @@ PAIRS = [
 
 @pytest.mark.parametrize(("args", "said"), PAIRS, ids=[said[:30] for _, said in PAIRS])
 def test_preference_recipes_fail_before_they_work(place, args, said):
-    refused("dialogues-small", place, args, said)
+    refused(f"dialogues/{args[0]}", place, args[1:], said)
 
 
-def refused(family: str, place: Path, args: list[str], said: str) -> None:
-    done = tiltlm("run", f"{family}/{args[0]}", *args[1:], cwd=place, check=False)
+def refused(name: str, place: Path, args: list[str], said: str) -> None:
+    done = tiltlm("run", name, *args, cwd=place, check=False)
     assert done.returncode == 2 and said in " ".join(done.stderr.split()), done.stderr
     assert not list(place.rglob("checkpoint-*")) and not list(place.rglob("DONE"))
 
@@ -254,17 +230,28 @@ def test_a_column_of_the_data_reaches_a_reward_in_a_recipe(place):
     rows = [{"prompt": f"a dog {k}", "chosen": " a", "rejected": " b", "answer": f"no{k % 10}"} for k in range(24)]
     (place / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = [
-        "--data.train",
+        "--task.data",
         "kept.jsonl",
-        "--data.keep",
+        "--task.keep",
         "answer",
-        "--data.valid-rows",
+        "--task.valid-rows",
         "4",
-        "--data.test-rows",
+        "--task.test-rows",
         "4",
     ]
-    args += ["--base.start", "model", "--base.stop", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
-    args += ["--draws.n", "2", "--goal.reward", "kept.py:right + kept.py:short"]
+    args += [
+        "--task.device",
+        "cpu",
+        "--task.start",
+        "model",
+        "--task.stop",
+        "0",
+        "--task.most-tokens",
+        "60",
+        "--task.new-tokens",
+        "4",
+    ]
+    args += ["--draws.n", "2", "--task.reward", "kept.py:right + kept.py:short"]
     done = tiltlm("run", "pairs/label", *args, cwd=place)
     folder = place / done.stdout.splitlines()[-1]
     labelled = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
@@ -287,17 +274,28 @@ def test_rows_of_one_prompt_must_agree_in_what_is_kept(place):
     ]
     (place / "split.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = [
-        "--data.train",
+        "--task.data",
         "split.jsonl",
-        "--data.keep",
+        "--task.keep",
         "answer",
-        "--data.valid-rows",
+        "--task.valid-rows",
         "4",
-        "--data.test-rows",
+        "--task.test-rows",
         "4",
     ]
-    args += ["--base.start", "model", "--base.stop", "0", "--base.most-tokens", "60", "--base.new-tokens", "4"]
+    args += [
+        "--task.device",
+        "cpu",
+        "--task.start",
+        "model",
+        "--task.stop",
+        "0",
+        "--task.most-tokens",
+        "60",
+        "--task.new-tokens",
+        "4",
+    ]
     done = tiltlm(
-        "run", "pairs/label", *args, "--draws.n", "2", "--goal.reward", "kept.py:right", cwd=place, check=False
+        "run", "pairs/label", *args, "--draws.n", "2", "--task.reward", "kept.py:right", cwd=place, check=False
     )
     assert done.returncode == 2 and "rows of one prompt differ in the columns answer" in done.stderr

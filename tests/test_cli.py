@@ -18,39 +18,56 @@ from tiltlm import cli
 from tiltlm.commands.run import grid, what_varies
 
 # A walker too small and too short to learn anything: it exercises every stage in seconds.
-TINY = ["--network.layers", "1", "--network.width", "16", "--network.mlp", "16"]
-TINY += ["--base.pace.steps", "40", "--base.pace.until", "0", "--base.checkpoint-every", "10"]
-TINY += ["--world.posttrain", "80", "--world.test", "50"]
-TINY_FITS = ["--rollouts.max-tries", "20", "--test.graphs", "50"]
+TINY = ["--task.network.layers", "1", "--task.network.width", "16", "--task.network.mlp", "16"]
+TINY += ["--task.base.steps", "40", "--task.base.until", "0", "--task.base.checkpoint-every", "10"]
+TINY += ["--task.world.posttrain", "80", "--task.world.test", "50"]
+TINY_FITS = ["--task.rollouts.max-tries", "20", "--ruler.prompts", "50"]
 
 
-def test_list_names_every_recipe_without_importing_torch(tmp_path):
+def test_list_names_every_task_and_method_without_importing_torch(tmp_path):
     script = "import sys; from tiltlm.cli import main; main(['list']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "star-graph/q-sharp" in done.stdout and "tree/solve" in done.stdout
+    from tiltlm.methods import names
+    from tiltlm.recipes import tasks
+
+    assert all(f"  {name} " in done.stdout for name in (*tasks(), *names()))
+    assert len(done.stdout.splitlines()) <= 80  # two screens
 
 
-def test_every_listed_recipe_can_be_made_and_knows_its_name():
-    from tiltlm.recipes import catalogue, recipe
+def test_every_stage_of_every_task_can_be_made_and_knows_its_name():
+    from tiltlm.methods import names
+    from tiltlm.recipes import preset_of, recipe, tasks
 
-    names = [name for entry in catalogue() for name in entry.names()]
-    assert len(names) > 40
-    assert [recipe(name).name for name in names] == names
+    for task in tasks():
+        own = preset_of(task).task.stages(0)
+        for stage in (
+            *names(),
+            *own,
+            "evaluate",
+            "exact",
+            "log-z",
+            "generate",
+            "label",
+            "value",
+            "dpo-policy",
+            "ctl-twist",
+        ):
+            assert recipe(f"{task}/{stage}").name == f"{task}/{stage}"
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         (["rum", "star-graph/base"], "Did you mean run?"),
-        (["run", "star-graph/qsharp"], "star-graph/q-sharp"),
-        (["run", "star-graph/q-sharp", "--target.beta", "-1"], "beta must be positive"),
-        (["run", "star-graph/base", "--world.degree", "9"], "distinct labels"),
+        (["run", "star-graph/qsharp"], "q-sharp"),
+        (["run", "star-graph/q-sharp", "--task.beta", "-1"], "beta must be positive"),
+        (["run", "star-graph/base", "--task.world.degree", "9"], "distinct labels"),
         (["score", "exact-answr", "x", "--out", "y"], "exact-answer"),
         (["measure", "."], "not a run folder"),
-        (["run", "star-graph/q-sharp", "--rollouts.n", "0"], "labelled draws"),
-        (["run", "star-graph/dpo", "--rollouts.pairs", "gone.jsonl"], "gone.jsonl: no such file"),
-        (["run", "star-graph/q-sharp", "--guide.calibrate"], "needs none"),
+        (["run", "star-graph/q-sharp", "--task.rollouts.n", "0"], "labelled draws"),
+        (["run", "star-graph/dpo", "--task.rollouts.pairs", "gone.jsonl"], "gone.jsonl: no such file"),
+        (["run", "star-graph/q-sharp", "--method.decode.calibrate"], "needs none"),
     ],
 )
 def test_mistakes_end_in_one_line_that_helps(args, said, tmp_path):
@@ -63,12 +80,12 @@ def test_the_installed_program_works_from_outside(tmp_path):
     assert done.returncode == 0 and "KL(q‖ref)" in done.stdout and "runs/tree/solve" in done.stdout
     assert list((tmp_path / "runs/tree/solve").glob("*/report.json"))
     done = from_outside("run", "tree/slove", cwd=tmp_path)
-    assert done.returncode == 2 and "tree/solve" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Did you mean solve?" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_misspelt_option_names_the_nearest(tmp_path):
-    done = tiltlm("run", "star-graph/dpo", "--dpo.bta", "0.5", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "--dpo.beta" in done.stdout + done.stderr
+    done = tiltlm("run", "star-graph/dpo", "--method.bta", "0.5", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "--method.beta" in done.stdout + done.stderr
 
 
 def test_help_answers_everywhere(capsys):
@@ -83,18 +100,17 @@ def test_help_answers_everywhere(capsys):
 
 
 def test_grid_is_the_product_of_comma_lists():
-    points = grid(["--seed", "1,2", "--target.beta=0.5,1", "--world.reverse"])
-    assert len(points) == 4 and points[0] == ["--seed", "1", "--target.beta=0.5", "--world.reverse"]
-    assert points[3] == ["--seed", "2", "--target.beta=1", "--world.reverse"]
+    points = grid(["--seed", "1,2", "--task.beta=0.5,1", "--task.world.reverse"])
+    assert len(points) == 4 and points[0] == ["--seed", "1", "--task.beta=0.5", "--task.world.reverse"]
+    assert points[3] == ["--seed", "2", "--task.beta=1", "--task.world.reverse"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A folder in which every method has run once, at toy size."""
     folder = tmp_path_factory.mktemp("tiny")
-    fits = [f"--{name}.pace.steps=8" for name in ("value.fit", "dpo-fit", "rpo-fit", "reinforce-fit")]
-    fits += ["--value.fit.pace.until=0"]
-    done = tiltlm("run", "star-graph/evaluate", *TINY, *TINY_FITS, *fits, "--guide.also=1.0", cwd=folder)
+    fits = ["--fit.steps=8", "--fit.until=0"]
+    done = tiltlm("run", "star-graph/evaluate", *TINY, *TINY_FITS, *fits, "--ruler.also=1.0", cwd=folder)
     (folder / "stdout").write_text(done.stdout)
     return folder
 
@@ -109,14 +125,14 @@ def test_evaluate_builds_everything_and_reports_every_method(tiny):
     names = {"recipe", "method", "metric", "value", "stderr", "n", "unit", "low", "high", "interval", "seed"}
     assert all(names <= set(r) <= names | {"doubt"} for r in rows)
     methods = {row["method"] for row in rows}
-    assert {"reference", "optimum (exact)", "reinforce", "dpo", "rpo", "cd", "fudge", "q-sharp"} <= methods
+    assert {"reference", "optimum (exact)", "reinforce", "dpo", "rpo", "cd", "fudge-value", "q-sharp"} <= methods
     needed = {"accuracy", "valid_rate", "reward", "kl_to_reference", "kl_to_target", "objective_gap", "log_z"}
     for method in methods:
         assert needed <= {row["metric"] for row in rows if row["method"] == method}, method
     assert (run_of(tiny, "evaluate") / "frontier.png").stat().st_size > 10_000
     results = json.loads((run_of(tiny, "evaluate") / "results_deg_2_path_3.json").read_text())
     assert {"pretrain", "q# (0.1)", "cd (0.1)", "reinforce", "dpo", "rpo"} <= set(results)
-    classifier = json.loads((run_of(tiny, "classifier") / "report.json").read_text())
+    classifier = json.loads((run_of(tiny, "value") / "report.json").read_text())
     assert {"value_loss_1", "p_wrong_3"} <= {row["metric"] for row in classifier}
     assert "KL(q‖pi*)" in (tiny / "stdout").read_text() and "E[r]" in (tiny / "stdout").read_text()
 
@@ -129,7 +145,7 @@ def test_no_method_comes_out_above_the_optimum(tiny):
 
 
 def test_one_value_model_serves_all_decoders_and_nothing_is_built_twice(tiny):
-    assert len(list((tiny / "runs" / "star-graph" / "classifier").iterdir())) == 1
+    assert len(list((tiny / "runs" / "star-graph" / "value").iterdir())) == 1
     assert len(list((tiny / "runs" / "star-graph" / "base").iterdir())) == 1
 
 
@@ -145,7 +161,9 @@ def test_a_checkpoint_loads_with_transformers_as_it_is(tiny):
 
 def test_provenance_says_where_the_numbers_come_from(tiny):
     said = json.loads((run_of(tiny, "q-sharp") / "provenance.json").read_text())
-    assert said["command"].startswith("tiltlm run star-graph/evaluate --network.layers 1") and said["seed"] == 0
+    assert (
+        said["command"].startswith("tiltlm run star-graph/evaluate --task.network.layers 1") and said["seed"] == 0
+    )
     assert {"torch", "transformers", "tiltlm"} <= set(said["versions"])
 
 
@@ -159,8 +177,8 @@ def test_measure_compares_runs_prompt_by_prompt(tiny):
 
 
 def test_runs_measured_on_different_prompts_are_not_paired(tiny):
-    fits = ["--dpo-fit.pace.steps=8", "--test.graphs=40"]
-    tiltlm("run", "star-graph/dpo", *TINY, "--rollouts.max-tries", "20", *fits, cwd=tiny)
+    fits = ["--fit.steps=8", "--ruler.prompts=40"]
+    tiltlm("run", "star-graph/dpo", *TINY, "--task.rollouts.max-tries", "20", *fits, cwd=tiny)
     runs = [str(path) for path in (tiny / "runs/star-graph/dpo").iterdir()]
     assert len(runs) == 2
     done = tiltlm("measure", *runs, cwd=tiny)
@@ -168,14 +186,14 @@ def test_runs_measured_on_different_prompts_are_not_paired(tiny):
 
 
 def test_another_beta_measures_again_but_trains_nothing_again(tiny):
-    fits = ["--dpo-fit.pace.steps=8", "--test.graphs=50", "--target.beta=0.3"]
-    tiltlm("run", "star-graph/dpo", *TINY, "--rollouts.max-tries", "20", *fits, cwd=tiny)
+    fits = ["--fit.steps=8", "--ruler.prompts=50", "--task.beta=0.3"]
+    tiltlm("run", "star-graph/dpo", *TINY, "--task.rollouts.max-tries", "20", *fits, cwd=tiny)
     assert len(list((tiny / "runs/star-graph/dpo-policy").iterdir())) == 1
     runs = {}
     for folder in (tiny / "runs/star-graph/dpo").iterdir():
         settings = json.loads((folder / "config.json").read_text())["settings"]
-        if settings["test"]["graphs"] == 50:
-            runs[settings["target"]["beta"]] = str(folder)
+        if settings["ruler"]["prompts"] == 50:
+            runs[settings["task"]["beta"]] = str(folder)
     said = tiltlm("measure", runs[0.1], runs[0.3], cwd=tiny).stdout.split("verdict")[1]
     assert "KL(q‖ref)" in said and "KL(q‖pi*)" not in said  # the targets differ, so that distance does not compare
 
@@ -193,7 +211,7 @@ def test_sampling_from_what_draws_nothing_is_refused(tiny, tmp_path):
 
 def test_a_model_of_ones_own_can_be_the_reference_and_pairs_can_come_from_a_file(tiny):
     checkpoint, pairs = run_of(tiny, "base") / "checkpoint-40", run_of(tiny, "rollouts") / "pairs.jsonl"
-    args = [*TINY, "--pretrained", str(checkpoint), "--rollouts.pairs", str(pairs), "--seed", "4"]
+    args = [*TINY, "--task.pretrained", str(checkpoint), "--task.rollouts.pairs", str(pairs), "--seed", "4"]
     done = tiltlm("run", "star-graph/rollouts", *args, cwd=tiny)
     folder = tiny / done.stdout.strip().splitlines()[-1]
     assert (folder / "pairs.jsonl").read_bytes() == pairs.read_bytes()
@@ -289,24 +307,24 @@ def test_over_seeds_by_hand():
 
 
 def test_what_varies_in_a_grid():
-    points = grid(["--seed", "1,2", "--target.beta=0.5,1", "--world.reverse"])
-    assert what_varies(points[3], points) == {"--seed": "--seed 2", "--target.beta": "--target.beta=1"}
+    points = grid(["--seed", "1,2", "--task.beta=0.5,1", "--task.world.reverse"])
+    assert what_varies(points[3], points) == {"--seed": "--seed 2", "--task.beta": "--task.beta=1"}
 
 
 def test_graphs_are_written_in_the_original_s_format_and_read_back(tmp_path):
     """`star-graph/graphs`, then a base pre-trained from that folder; a folder without the files is refused."""
-    sizes = ["--world.pretrain", "64", "--world.posttrain", "80", "--world.test", "50"]
+    sizes = ["--task.world.pretrain", "64", "--task.world.posttrain", "80", "--task.world.test", "50"]
     tiltlm("run", "star-graph/graphs", *sizes, cwd=tmp_path)
     folder = run_of(tmp_path, "graphs")
     names = sorted(path.name for path in folder.glob("*.txt"))
     assert names == [f"deg_2_path_3_nodes_10_{split}.txt" for split in ("50_test", "64_pretrain", "80_posttrain")]
-    tiltlm("run", "star-graph/rollouts", *TINY, "--world.folder", str(folder), cwd=tmp_path)
+    tiltlm("run", "star-graph/rollouts", *TINY, "--task.world.folder", str(folder), cwd=tmp_path)
     pairs = (run_of(tmp_path, "rollouts") / "pairs.jsonl").read_text().splitlines()
     first = (folder / "deg_2_path_3_nodes_10_80_posttrain.txt").read_text().split("\n")[0]
     graph, path = first.split("=")
     row = json.loads(pairs[0])
     assert row["x"][-1] == 11 and row["y_pred_chosen"][-3:] == [int(node) for node in path.split(",")], graph
-    done = tiltlm("run", "star-graph/base", *TINY, "--world.folder", str(tmp_path), cwd=tmp_path, check=False)
+    done = tiltlm("run", "star-graph/base", *TINY, "--task.world.folder", str(tmp_path), cwd=tmp_path, check=False)
     assert done.returncode == 2 and "must hold one file deg_2_path_3_nodes_10*pretrain*.txt" in done.stderr
 
 
@@ -329,7 +347,7 @@ def a_checkpoint_is_complete(folder: Path) -> bool:
 
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(tmp_path):
     """Kill -9 at a random moment after the first checkpoint; the same command ends where an unkilled run does."""
-    command = ["run", "star-graph/base", *TINY, "--network.dropout", "0.1", "--base.pace.steps", "600"]
+    command = ["run", "star-graph/base", *TINY, "--task.network.dropout", "0.1", "--task.base.steps", "600"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     tiltlm(*command, cwd=whole)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tiltlm.commands.compared import comparisons, contestants, footnote
+from tiltlm.commands.compared import ABSOLUTE, comparisons, contestants, footnote, incomparable, same_prompts
 from tiltlm.commands.measure import _metrics, differences
 from tiltlm.commands.prompts import hardest, spread
 from tiltlm.ruler.compare import Difference, holm, over_seeds, p_value, paired
@@ -20,6 +20,7 @@ from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import stream
+from tiltlm.stages.task import OfTask, Task
 
 ROOT = stream(11, "test-compare")
 
@@ -106,8 +107,23 @@ def test_several_seeds_become_one_difference_with_the_error_of_their_spread():
 
 
 @dataclass(frozen=True)
-class Toy(Recipe):
+class Aim(Task):
+    """A task of which nothing but its values is asked."""
+
+    name: str = "f"
+    beta: float = 1.0
+    reward: str = "r"
+    prompts: int = 3
+
+    def untilted(self) -> Aim:
+        return Aim(self.name, prompts=self.prompts)
+
+
+@dataclass(frozen=True)
+class Toy(OfTask):
+    task: Aim = Aim()
     lr: float = 0.1
+    seed: int = 0
     stage: ClassVar[str] = "toy"
 
 
@@ -141,14 +157,14 @@ def runs(tmp_path) -> list[Run]:
         shared = 10 * noise(f"prompts {seed}", 20)
         for kind, shift in ((Toy, 1.0), (Other, 0.0)):
             x = shared + shift + 0.1 * noise(f"{kind.stage} {seed}", 20)
-            found.append(run_of(tmp_path, kind(seed=seed, family="f"), {"objective": x, "reward": 2 * x}))
+            found.append(run_of(tmp_path, kind(seed=seed), {"objective": x, "reward": 2 * x}))
     return found
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_contestant(runs, tmp_path):
     toy, other = contestants(runs)
     assert (toy.name, other.name) == ("toy", "other") and set(toy.runs) == {0, 1, 2}
-    slower = run_of(tmp_path, Toy(lr=0.2, family="f"), {"objective": torch.zeros(20).double()})
+    slower = run_of(tmp_path, Toy(lr=0.2), {"objective": torch.zeros(20).double()})
     names = [each.name for each in contestants([*runs, slower])]
     assert names == ["toy lr=0.1", "other", "toy lr=0.2"]
 
@@ -213,10 +229,28 @@ def test_runs_whose_files_changed_in_between_are_neither_one_method_nor_compared
     made = ((Toy, 0, "aa"), (Toy, 1, "bb"), (Other, 0, "bb"), (Third, 0, "aa"))
     found = []
     for kind, seed, digest in made:
-        run = run_of(tmp_path, kind(seed=seed, family="f"), {"objective": noise(f"{kind.stage} {seed}", 9)})
+        run = run_of(tmp_path, kind(seed=seed), {"objective": noise(f"{kind.stage} {seed}", 9)})
         (run.folder / "config.json").write_text(json.dumps({"files": {"mine.py": digest}}))
         found.append(run)
     own = contestants(found)
     assert [len(each.runs) for each in own] == [1, 1, 1, 1] and len({each.name for each in own}) == 4
     pairs = {(each.first.split()[0], each.second.split()[0]) for each in comparisons(own)}
     assert pairs == {("toy", "third")}
+
+
+def test_what_targets_share_decides_what_can_be_compared(tmp_path):
+    """Another temperature leaves the reward and KL to the reference comparable, another reward only the latter."""
+
+    def made(**changed) -> Run:
+        values = {name: noise(name, 9) for name in ("objective", "reward", "kl_to_reference", "kl_to_target")}
+        return run_of(tmp_path, Toy(Aim(**changed)), values)
+
+    plain, colder, renamed = made(), made(beta=0.5), made(name="g")
+    other, elsewhere = made(reward="s"), made(prompts=4)
+    aimed = {"objective", *ABSOLUTE}
+    assert incomparable(plain, colder) == aimed and same_prompts(plain, colder)
+    assert incomparable(plain, renamed) == set() and same_prompts(plain, renamed)
+    assert incomparable(plain, other) == aimed | {"reward", "win_rate"} and same_prompts(plain, other)
+    assert not same_prompts(plain, elsewhere) and "kl_to_reference" in incomparable(plain, elsewhere)
+    names = [each.name for each in contestants([plain, colder])]
+    assert names == ["toy task.beta=1.0", "toy task.beta=0.5"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from tiltlm import device
 from tiltlm.commands.models import load_decoder
+from tiltlm.commands.options import parsed
 from tiltlm.device import check_devices, device_of
 from tiltlm.recipes import recipe
 from tiltlm.run import ensure
@@ -99,18 +98,21 @@ def metal(monkeypatch, float64: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "field"),
+    "name",
     [
-        ("star-graph/evaluate", "network"),
-        ("animals-small/evaluate", "language"),
-        ("dialogues-small/evaluate", "base"),
+        "star-graph/evaluate",
+        "star-graph/base",
+        "animals/evaluate",
+        "animals/log-z",
+        "dialogues/evaluate",
+        "dialogues/base",
     ],
 )
-def test_a_recipe_s_device_is_looked_at_before_anything_is_built(monkeypatch, tmp_path, name, field):
+def test_a_recipe_s_device_is_looked_at_before_anything_is_built(monkeypatch, tmp_path, name):
     gpus(monkeypatch, 0)
     value = recipe(name)
-    wrong = replace(value, **{field: replace(getattr(value, field), device="cuda")})
-    with pytest.raises(ValueError, match=f"^--{field}.device cuda: torch sees no GPU here"):
+    wrong = parsed(value, ["--task.device", "cuda"])
+    with pytest.raises(ValueError, match=r"^--task\.device cuda: torch sees no GPU here"):
         ensure(wrong, tmp_path)
     assert list(tmp_path.iterdir()) == []
     check_devices(value)
@@ -122,8 +124,8 @@ def test_a_sweep_s_devices_are_looked_at_before_its_first_point(monkeypatch, tmp
 
     gpus(monkeypatch, 0)
     monkeypatch.setenv("TILTLM_RUNS", str(tmp_path))
-    assert main(["sweep", "star-graph/base", "--network.device", "cpu,cuda", *jobs]) == 2
-    assert "--network.device cuda: torch sees no GPU here" in capsys.readouterr().err
+    assert main(["sweep", "star-graph/base", "--task.device", "cpu,cuda", *jobs]) == 2
+    assert "--task.device cuda: torch sees no GPU here" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,23 +5,33 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
+from tiltlm.commands.options import from_json
 from tiltlm.data.encoding import Encoder
 from tiltlm.exact import all_completions, every_pair, log_density, solve
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import _found, ends_of, turn_id
 from tiltlm.models.heads import ValueHead
+from tiltlm.recipes import recipe
+from tiltlm.run import Run, ensure
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samplers.guided import Guided
 from tiltlm.samplers.smc import SMC, smc
 from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
+from tiltlm.stages.reading import Reader, Reading
+from tiltlm.stages.sft import Sft, SftSettings
 from tiltlm.target import Target
+from tiltlm.tasks.language import Language
+from tiltlm.tasks.mine import Mine
+from tiltlm.tasks.pairs import Pairs
+from tiltlm.tasks.words import Words
 
 WORDS = ("<unk>", "<s>", "</s>", "<|eot|>", "<|eom|>", "Is", "it", "?", "Quite", "yes", "no", "user", "assistant")
 CHATML = (
@@ -106,8 +116,8 @@ def test_a_stop_that_is_no_single_token_is_refused(tmp_path, stop, said):
 
 
 def test_a_text_is_no_stop_without_a_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match=r"--base.stop 'yes': this model has no tokenizer"):
-        ends_of(folder(tmp_path), ("yes",), "--base.stop")
+    with pytest.raises(ValueError, match=r"--task.stop 'yes': this model has no tokenizer"):
+        ends_of(folder(tmp_path), ("yes",), "--task.stop")
 
 
 @pytest.mark.parametrize(
@@ -263,91 +273,78 @@ def test_a_run_s_folder_has_the_ends_of_its_model(tmp_path):
     assert ends_of(name, ("<|eom|>",)) == (4,)  # a text: by the run's own tokenizer
 
 
-# ---- the recipes --------------------------------------------------------------------------------------------
+# ---- the tasks ----------------------------------------------------------------------------------------------
 
 
-def test_a_lab_of_preferences_reads_the_model_s_ends_and_stop_overrides(tmp_path):
-    from tiltlm.recipes.preferences_lab import Lab
-    from tiltlm.recipes.preferences_settings import Base
+def reading(path: Path, **settings: Any) -> Reading:
+    """A reader of that model, of short sequences."""
+    return Reading(Reader(str(path), most_tokens=12, new_tokens=4, **settings), str(path))
 
-    path = str(folder(tmp_path, config=2, generation=[2, 3, 4], words=tokenizer()))
-    lab = Lab(Base(path, most_tokens=12, new_tokens=4), path, 0)
-    assert lab.load().eos_ids == lab.encoder.eos_ids == (2, 3, 4)
-    other = Lab(replace(lab.base, stop=("no",)), path, 0)
+
+def test_a_reader_of_preferences_takes_the_model_s_ends_and_stop_overrides(tmp_path):
+    path = folder(tmp_path, config=2, generation=[2, 3, 4], words=tokenizer())
+    read, other = reading(path), reading(path, stop=("no",))
+    assert read.load().eos_ids == read.encoder.eos_ids == (2, 3, 4)
     assert other.load().eos_ids == other.encoder.eos_ids == (10,)
     _found.cache_clear()
-    bare = str(folder(tmp_path / "bare", words=tokenizer(eos=None)))
-    with pytest.raises(ValueError, match=r"names no token that ends a completion: name one \(--base.stop\)"):
-        _ = Lab(Base(bare, most_tokens=12, new_tokens=4), bare, 0).encoder
+    bare = folder(tmp_path / "bare", words=tokenizer(eos=None))
+    with pytest.raises(ValueError, match=r"names no token that ends a completion: name one \(--task.stop\)"):
+        _ = reading(bare).encoder
 
 
 def test_merged_adapters_stop_where_the_settings_said(tmp_path):
-    from tiltlm.recipes.preferences_lab import Lab
-    from tiltlm.recipes.preferences_settings import Base
-    from tiltlm.recipes.preferences_stages import SFT
-    from tiltlm.run import Run
-
-    path = str(folder(tmp_path / "model", config=2, words=tokenizer()))
-    lab = Lab(Base(path, most_tokens=12, new_tokens=4, lora=2, stop=("no",)), path, 0)
+    path = folder(tmp_path / "model", config=2, words=tokenizer())
+    read, sft = reading(path, stop=("no",)), SftSettings(lora=2)
     trained = tmp_path / "run" / "checkpoint-1"
-    lab.trainable().save(trained)
+    read.trainable(lora=sft.lora).save(trained)
     (trained / "COMPLETE").touch()
-    SFT().merge(Run(SFT(), tmp_path / "run", {}), lab)
+    stage = Sft(Pairs(reader=read.reader, sft=sft))
+    stage.merge(Run(stage, tmp_path / "run", {}), read)
     merged = CausalLM.load(tmp_path / "run" / "merged")
     assert WORDS.index("no") in merged.eos_ids
-    own, samples = lab.load(), draw(lab.load(), PROMPTS, n=2, max_new_tokens=4, stream=stream(0, "merged"))
+    own, samples = read.load(), draw(read.load(), PROMPTS, n=2, max_new_tokens=4, stream=stream(0, "merged"))
     torch.testing.assert_close(
         merged.at(0.8).log_prob(samples), own.log_prob(samples)
     )  # fresh adapters add nothing
 
 
-def test_a_twisted_lab_has_a_fixed_length_unless_stop_says_otherwise(tmp_path):
+def test_a_task_on_text_has_a_fixed_length_unless_stop_says_otherwise(tmp_path):
     """With ends, the reward reads texts without them: "yes yes" and "yes yes no" (no: an end) have equal hits."""
-    from tiltlm.recipes.twisted_lab import Lab
-    from tiltlm.recipes.twisted_settings import Goal, Language
-
     path = str(folder(tmp_path, config=2, generation=[2, 3, 4], words=tokenizer()))
     language = Language(path, "Is it ?", new_tokens=3)
-    assert Lab(language, Goal(), 0, path).reference.eos_ids == ()
-    lab = Lab(replace(language, stop=("no", "2")), Goal(words=("no",)), 0, path)
-    assert lab.reference.eos_ids == (10, 2)
-    drawn = draw(lab.reference, lab.prompt, n=200, max_new_tokens=3, stream=stream(0, "lab"))
-    assert len({*lab.reward(drawn).tolist()}) == 1 and drawn.finished.any()
-    assert not any("no" in row["completion"] or "</s>" in row["completion"] for row in lab.readable(drawn))
+    assert Words(language).problem({}, 0).reference.eos_ids == ()
+    problem = Words(replace(language, stop=("no", "2")), words=("no",)).problem({}, 0)
+    assert problem.reference.eos_ids == (10, 2)
+    drawn = draw(problem.reference, problem.prompts["test"], n=200, max_new_tokens=3, stream=stream(0, "lab"))
+    assert len({*problem.target.reward(drawn).tolist()}) == 1 and drawn.finished.any()
+    assert not any("no" in row["completion"] or "</s>" in row["completion"] for row in problem.rows(drawn))
 
 
 def test_terms_of_a_sum_are_reported_and_read_no_end_either(tmp_path):
-    from tiltlm.recipes.twisted_lab import Lab
-    from tiltlm.recipes.twisted_settings import Goal, Language
-
     path = str(folder(tmp_path / "model", config=2, words=tokenizer()))
     mine = tmp_path / "mine.py"
     mine.write_text(
         "def no(prompts, completions):\n    return ['no' in y.split() for y in completions]\n\n\nalso = no\n"
     )
-    goal = Goal(reward="file", file=f"{mine}:no + 0.5*{mine}:also")
-    lab = Lab(Language(path, "Is it ?", new_tokens=3, stop=("no",)), goal, 0, path)
-    drawn = draw(lab.reference, lab.prompt, n=100, max_new_tokens=3, stream=stream(0, "lab"))
-    assert drawn.finished.any() and len(lab.terms()) == 2
-    assert all(not part(drawn).any() for part in [lab.reward, *lab.terms().values()])
-    free = Lab(replace(lab.language, stop=()), goal, 0, path)
-    assert free.reward(drawn).any() and all(part(drawn).any() for part in free.terms().values())
+    task = Mine(Language(path, "Is it ?", new_tokens=3, stop=("no",)), reward=f"{mine}:no + 0.5*{mine}:also")
+    problem = task.problem({}, 0)
+    drawn = draw(problem.reference, problem.prompts["test"], n=100, max_new_tokens=3, stream=stream(0, "lab"))
+    assert drawn.finished.any() and list(problem.checks) == [f"reward[{mine}:no]", f"reward[{mine}:also]"]
+    assert all(not part(drawn).any() for part in [problem.target.reward, *problem.checks.values()])
+    free = replace(task, language=replace(task.language, stop=())).problem({}, 0)
+    assert free.target.reward(drawn).any() and all(part(drawn).any() for part in free.checks.values())
 
 
-def test_an_infilling_with_ends_is_refused_before_any_work(tmp_path):
-    from tiltlm.recipes import recipe
-    from tiltlm.run import ensure
-
-    value = recipe("infill2-small/evaluate")
-    with pytest.raises(ValueError, match=r"leave --language\.stop out"):
-        ensure(replace(value, language=replace(value.language, stop=("1",))), tmp_path)
+@pytest.mark.parametrize("stage", ["evaluate", "ctl", "exact", "dpg-twist"])
+def test_an_infilling_with_ends_is_refused_before_any_work(tmp_path, stage):
+    value = recipe(f"infill2-small/{stage}")
+    task = replace(value.task, language=replace(value.task.language, stop=("1",)))
+    with pytest.raises(ValueError, match=r"leave --task\.stop out"):
+        ensure(replace(value, task=task), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_settings_of_an_older_version_are_refused_in_one_line():
     """A config.json that knows `stop_id` alone."""
-    from tiltlm.recipes.preferences_settings import Base
-    from tiltlm.run import from_json
-
-    with pytest.raises(ValueError, match=r"Base has no setting \['stop_id'\]: written by another version\?"):
-        from_json(Base, {"model": "gpt2", "stop_id": 0})
+    with pytest.raises(ValueError, match=r"no setting task\.reader\.stop_id: written by another version\?"):
+        from_json(recipe("dialogues/sft-model"), {"task": {"reader": {"model": "gpt2", "stop_id": 0}}})

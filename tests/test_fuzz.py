@@ -150,6 +150,7 @@ def said_well(args: list[str], cwd: Path, what: str) -> None:
     except Exception as error:
         pytest.fail(f"{what}: {' '.join(args)}: {type(error).__name__}: {str(error)[:300]}")
     assert done.returncode in (0, 1, 2), f"{what}: {' '.join(args)}: exit status {done.returncode}"
+    assert "has no option" not in done.stderr, f"{' '.join(args)} never read its file: {done.stderr}"
     if done.returncode == 2 and done.stderr.startswith("tiltlm: "):
         lines = done.stderr.strip().split("\n")
         assert len(lines) == 1 and len(lines[0]) > 12, f"{what}: {' '.join(args)}: {done.stderr[:600]}"
@@ -164,7 +165,23 @@ COMMANDS: list[list[str]] = [
     ["score", "exact-answer", "IN", "--out", "out.jsonl"],
     ["score", "own.py:length", "IN", "--out", "out.jsonl"],
     ["sample", "model", "--prompts", "IN", "--out", "out.jsonl", "--max-new-tokens", "2"],
-    ["run", "pairs/data", "--data.train", "IN", "--base.model="],
+    ["run", "pairs/data", "--task.data", "IN", "--task.model="],
+    [
+        "run",
+        "mine/reference",
+        "--task.prompts",
+        "IN",
+        "--task.model",
+        "model",
+        "--task.reward",
+        "own.py:length",
+        "--task.new-tokens",
+        "2",
+        "--ruler.n",
+        "2",
+        "--log-z.draws",
+        "4",
+    ],
 ]
 
 
@@ -229,14 +246,16 @@ SPOILERS: list[Spoil] = [damaged, json_spoilt, json_spoilt, lambda data, by: by.
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A folder with a finished run of stages that train and that measure."""
+    """A folder with finished runs of stages that train, that measure and that compare."""
     folder = tmp_path_factory.mktemp("fuzzed-runs")
-    tiny = ["--language.model=", "--language.stories", "100", "--language.new-tokens", "4", "--exact.n", "10"]
-    tiny += ["--language.fit.pace.steps", "4", "--language.fit.pace.warmup", "1", "--log-z.draws", "200"]
-    tiny += ["--test.n", "20", "--ctl.fit.pace.steps", "2", "--ctl.particles", "4", "--exact.batch-size", "100"]
-    tiltlm("run", "animals-small/ctl", *tiny, cwd=folder)
+    tiny = ["--task.model=", "--task.stories", "100", "--task.new-tokens", "4", "--exact.n", "10"]
+    tiny += ["--task.fit.steps", "4", "--task.fit.warmup", "1", "--log-z.draws", "200"]
+    tiny += ["--ruler.n", "20", "--fit.steps", "2", "--feed.particles", "4", "--exact.batch-size", "100"]
+    tiltlm("run", "animals/ctl", *tiny, cwd=folder)
+    compared = ["run", "animals/evaluate", "--methods", "reference", "ctl", *tiny]
+    tiltlm(*compared, cwd=folder)
     tiltlm("run", "tree/solve", cwd=folder)
-    (folder / "command").write_text(json.dumps(["run", "animals-small/ctl", *tiny]))
+    (folder / "commands").write_text(json.dumps([["run", "animals/ctl", *tiny], compared]))
     return folder
 
 
@@ -247,7 +266,7 @@ NAMES += ("measurement.safetensors", "samples.safetensors", "exact.safetensors",
 def test_no_broken_run_folder_ends_in_a_traceback(runs):
     files = sorted(path for path in (runs / "runs").rglob("*") if path.name in NAMES)
     folders = sorted({str(path.parent.relative_to(runs)) for path in files if path.name == "report.json"})
-    again = json.loads((runs / "command").read_text())
+    again = json.loads((runs / "commands").read_text())
     (runs / "p.jsonl").write_text('{"prompt": [1, 2]}\n')
     for seed in range(FIRST, FIRST + RUN_CASES):
         by = random.Random(f"runs {seed}")
@@ -255,7 +274,7 @@ def test_no_broken_run_folder_ends_in_a_traceback(runs):
         before = path.read_bytes()
         path.write_bytes(by.choice(SPOILERS)(before, by))
         undone = path.parent / "DONE"
-        commands = [["measure", *folders], ["report", *folders, "--out", "page.html"], again]
+        commands = [["measure", *folders], ["report", *folders, "--out", "page.html"], *again]
         commands += [["sample", by.choice(folders), "--prompts", "p.jsonl", "--out", "y.jsonl"]]
         try:
             said_well(

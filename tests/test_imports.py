@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "tiltlm"
 ORDER = [
-    {"mistakes", "stopping", "tensors", "jsonl", "progress"},
+    {"mistakes", "stopping", "tensors", "jsonl", "progress", "settings"},
     {"seeds", "samples", "lock"},
     {"device"},
     {"groups"},
@@ -17,15 +19,24 @@ ORDER = [
     {"rewards"},
     {"samplers"},
     {"data"},
+    {"problem"},
     {"experience"},
+    {"method"},
     {"policies"},
     {"twists"},
     {"engine"},
     {"train", "tracking"},
+    {"fit"},
+    {"feeds", "nets"},
     {"ruler"},
+    {"decoders"},
+    {"methods"},
     {"run"},
+    {"stages"},
+    {"tasks"},
     {"recipes"},
     {"commands"},
+    {"api"},
     {"cli"},
 ]
 FLOOR = {room: k for k, rooms in enumerate(ORDER) for room in rooms}
@@ -60,3 +71,12 @@ def test_every_room_has_a_place_in_the_order():
         p.name.removesuffix(".py") for p in SOURCE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
     }
     assert rooms - {"__init__"} == set(FLOOR)
+
+
+def test_the_page_on_architecture_has_the_rooms_in_this_order():
+    """docs/architecture.md: no room of its table stands before one that it may import, and none is missing."""
+    table = PAGE.read_text(encoding="utf-8").split("| room |")[1].split("\n\n")[0]
+    lines = [re.findall(r"`([a-z_]+)/?`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    floors = [FLOOR[room] for line in lines for room in line]
+    assert floors == sorted(floors)
+    assert {room for line in lines for room in line} == set(FLOOR)

@@ -282,7 +282,7 @@ def test_a_refused_file_offers_the_mapping_that_fits_and_it_does(row, fit, tmp_p
     assert suggested(row) == f"--columns {fit}"
     path = write(tmp_path / "rows.jsonl", row, row)
     done = tiltlm("prepare", str(path), "--out", "out.jsonl", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and f"would this fit? --columns {fit} (in a recipe" in done.stderr
+    assert done.returncode == 2 and f"would this fit? --columns {fit} (of a task" in done.stderr
     tiltlm("prepare", str(path), "--out", "out.jsonl", *shlex.split(suggested(row)), cwd=tmp_path)
     assert (tmp_path / "out.jsonl").read_text()
 
@@ -317,7 +317,7 @@ def test_an_encoding_that_is_named_is_used_and_a_wrong_one_named_by_its_byte(tmp
     path.write_bytes(data)
     assert read_preferences(path, encoding="latin-1").rows[1]["prompt"] == "é"
     at = data.index(b"\xe9")
-    said = rf"a\.jsonl: cannot be read as UTF-8: byte {at} \(line 2\) is not of it .*--encoding cp1252 .*--data\.encoding"
+    said = rf"a\.jsonl: cannot be read as UTF-8: byte {at} \(line 2\) is not of it .*--encoding cp1252 .*--task\.encoding"
     with pytest.raises(ValueError, match=said):
         read_preferences(path)
     with pytest.raises(ValueError, match=r"there is no encoding 'latin-one'; such are utf-8"):

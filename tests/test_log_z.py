@@ -68,6 +68,17 @@ def test_of_pairs_by_hand(tmp_path):
     assert again == found and torch.equal(again.each, found.each)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"low": []}, {"value": 10**400}, {"stderr": "x"}, {"certificate": [1.0]}, {"lower": {}}, {"each": "x"}],
+)
+def test_a_stored_log_z_with_something_else_for_a_number_is_refused(wrong):
+    stored = LogZ(0.5, 0.1, source="draws", low=0.0, high=1.0).to_json()
+    assert LogZ.from_json(stored).value == 0.5
+    with pytest.raises(ValueError, match="not a stored log Z"):
+        LogZ.from_json(stored | wrong)
+
+
 def test_a_log_z_per_prompt_is_subtracted_prompt_by_prompt():
     w = world(beta=0.4)
     exact = w.log_z()
@@ -292,3 +303,18 @@ def test_bounds_that_contradict_each_other_on_every_prompt_are_refused_however_p
     with pytest.raises(ValueError, match="lie above the upper ones"):
         LogZ.of_pairs(where + apart, where, "pairs")
     assert LogZ.of_pairs(where, where + apart, "pairs").gap == pytest.approx(0.5)
+
+
+def test_runs_of_several_prompts_know_each_one_s_log_z():
+    """Lognormal weights, log Z = mu_p + 1/2: the mean over 400 prompts is unbiased at n = 50; the plain log is not."""
+    generator = torch.Generator().manual_seed(3)
+    mu = torch.linspace(-2, 2, 400, dtype=torch.float64)
+    log_w = mu[:, None] + torch.randn(400, 50, generator=generator, dtype=torch.float64)
+    found, truth = LogZ.of_runs(log_w, "draws"), mu + 0.5
+    assert found.each is not None and found.paired and found.shared_stderr == 0
+    off = found.each - truth
+    assert abs(float(off.mean())) < 4 * float(off.std()) / 20
+    plain = log_w.logsumexp(1) - math.log(50) - truth
+    assert float(plain.mean()) < -2 * float(plain.std()) / 20  # the bias that the correction takes off
+    assert abs(found.stderr - float(off.std()) / 20) < 0.3 * found.stderr
+    assert "of" in LogZ.of_runs(3 * log_w, "draws").doubt and not LogZ.of_runs(0.1 * log_w, "draws").doubt

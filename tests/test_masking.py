@@ -19,7 +19,7 @@ from tiltlm.rewards.masking import is_masked, mask, secrets_in, without_secrets
         ("https://[::1]:80/score", "https://[::1]:80/score"),
         ("HTTPS://ann:x@host", "HTTPS://***@host"),
         ("a.py:f + 0.5*https://ann:x@host/s - b.py:g", "a.py:f + 0.5*https://***@host/s - b.py:g"),
-        ("--goal.reward=https://ann:x@host/s", "--goal.reward=https://***@host/s"),
+        ("--task.reward=https://ann:x@host/s", "--task.reward=https://***@host/s"),
         ("no url: ann:hunter2@host", "no url: ann:hunter2@host"),
     ],
 )
@@ -50,12 +50,12 @@ def test_a_query_value_that_sounds_like_a_credential_leaves_a_digest(name, form)
 
 def test_settings_are_masked_at_any_depth_and_others_stay():
     given = {
-        "goal": {"file": "https://u:p@h/?key=1", "beta": 0.5},
+        "task": {"reward": "https://u:p@h/?key=1", "beta": 0.5},
         "names": ("https://t@h", "x"),
         "n": [None, 3, True],
     }
     found = without_secrets(given)
-    assert found["goal"]["file"].startswith("https://***@h/?key=***") and found["goal"]["beta"] == 0.5
+    assert found["task"]["reward"].startswith("https://***@h/?key=***") and found["task"]["beta"] == 0.5
     assert found["names"] == ("https://***@h", "x") and found["n"] == [None, 3, True]
 
 

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from tiltlm.models.table import TableLM
 from tiltlm.recipes import recipe
-from tiltlm.recipes.modes import Case, Solve, World, minima, policy_classes
 from tiltlm.run import ensure
+from tiltlm.samples import Tokens
+from tiltlm.stages.measure import RulerSettings, ruler_of
+from tiltlm.stages.modes_solve import Case, Solve, World, minima, policy_classes
+from tiltlm.tasks.modes import Modes
 
 Y = np.linspace(-6, 6, 121)
 REWARD = np.exp(-((Y + 2) ** 2) / 2) + 0.9 * np.exp(-((Y - 2) ** 2) / 2)
@@ -92,7 +96,7 @@ def test_reported_numbers_are_plain_sums(found):
     mean = (pi_star() * Y).sum()
     assert q["mean"] == pytest.approx(mean, abs=1e-7) and p["mean"] == pytest.approx(mean, abs=1e-10)
     assert q["width"] == pytest.approx(math.sqrt((pi_star() * (Y - mean) ** 2).sum()), abs=1e-7)
-    policy = Solve().fit(World(121, 0.1, 0.9), Case("small", "dpo-rw", 1.0))[0][1].numpy()
+    policy = Solve(Modes()).fit(World(121, 0.1, 0.9), Case("small", "dpo-rw", 1.0))[0][1].numpy()
     density = np.exp(-(((Y - policy[0]) / math.exp(policy[1])) ** 2) / 2)
     density /= density.sum()
     assert q["kl_to_target"] == pytest.approx(divergence(density, pi_star()), abs=1e-10)
@@ -117,7 +121,7 @@ def test_small_groups_from_the_reference_make_exo_rw_cover(found):
 
 def test_tempering_moves_where_exo_rw_lets_go_of_its_hill():
     """beta 0.15: beta_pi 1 still stands on a hill; beta_pi 0.5, with its flatter target, covers both."""
-    value = replace(recipe("modes/solve"), beta=0.15)
+    value = Solve(Modes(beta=0.15))
     world = value.world
     widths = [value.fit(world, Case("small", "exo-rw", beta_pi))[0][1][1].exp().item() for beta_pi in (1.0, 0.5)]
     assert widths[0] < 0.5 and widths[1] > 1.5
@@ -158,6 +162,40 @@ def test_the_same_rows_twice_a_picture_and_a_table(run, tmp_path, capsys):
 
 
 def test_impossible_settings_are_refused():
-    for wrong, said in (({"beta": 0.0}, "beta"), ({"also": (-1.0,)}, "also"), ({"sizes": (1,)}, "two draws")):
+    for wrong, said in (
+        ({"beta_pi": 0.0}, "beta_pi"),
+        ({"also": (-1.0,)}, "also"),
+        ({"sizes": (1,)}, "two draws"),
+    ):
         with pytest.raises(ValueError, match=said):
             replace(recipe("modes/solve"), **wrong)
+    for wrong, said in (({"beta": 0.0}, "beta"), ({"second": -1.0}, "second"), ({"points": 2}, "three points")):
+        with pytest.raises(ValueError, match=said):
+            Modes(**wrong)
+
+
+# ---- the task ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_task_is_the_same_line():
+    """Reward, bound, log Z, E[r] and KL(pi*‖q) of the problem by plain sums, at two temperatures."""
+    for beta in (0.1, 0.3):
+        task = Modes(beta=beta)
+        problem, prompt = task.problem({}, 0), Tokens.of([[0]])
+        assert task.facts().r_max == pytest.approx(REWARD.max(), abs=1e-12)
+        log_z = math.log(np.exp(REWARD / beta).mean())
+        assert problem.log_z(prompt, beta).item() == pytest.approx(log_z, abs=1e-10)
+        q = TableLM(1, 121, 1)
+        q.tables[0].data[0, 0] = torch.from_numpy(-((Y - 1) ** 2))
+        density = np.exp(-((Y - 1) ** 2)) / np.exp(-((Y - 1) ** 2)).sum()
+        assert problem.expected_reward(q, prompt).item() == pytest.approx((density * REWARD).sum(), abs=1e-10)
+        far = divergence(pi_star(beta), density)
+        assert problem.further(q, prompt)["kl_from_target"].item() == pytest.approx(far, abs=1e-9)
+
+
+def test_the_figure_and_the_task_tell_the_same_pi_star(found):
+    problem = Modes().problem({}, 0)
+    rows = problem.optimum(ruler_of(problem, RulerSettings(n=4))).rows("modes", "optimum (exact)", 0)
+    numbers = {row["metric"]: row["value"] for row in rows}
+    for metric in ("reward", "objective", "kl_to_target", "kl_from_target"):
+        assert numbers[metric] == pytest.approx(found["pi*"][metric], abs=1e-10)

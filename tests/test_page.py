@@ -9,29 +9,17 @@ from typing import ClassVar
 import pytest
 import torch
 
-from test_compare import Other, Third, Toy, noise, run_of
+from test_compare import Aim, Other, Third, Toy, noise, run_of
 from tiltlm.commands.compared import contestants
 from tiltlm.commands.page_curves import POINTS, by_metric, curves, thinned
 from tiltlm.commands.page_tables import alike, result_tables, verdict, verdicts, warnings
 from tiltlm.ruler.judge import doubt
-from tiltlm.run import Recipe, Run
+from tiltlm.run import Run
 
 
 @dataclass(frozen=True)
-class Judge(Recipe):
+class Judge(Toy):
     stage: ClassVar[str] = "reward-model"
-
-
-@dataclass(frozen=True)
-class Goal:
-    beta: float = 1.0
-    reward: str = "r"
-
-
-@dataclass(frozen=True)
-class Aimed(Toy):
-    goal: Goal = Goal()
-    stage: ClassVar[str] = "aimed"
 
 
 @pytest.fixture
@@ -43,7 +31,7 @@ def three(tmp_path) -> list[Run]:
         Toy: shared + 1 + 0.1 * noise("toy", 30),
         Third: shared + 1 + 0.1 * noise("third", 30),
     }
-    return [run_of(tmp_path, kind(family="f"), {"objective": x, "reward": 2 * x}) for kind, x in values.items()]
+    return [run_of(tmp_path, kind(), {"objective": x, "reward": 2 * x}) for kind, x in values.items()]
 
 
 def test_the_verdict_says_who_is_ahead_of_whom(three):
@@ -68,11 +56,9 @@ def test_two_that_are_apart_and_two_that_are_not(three):
 
 def test_methods_of_another_target_are_judged_by_themselves(tmp_path):
     runs = [
-        run_of(
-            tmp_path, kind(family="f", goal=Goal(reward=reward)), {"objective": noise(f"{reward} {kind.stage}", 9)}
-        )
+        run_of(tmp_path, kind(Aim(reward=reward)), {"objective": noise(f"{reward} {kind.stage}", 9)})
         for reward in ("r", "s")
-        for kind in (Aimed, type("AimedToo", (Aimed,), {"stage": "too"}))
+        for kind in (Toy, Other)
     ]
     assert [len(group) for group in alike(contestants(runs))] == [2, 2] and len(verdicts(runs)) == 2
 
@@ -99,14 +85,14 @@ def test_a_reward_model_no_better_than_a_coin_or_length_is_said_in_words(tmp_pat
     ]
     assert "on 128 verdicts, not shown to be better than always the commoner one (0.600;" in doubt(verdicts)
     assert "difference 0.000 (" in doubt(accuracies((0.75, 0.67, 0.83), (0.0, None, None)))  # alike on every pair
-    run = run_of(tmp_path, Judge(family="f"), {"accuracy": noise("judge", 3)})
+    run = run_of(tmp_path, Judge(), {"accuracy": noise("judge", 3)})
     (run.folder / "report.json").write_text(json.dumps(accuracies((0.55, 0.46, 0.64), (-0.05, -0.1, 0.0))))
     (said,) = warnings([run])
     assert said.startswith("f/reward-model, seed 0: the reward model") and "coin" in said
 
 
 def test_stages_that_are_no_methods_stand_apart_a_line_a_number(three, tmp_path):
-    run = run_of(tmp_path, Judge(family="f"), {"accuracy": noise("judge", 3)})
+    run = run_of(tmp_path, Judge(), {"accuracy": noise("judge", 3)})
     (run.folder / "measurement.safetensors").unlink()
     (run.folder / "report.json").write_text(json.dumps(accuracies((0.7, 0.6, 0.8), (0.1, 0.0, 0.2))))
     methods, way = result_tables([*three, run])
@@ -125,6 +111,11 @@ def test_curves_are_thinned_to_means_and_skip_what_is_no_number(tmp_path):
     assert curves(tmp_path) == {}
     (tmp_path / "evals.jsonl").write_text(json.dumps({"step": 3, "objective": 0.5}) + "\n")
     assert curves(tmp_path) == {"on the way: objective": [[3, 0.5]]}
+    rows = [{"method": "ctl", "metric": "reward", "value": v, "updates": k} for k, v in ((10, 0.5), (20, 0.7))]
+    (tmp_path / "curve.json").write_text(json.dumps(rows))
+    assert curves(tmp_path)["measured: reward"] == [[10, 0.5], [20, 0.7]]
+    (tmp_path / "curve.json").write_text(json.dumps([*rows, rows[0] | {"method": "dpo"}]))
+    assert "measured: reward" not in curves(tmp_path)  # a comparison: its methods have curves of their own
 
 
 def test_a_verdict_over_seeds_averages_them(tmp_path):
@@ -132,8 +123,7 @@ def test_a_verdict_over_seeds_averages_them(tmp_path):
     for seed in (0, 1, 2):
         shared = noise(f"seed {seed}", 8)
         runs += [
-            run_of(tmp_path, kind(seed=seed, family="f"), {"objective": shared + up})
-            for kind, up in ((Toy, 1), (Other, 0))
+            run_of(tmp_path, kind(seed=seed), {"objective": shared + up}) for kind, up in ((Toy, 1), (Other, 0))
         ]
     found = verdict(contestants(runs))
     means = torch.stack([noise(f"seed {seed}", 8).mean() for seed in (0, 1, 2)])
@@ -145,8 +135,7 @@ def test_a_method_that_shares_no_seed_with_the_highest_is_not_called_the_highest
     """other was trained from two seeds, each of the rest from one: the rest are never compared with each other."""
     made = ((Other, 0, 0.0), (Other, 1, 0.0), (Toy, 0, 2.0), (Third, 1, 1.0))
     runs = [
-        run_of(tmp_path, kind(seed=seed, family="f"), {"objective": noise(f"seed {seed}", 30) + up})
-        for kind, seed, up in made
+        run_of(tmp_path, kind(seed=seed), {"objective": noise(f"seed {seed}", 30) + up}) for kind, seed, up in made
     ]
     (group,) = alike(contestants(runs))
     found = verdict(group)

@@ -234,20 +234,21 @@ def token_by_token(model, groups: Groups) -> Tensor:
 def test_log_ratios_equal_a_loop_over_tokens_and_vanish_for_the_reference():
     groups = drawn_groups()
     policy, reference = (build("gpt2", torch.float64, seed=seed) for seed in (0, 1))
-    h = ExoRw().loss(policy, groups).metrics["h"]
+    h = ExoRw(0.5).loss(policy, groups).metrics["h"]
     loop = (token_by_token(policy, groups) - token_by_token(reference, groups)).reshape(2, 3).mean(1)
     near(h.double(), loop, NETWORK)
-    assert ExoRw().loss(reference, groups).metrics["h"].abs().max() < NETWORK
+    assert ExoRw(0.5).loss(reference, groups).metrics["h"].abs().max() < NETWORK
     assert h.abs().min() > 1e-3
 
 
 PAIR_METHODS = [
-    ExoPref(), CDPO(), RobustDPO(), IPO(), IPO(normalise="mean"), Hinge(), APO(), APO(anchor="down"), SimPO(), ORPO()
+    ExoPref(0.5), CDPO(0.1), RobustDPO(0.1), IPO(0.1), IPO(0.1, normalise="mean"), Hinge(0.1), APO(0.1),
+    APO(0.1, anchor="down"), SimPO(), ORPO(),
 ]  # fmt: skip
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("objective", [ExoRw(), DpoRw(), *PAIR_METHODS], ids=lambda x: repr(x))
+@pytest.mark.parametrize("objective", [ExoRw(0.5), DpoRw(0.5), *PAIR_METHODS], ids=lambda x: repr(x))
 def test_a_row_s_loss_depends_on_its_group_alone(objective):
     """Batch mates, padding and micro-batches: row by row, in parts, and all at once give the same losses."""
     groups, policy = drawn_groups(), build("gpt2", torch.float64)
@@ -281,7 +282,7 @@ def test_micro_batches_of_a_group_method_give_the_same_update():
     found = []
     for size in (0, 4, 1):
         model = build("gpt2", torch.float64)
-        metrics = Engine(model, Optim(micro_batch=size)).update(ExoRw(), sixteen)
+        metrics = Engine(model, Optim(micro_batch=size)).update(ExoRw(0.5), sixteen)
         found.append((metrics["loss"], torch.cat([p.grad.flatten() for p in model.parameters()])))
     for loss, slope in found[1:]:
         assert abs(loss - found[0][0]) < NETWORK
@@ -337,7 +338,7 @@ def test_kto_refuses_answers_to_one_prompt_and_answers_without_a_verdict():
         JudgedAnswers(Offline(one_token((0, 0), (1, 1)), 2, stream(0)), two_prompts(), TableLM(2, 2, 1)).batch(0)
     bare = one_token((0, 0), (1, 1)).with_(log_ref=None)
     with pytest.raises(ValueError, match="no log_ref"):
-        KTO().loss(two_prompts(), Judged(bare, torch.tensor([True, False]), tensor(0, 0)))
+        KTO(0.1).loss(two_prompts(), Judged(bare, torch.tensor([True, False]), tensor(0, 0)))
 
 
 # ---- groups -------------------------------------------------------------------------------------------------
@@ -414,7 +415,7 @@ def test_settings_that_make_no_sense_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("objective", [ExoRw(), DpoRw()])
+@pytest.mark.parametrize("objective", [ExoRw(0.5), DpoRw(0.5)])
 def test_groups_without_reference_or_reward_are_refused(objective):
     groups = drawn_groups()
     with pytest.raises(ValueError, match="no log_ref"):

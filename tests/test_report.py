@@ -17,9 +17,19 @@ from tiltlm.commands.report import render
 from tiltlm.ruler.estimate import Estimate, t_975
 from tiltlm.ruler.table import over_seeds
 
-FLAGS = ["--language.model=", "--language.stories", "200", "--language.new-tokens", "4", "--exact.n", "20"]
-FLAGS += ["--language.fit.pace.steps", "6", "--language.fit.pace.warmup", "1", "--log-z.draws", "400"]
-FLAGS += ["--test.n", "60", "--ctl.fit.pace.steps", "2", "--ctl.particles", "6", "--exact.batch-size", "200"]
+FLAGS = [
+    "--task.model=",
+    "--task.stories",
+    "200",
+    "--task.new-tokens",
+    "4",
+    "--exact.n",
+    "20",
+    "--task.fit.steps",
+    "6",
+]
+FLAGS += ["--task.fit.warmup", "1", "--log-z.draws", "400", "--ruler.n", "60", "--exact.batch-size", "200"]
+FLAGS += ["--ctl.fit.steps", "2", "--ctl.feed.particles", "6"]
 EVIL = "</script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">"
 
 
@@ -29,11 +39,9 @@ def page(tmp_path_factory) -> Path:
     work = tmp_path_factory.mktemp("report")
     runs = []
     for seed in ("0", "1"):
-        done = tiltlm(
-            "run", "animals-small/evaluate", *FLAGS, "--seed", seed, "--methods", "untrained", "ctl", cwd=work
-        )
+        done = tiltlm("run", "animals/evaluate", *FLAGS, "--seed", seed, "--methods", "reference", "ctl", cwd=work)
         runs.append(done.stdout.splitlines()[-1])
-    path = next((work / "runs/animals-small/ctl").glob("*/samples.jsonl"))
+    path = next((work / "runs/animals/ctl").glob("*/samples.jsonl"))
     lines = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps(json.loads(lines[0]) | {"completion": EVIL, "log_w": 1e9}), *lines[1:]]))
     tiltlm("report", *runs, "--out", "page.html", "--title", "A & B <i>", "--samples", "60", cwd=work)
@@ -49,9 +57,9 @@ def content(page: Path) -> dict:
 def test_the_page_holds_tables_pictures_samples_and_where_they_come_from(page):
     it = content(page)
     titles = [table["title"] for table in it["tables"]]
-    assert titles == ["animals-small: over seeds", "animals-small: every run", "Differences in pairs"]
+    assert titles == ["animals: over seeds", "animals: every run", "Differences in pairs"]
     seeds, every, pairs = it["tables"]
-    assert [row["method"] for row in seeds["rows"]] == ["untrained", "ctl"]
+    assert [row["method"] for row in seeds["rows"]] == ["reference", "ctl"]
     assert len(every["rows"]) == 4 and {row["seed"] for row in every["rows"]} == {0, 1}
     labels = [column["label"] for column in seeds["columns"]]
     assert "KL(q‖pi*)" in labels and "KL(pi*‖q)" in labels
@@ -59,12 +67,15 @@ def test_the_page_holds_tables_pictures_samples_and_where_they_come_from(page):
         r"-?\d\.\d{3} ± \d\.\d{3}  \[-?\d+\.\d{3}, -?\d+\.\d{3}\]", seeds["rows"][1]["kl_to_target"]["t"]
     )
     assert {row["verdict"] for row in pairs["rows"]} <= {"higher", "lower", "no difference shown", "identical"}
-    assert {(row["first"], row["second"]) for row in pairs["rows"]} == {("untrained", "ctl")}  # over both seeds
+    assert {(row["first"], row["second"]) for row in pairs["rows"]} == {("reference", "ctl")}  # over both seeds
     assert "Over 2 seeds" in pairs["about"]
     assert len(it["samples"]["rows"]) == 2 * (2 * 60 + 20)  # both methods', and the exact draws
-    assert {picture["title"] for picture in it["pictures"]} == {"animals-small/evaluate: kl"}
+    assert {picture["title"] for picture in it["pictures"]} == {
+        "animals/evaluate: kl",
+        "animals/evaluate: frontier",
+    }
     assert any("log Z" in run["facts"] for run in it["runs"])
-    assert any(run["facts"]["command"].startswith("tiltlm run animals-small/evaluate") for run in it["runs"])
+    assert any(run["facts"]["command"].startswith("tiltlm run animals/evaluate") for run in it["runs"])
 
 
 def test_nothing_is_loaded_from_elsewhere(page):
@@ -129,7 +140,7 @@ def column(tab, name: str) -> list[str]:
 def test_the_browser_shows_it_all_and_runs_nothing_a_model_wrote(tab):
     assert tab.title() == "A & B <i>"
     headings = tab.locator("h2").all_inner_texts()
-    assert headings[:3] == ["Verdict", "animals-small: over seeds", "animals-small: every run"]
+    assert headings[:3] == ["Verdict", "animals: over seeds", "animals: every run"]
     assert headings[3:] == ["Differences in pairs", "Pictures", "Training", "Samples", "Runs"]
     width = tab.locator("figure img").first.evaluate("image => image.decode().then(() => image.naturalWidth)")
     assert width > 300
@@ -140,7 +151,7 @@ def test_the_browser_shows_it_all_and_runs_nothing_a_model_wrote(tab):
 
 def test_the_verdict_comes_first_and_says_how_far_it_goes(tab, page):
     (verdict,) = content(page)["verdicts"]
-    assert {row["method"] for row in verdict["rows"]} == {"ctl", "untrained"} and "Over 2 seeds" in verdict[
+    assert {row["method"] for row in verdict["rows"]} == {"ctl", "reference"} and "Over 2 seeds" in verdict[
         "about"
     ]
     first = tab.locator("section").first
@@ -176,9 +187,9 @@ def test_samples_filter_by_run_text_and_number_and_turn_pages(tab):
     assert status.inner_text() == "1–50 of 280"
     tab.locator("#samples .more").click()
     assert status.inner_text() == "51–100 of 280"
-    tab.locator("#samples .choice").select_option("animals-small/ctl · seed 0")
+    tab.locator("#samples .choice").select_option("animals/ctl · seed 0")
     assert status.inner_text() == "1–50 of 60 (280 in all)"
-    assert set(column(tab, "run")) == {"animals-small/ctl · seed 0"}
+    assert set(column(tab, "run")) == {"animals/ctl · seed 0"}
     tab.locator("#samples .bounded").select_option("log_w")
     tab.locator("#samples .least").fill("-5.0")
     kept = [float(text) for text in column(tab, "log_w")]
@@ -189,7 +200,7 @@ def test_results_sort_too_missing_values_last(tab):
     table = tab.locator("section").nth(2).locator("table")
     table.locator("th button", has_text="KL(q‖pi*)").click()
     methods = table.locator("tbody td:first-child").all_inner_texts()
-    assert sorted(methods) == ["ctl", "ctl", "untrained", "untrained"]
+    assert sorted(methods) == ["ctl", "ctl", "reference", "reference"]
     labels = table.locator("th").all_inner_texts()
     at = next(k for k, label in enumerate(labels) if label.startswith("KL(q‖pi*)"))
     shown = [float(row.split()[0]) for row in table.locator(f"tbody td:nth-child({at + 1})").all_inner_texts()]
@@ -247,8 +258,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart():
 
     from tiltlm.recipes import recipe
 
-    one = recipe("animals-small/ctl")
-    other = replace(one, goal=replace(one.goal, beta=0.1))
-    assert what_differs([one, other, replace(one, seed=7)]) == ["goal.beta=1.0", "goal.beta=0.1", "goal.beta=1.0"]
+    one = recipe("animals/ctl")
+    other = replace(one, task=one.task.at(0.1))
+    assert what_differs([one, other, replace(one, seed=7)]) == ["task.beta=1.0", "task.beta=0.1", "task.beta=1.0"]
     assert what_differs([one, replace(one, seed=7)]) == ["", ""]
-    assert what_differs([one, recipe("animals-small/dpg")]) == ["", ""]  # other stages are no variants
+    assert what_differs([one, recipe("animals/dpg")]) == ["", ""]  # other stages are no variants

@@ -224,25 +224,25 @@ def everything_in(folder: Path) -> str:
     return "".join(path.read_bytes().decode(errors="replace") for path in folder.rglob("*") if path.is_file())
 
 
-SMALL = ["--data.own", "60", "--data.valid-rows", "8", "--data.test-rows", "8", "--base.most-tokens", "64"]
+SMALL = ["--task.own", "60", "--task.valid-rows", "8", "--task.test-rows", "8", "--task.most-tokens", "64"]
 SMALL += [
-    "--base.new-tokens",
+    "--task.new-tokens",
     "8",
-    "--base.fit.pace.steps",
+    "--task.base.steps",
     "3",
-    "--base.fit.pace.warmup",
+    "--task.base.warmup",
     "1",
-    "--sft.batch-size",
+    "--task.sft.batch-size",
     "24",
 ]
-SMALL += ["--sft.evaluations", "0", "--draws.n", "2", "--draws.prompts", "8"]
+SMALL += ["--task.sft.evaluations", "0", "--draws.n", "2", "--draws.prompts", "8"]
 
 
 @pytest.mark.parametrize("jobs", [[], ["--jobs", "2"]])
 def test_a_run_writes_no_credential_and_is_found_again(server, tmp_path, jobs):
     """config.json, provenance.json, reports, progress, --jobs' processes, the report page; another key is another run."""
     whole = with_secrets(server[0])
-    args = ["run", "dialogues-small/label", *SMALL, *jobs, "--goal.reward"]
+    args = ["run", "dialogues/label", *SMALL, *jobs, "--task.reward"]
     done = tiltlm(*args, f"{whole} - {server[0]}", cwd=tmp_path)
     folder = tmp_path / done.stdout.splitlines()[-1]
     asked = len(server[1].seen)
@@ -261,8 +261,8 @@ def test_a_run_writes_no_credential_and_is_found_again(server, tmp_path, jobs):
 
 
 def test_another_key_is_another_run():
-    base = parse(["dialogues-small/label", "--goal.reward", "https://host/score?key=one"], "run")
-    other = parse(["dialogues-small/label", "--goal.reward", "https://host/score?key=two"], "run")
+    base = parse(["dialogues/label", "--task.reward", "https://host/score?key=one"], "run").recipe
+    other = parse(["dialogues/label", "--task.reward", "https://host/score?key=two"], "run").recipe
     assert base.key != other.key and base.inputs()["generate"].key == other.inputs()["generate"].key
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -21,16 +21,27 @@ import tiltlm.train as train
 from command import environment, tiltlm
 from tiltlm import cli
 from tiltlm.commands import jobs
+from tiltlm.commands.options import from_json
 from tiltlm.lock import alone_in
 from tiltlm.mistakes import one_line
 from tiltlm.recipes import recipe
 from tiltlm.ruler.measure import Measurement
+from tiltlm.settings import ADDED, SPEED, hashed
 from tiltlm.stopping import Stopped, held, listening
 from tiltlm.tensors import load_tensors, notes_of, save_tensors
 
-BASE = ["run", "star-graph/base", "--network.layers", "1", "--network.width", "16", "--network.mlp", "16"]
-BASE += ["--network.dropout", "0.1", "--world.posttrain", "80", "--world.test", "50"]
-BASE += ["--base.pace.until", "0", "--base.checkpoint-every", "100000", "--base.pace.steps"]
+BASE = [
+    "run",
+    "star-graph/base",
+    "--task.network.layers",
+    "1",
+    "--task.network.width",
+    "16",
+    "--task.network.mlp",
+    "16",
+]
+BASE += ["--task.network.dropout", "0.1", "--task.world.posttrain", "80", "--task.world.test", "50"]
+BASE += ["--task.base.until", "0", "--task.base.checkpoint-every", "100000", "--task.base.steps"]
 
 
 def started(*args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
@@ -271,33 +282,17 @@ def test_whole_runs_are_equal_file_by_file(tmp_path):
     """Training, drawing and measuring twice, once in a process of its own: every file but the provenance."""
     args = [
         "run",
-        "animals-small/ctl",
-        "--language.model=",
-        "--language.stories",
+        "animals/ctl",
+        "--task.model=",
+        "--task.stories",
         "100",
-        "--language.new-tokens",
+        "--task.new-tokens",
         "4",
-    ]
-    args += [
         "--exact.n",
         "10",
-        "--language.fit.pace.steps",
-        "4",
-        "--language.fit.pace.warmup",
-        "1",
-        "--test.n",
-        "20",
     ]
-    args += [
-        "--log-z.draws",
-        "200",
-        "--ctl.fit.pace.steps",
-        "2",
-        "--ctl.particles",
-        "4",
-        "--exact.batch-size",
-        "100",
-    ]
+    args += ["--task.fit.steps", "4", "--task.fit.warmup", "1", "--ruler.n", "20", "--log-z.draws", "200"]
+    args += ["--fit.steps", "2", "--feed.particles", "4", "--exact.batch-size", "100"]
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     other = started(*args, cwd=tmp_path / "two")
@@ -306,6 +301,25 @@ def test_whole_runs_are_equal_file_by_file(tmp_path):
     one, two = files_of(tmp_path / "one"), files_of(tmp_path / "two")
     assert set(one) == set(two) and any(name.endswith("measurement.safetensors") for name in one)
     assert [name for name in one if one[name] != two[name]] == []
+
+
+@dataclass(frozen=True)
+class Older:
+    lr: float = 0.1
+
+
+@dataclass(frozen=True)
+class Newer:
+    lr: float = 0.1
+    warmup: int = field(default=0, metadata=ADDED)
+    device: str = field(default="cpu", metadata=SPEED)
+
+
+def test_settings_added_later_leave_older_keys_as_they_were():
+    """At their defaults they are no part of what is hashed; set, they are; older configs are read without them."""
+    assert hashed(Newer()) == hashed(Older()) | {"": "Newer"} == hashed(Newer(device="cuda"))
+    assert hashed(Newer(warmup=5)) == {"": "Newer", "lr": 0.1, "warmup": 5}
+    assert from_json(Newer(), asdict(Older(lr=0.2))) == Newer(lr=0.2)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -1])
@@ -318,7 +332,7 @@ def test_a_cut_safetensors_file_is_named(tmp_path, cut):
 
 
 def test_a_process_whose_files_changed_says_so_in_one_line(tmp_path, monkeypatch, capsys):
-    value = recipe("animals-small/reference")
+    value = recipe("animals/reference")
     given = json.dumps({"recipe": value.name, "settings": asdict(value)}, default=str)
     monkeypatch.setattr("sys.stdin", io.StringIO(given))
     assert jobs.main(tmp_path / "runs" / value.name / "another", "tiltlm run") == 2

@@ -9,6 +9,7 @@ from close import NETWORK, close
 from families import FAMILIES, VOCAB, build
 from tiltlm.models import backbone
 from tiltlm.models.backbone import hidden, hidden_of
+from tiltlm.models.selftest import examine
 from tiltlm.samples import Samples, Tokens
 
 pytestmark = pytest.mark.kernels
@@ -26,8 +27,16 @@ def answers(prompts: list[list[int]], rows: list[int]) -> Samples:
     return Samples(Tokens.of(prompts), torch.tensor(rows), tokens, mask)
 
 
+@pytest.fixture(scope="module")
+def examined() -> None:
+    """Every network's self-test is behind it: that shares prompts too, where no earlier process has kept its result."""
+    for family in FAMILIES:
+        for dtype in (torch.float32, torch.float64):
+            examine(build(family, dtype).model)
+
+
 @pytest.fixture
-def shared(monkeypatch) -> list[bool]:
+def shared(examined, monkeypatch) -> list[bool]:
     """Notes every time prompts were shared."""
     noted: list[bool] = []
     original = backbone._behind_shared_prompts

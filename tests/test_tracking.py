@@ -13,34 +13,38 @@ import torch
 
 from families import build
 from tiltlm import tracking
-from tiltlm.engine import Optim
 from tiltlm.experience import Offline
+from tiltlm.fit import Fit
 from tiltlm.policies.sft import SFT
-from tiltlm.recipes.fitting import Fit, fit
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.stages.training import train
 from tiltlm.tracking import tracker
-from tiltlm.train import Pace
 
 
 @dataclass(frozen=True)
 class Small(Recipe):
     """A recipe with nested settings."""
 
-    how: Fit = Fit(Optim(lr=1e-2), Pace(steps=5), batch_size=2, evaluate_every=2, keep_every=3)
+    how: Fit = Fit(lr=1e-2, steps=5, batch_size=2, evaluations=3, checkpoints=2)
+    seed: int = 0
     stage: ClassVar[str] = "sft"
+
+    @property
+    def name(self) -> str:
+        return "toy/sft"
 
 
 def trained(folder: Path) -> None:
     """Five steps, evaluated before the first, every two, and at the end."""
-    model, recipe = build("gpt2"), Small(family="toy")
+    model, recipe = build("gpt2"), Small()
     done = Tokens.of([[1, 2], [3], [4, 5, 6]])
     rows = Samples(Tokens.of([[7]]), torch.zeros(3, dtype=torch.int64), done.ids, done.mask)
-    watch = recipe.how.watch(lambda: {"nll": -model.log_prob(rows).sum().item()})
+    watch = recipe.how.watching(lambda: {"nll": -model.log_prob(rows).sum().item()})
     experience, root = Offline(rows, 2, stream(0, "test")), stream(0, "test-tracking")
     where = Run(recipe, folder, {})
-    fit(where, model, SFT(), experience, recipe.how, device=torch.device("cpu"), stream=root, watch=watch)
+    train(where, model, SFT(), experience, recipe.how, torch.device("cpu"), root, watch=watch)
 
 
 def lines(path: Path) -> list[dict[str, float]]:
@@ -64,14 +68,14 @@ def test_tensorboard_s_event_files_hold_the_numbers_of_the_jsonl_files(tmp_path,
         (step, pytest.approx(line["nll"])) for step, line in zip([0, 2, 4, 5], evals, strict=True)
     ]
     text = events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert "toy/sft" in text and '"evaluate_every": 2' in text
+    assert "toy/sft" in text and '"evaluations": 3' in text
 
 
 def test_without_the_variable_nothing_is_opened_and_the_files_are_written_all_the_same(tmp_path, monkeypatch):
     monkeypatch.delenv("TILTLM_TRACK", raising=False)
     monkeypatch.setattr(tracking, "OPENERS", {})
     trained(tmp_path)
-    written = ["checkpoint-3", "checkpoint-5", "evals.jsonl", "metrics.jsonl"]
+    written = ["checkpoint-2", "checkpoint-4", "checkpoint-5", "evals.jsonl", "metrics.jsonl"]
     assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 

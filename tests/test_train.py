@@ -15,6 +15,7 @@ from close import NETWORK, close
 from families import build
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Generated, Live, Offline, Referenced, referenced_pairs, rows_of_step
+from tiltlm.fit import Fit
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.objective import Outcome
@@ -22,7 +23,6 @@ from tiltlm.policies.dpo import DPO
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.rpo import RPO
 from tiltlm.policies.sft import SFT
-from tiltlm.recipes.fitting import Fit
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.train import Course, Pace, Training, Watch, best_checkpoint, checkpoints, fit
@@ -53,8 +53,8 @@ def cases() -> list[Any]:
     learning = ValueLearning(lm_weight=0.5)
     return [
         pytest.param(model, SFT(), ragged_samples(), id="sft"),
-        pytest.param(model, DPO(), pairs, id="dpo"),
-        pytest.param(model, RPO(normalise="mean"), pairs, id="rpo"),
+        pytest.param(model, DPO(0.1), pairs, id="dpo"),
+        pytest.param(model, RPO(0.1, normalise="mean"), pairs, id="rpo"),
         pytest.param(model, Reinforce(), samples, id="reinforce"),
         pytest.param(value, learning, samples, id="value"),
     ]
@@ -304,15 +304,26 @@ def test_what_cannot_be_watched_is_said(tmp_path):
         Watch(0, dict)
     with pytest.raises(ValueError, match="name it in `best`"):
         Watch(1, dict, patience=1)
-    with pytest.raises(ValueError, match="set evaluate_every"):
+    with pytest.raises(ValueError, match="set evaluations"):
         Fit(patience=1)
     with pytest.raises(ValueError, match="batch_size must be"):
-        Fit(keep_every=-1)
+        Fit(checkpoints=-1)
 
 
 def test_a_fit_gives_its_rhythm_to_the_watch():
-    assert Fit().watch(dict) is None
-    assert Fit(evaluate_every=3, patience=2).watch(dict, "kl") == Watch(3, dict, "kl", False, 2)
+    assert Fit().watching(dict) is None
+    assert Fit(steps=9, evaluations=3, patience=2).watching(dict, "kl") == Watch(3, dict, "kl", False, 2)
+
+
+def test_epochs_are_counted_in_steps_and_need_an_end_of_the_data():
+    """Two and a half passes over 10 rows in batches of 4: round(2.5 · 10 / 4) = 6 steps; 4 rows hold no batch of 64."""
+    found = Fit(epochs=2.5, batch_size=4, checkpoints=3).of(10)
+    assert (found.steps, found.epochs, found.keep_every) == (6, 0.0, 2)
+    assert Fit(batch_size=64, steps=7).of(4) == Fit(batch_size=4, steps=7)
+    with pytest.raises(ValueError, match="set steps instead"):
+        Fit(epochs=1.0).of(None)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        Fit().of(0)
 
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(tmp_path):

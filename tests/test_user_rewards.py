@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from tiltlm.commands.score import score
 from tiltlm.rewards.by_name import TextReward, files_of, text_function
 from tiltlm.rewards.numbers import as_numbers
 from tiltlm.rewards.terms import Term, terms_of
+from tiltlm.seeds import stream
+from tiltlm.stages.draws import labels, short_numbers
+from toy_world import Toy
 
 ASKED, SAID = ["x", "yy"], ["a", "bbb"]
 
@@ -248,6 +252,24 @@ def test_terms_are_remembered_for_reports_and_columns_come_from_the_prompt_s_row
     assert reward.terms(["yy", "x", "x"], ["bbb", "a", "zz"]) == {f: [0.0, 1.0, 0.0], g: [3.0, 1.0, 2.0]}
     calls = reward.function.rewards[0].call.function.__globals__["CALLS"]
     assert calls == [2, 1]  # the one pair that had not been judged before
+
+
+def test_labels_are_written_with_the_digits_that_the_reward_gave():
+    """Rewards are float32; the shortest text of the same float32 is what a function of one's own returned."""
+    said = [0.1, -2.3, 1e-7, 5.0, 123456.7, 3.1]
+    assert short_numbers(torch.tensor(said)) == said == short_numbers(torch.tensor(said, dtype=torch.float64))
+    assert short_numbers(torch.tensor([True, False])) == [1.0, 0.0]
+    noise = stream(0, "labels").uniform(range(100), 1)[:, 0].float()
+    assert torch.equal(torch.tensor(short_numbers(noise), dtype=torch.float32), noise)
+    problem = Toy().problem({}, 0)
+    reward = replace(problem.target, reward=lambda samples: torch.full((len(samples),), 0.1))
+    problem = replace(
+        problem, target=reward, checks={"reward[mine.py:f]": lambda samples: samples.tokens[:, 0] / 10}
+    )
+    rows = [{"completion_ids": [[0, 1], [1, 2], [2, 2]], "finished": [False] * 3} for _ in range(6)]
+    for row in labels(problem, "train", rows)(0, 6):
+        assert json.dumps(row["rewards"]) == "[0.1, 0.1, 0.1]"
+        assert json.dumps(row["reward_terms"]) == '{"mine.py:f": [0.0, 0.1, 0.2]}'
 
 
 # ---- the command --------------------------------------------------------------------------------------------

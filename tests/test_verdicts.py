@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -14,18 +12,23 @@ import torch
 from command import tiltlm
 from families import build
 from tiltlm.data.encoding import Encoder
+from tiltlm.feeds import Draws, Feed, Stores, fixed, rows_of, why_not
 from tiltlm.groups import Groups
+from tiltlm.method import Learner
 from tiltlm.models.reward_model import RewardModel
-from tiltlm.policies.kto import reference_point
+from tiltlm.policies.dpo import DPO
+from tiltlm.policies.exo_rw import ExoRw
+from tiltlm.policies.kto import balance, reference_point
+from tiltlm.problem import Facts, Problem
 from tiltlm.recipes import recipe
-from tiltlm.recipes.preferences_policies import POLICIES
-from tiltlm.recipes.preferences_report import Bench, responses_of
-from tiltlm.recipes.preferences_verdicts import are_verdicts, balance, judged_answers, wanted
 from tiltlm.rewards.verdicts import VerdictRegression, Verdicts, verdict_loss
 from tiltlm.ruler.measure import Measurement
-from tiltlm.run import from_json, hashed
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.stages.data import Dataset, are_verdicts, wanted
+from tiltlm.stages.measure import where_it_counts
+from tiltlm.target import Target
+from tiltlm.tasks.pairs_problem import judged_answers, responses_of
 from tiltlm.train import checkpoints
 
 ROWS = [
@@ -43,16 +46,17 @@ def options(text: str) -> list[str]:
 
 
 FRONT = options(
-    "--data.train verdicts.jsonl --data.valid-rows 8 --data.test-rows 8 --base.model= --base.stop 0 "
-    "--base.most-tokens 80 --base.new-tokens 6 --base.fit.pace.steps 6 --base.fit.pace.warmup 1 --base.device cpu"
+    "--task.data verdicts.jsonl --task.valid-rows 8 --task.test-rows 8 --task.model= --task.stop 0 "
+    "--task.most-tokens 80 --task.new-tokens 6 --task.base.steps 6 --task.base.warmup 1 --task.device cpu "
+    "--task.sft.batch-size 24 --task.sft.evaluations 2 --task.judge.batch-size 24 --task.judge.evaluations 2"
 )
-SFT = options("--sft.batch-size 24 --sft.evaluations 2")
-JUDGE = options("--judge.train.batch-size 24 --judge.train.evaluations 2")
-ARGS = FRONT + SFT + JUDGE + options(
-    "--align.train.batch-size 6 --align.train.checkpoints 1 --align.train.evaluations 1 --align.watched 4 "
-    "--align.train.lr 3e-3 --align.size 2 --test.prompts 6 --test.n 2 --test.checkpoints 1 --draws.n 2 "
-    "--draws.prompts 12"
-)  # fmt: skip
+LEARN = options(
+    "--fit.batch-size 6 --fit.checkpoints 1 --fit.evaluations 1 --fit.lr 3e-3 --feed.size 2 --feed.draws.n 2 "
+    "--feed.draws.prompts 12"
+)
+TEST = options("--ruler.prompts 6 --ruler.n 2 --ruler.checkpoints 1")
+ARGS = [*FRONT, *LEARN, *TEST]
+POLICIES = options("exo-rw dpo-rw exo-pref dpo cdpo robust-dpo ipo hinge apo rpo simpo orpo")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def test_kto_trains_on_wanted_and_unwanted_answers_of_the_data(work):
     assert {"valid_loss", "valid_z0", "valid_reward_good", "valid_reward_bad", "objective"} <= set(evals[0])
     assert "valid_gap" not in evals[0] and evals[-1]["valid_reward_good"] > evals[-1]["valid_reward_bad"] + 0.05
     config = json.loads((run / "config.json").read_text())["settings"]
-    assert config["align"]["source"] == "data"
+    assert config["feed"]["source"] == "own"
 
 
 def test_the_data_s_report_counts_both_kinds_and_no_row_is_lost(work):
@@ -108,8 +112,8 @@ def test_the_data_s_report_counts_both_kinds_and_no_row_is_lost(work):
 def test_sft_imitates_wanted_answers_only(work):
     """Its held-out rows are the wanted ones, and so are its steps: an epoch of them."""
     train, valid = (wanted(lines(only(work, "data") / f"{name}.jsonl")) for name in ("train", "valid"))
-    assert report(only(work, "sft"))["after SFT", "nll_per_token"]["n"] == len(valid) < 8
-    assert len(lines(only(work, "sft") / "metrics.jsonl")) == max(1, round(len(train) / min(24, len(train))))
+    assert report(only(work, "sft-model"))["after SFT", "nll_per_token"]["n"] == len(valid) < 8
+    assert len(lines(only(work, "sft-model") / "metrics.jsonl")) == max(1, round(len(train) / min(24, len(train))))
 
 
 def test_wins_are_counted_against_wanted_answers_only(work):
@@ -128,7 +132,7 @@ def test_the_reward_model_classifies_verdicts_beside_the_commoner_one(work):
     )
     test = lines(only(work, "data") / "test.jsonl")
     assert abs(apart - (model - common)) < 1e-12 and common == sum(row["label"] for row in test) / len(test)
-    done = tiltlm("run", "pairs/reward-model", *FRONT, *JUDGE, "--judge.center", "1", cwd=work, check=False)
+    done = tiltlm("run", "pairs/reward-model", *FRONT, "--task.judge.center", "1", cwd=work, check=False)
     assert done.returncode == 2 and "judge.margin and judge.center are about pairs" in done.stderr
 
 
@@ -136,7 +140,7 @@ def test_the_reference_is_measured_beside_both_kinds_of_answers(work):
     (work / "own.py").write_text(
         "def count(prompts, completions):\n    return [float(len(y)) for y in completions]\n"
     )
-    args = [*ARGS, "--align.source", "data", "--goal.reward", "own.py:count"]
+    args = [*FRONT, *TEST, "--task.reward", "own.py:count"]
     rows = report(work / tiltlm("run", "pairs/reference", *args, cwd=work).stdout.splitlines()[-1])
     assert ("completion responses", "reward") not in rows
     test = lines(only(work, "data") / "test.jsonl")[:6]
@@ -146,29 +150,24 @@ def test_the_reference_is_measured_beside_both_kinds_of_answers(work):
         assert found["value"] == pytest.approx(sum(lengths) / len(lengths)) and found["n"] == len(lengths)
 
 
-@pytest.mark.parametrize("name", [name for name in POLICIES if name != "kto"])
+@pytest.mark.parametrize("name", POLICIES)
 def test_methods_that_need_pairs_say_before_any_work_what_does_not(name, work, tmp_path):
     (tmp_path / "verdicts.jsonl").write_text((work / "verdicts.jsonl").read_text())
-    done = tiltlm(
-        "run", f"pairs/{name}", *ARGS, "--base.model=", "--align.source", "data", cwd=tmp_path, check=False
-    )
-    assert (
-        done.returncode == 2
-        and "verdicts on single answers (prompt, completion, label): kto learns" in done.stderr
-    )
+    done = tiltlm("run", f"pairs/{name}", *ARGS, "--feed.source", "own", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "the data holds answers, judged: take --feed.source stored" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "runs").exists()
 
 
 def test_methods_on_pairs_learn_from_draws_labelled_by_the_verdicts_reward(work):
-    done = tiltlm("run", "pairs/dpo-pref", *ARGS, cwd=work)
-    assert ("dpo-pref K=2", "gap") in report(work / done.stdout.splitlines()[-1])
+    done = tiltlm("run", "pairs/dpo", *ARGS, cwd=work)
+    assert ("dpo", "gap") in report(work / done.stdout.splitlines()[-1])
 
 
 def test_labels_that_are_all_false_leave_nothing_to_imitate(work, tmp_path):
     bad = [row | {"label": False} for row in ROWS]
     (tmp_path / "verdicts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
     base = checkpoints(only(work, "base"))[-1].resolve()
-    done = tiltlm("run", "pairs/sft", *FRONT, *SFT, "--base.model", str(base), cwd=tmp_path, check=False)
+    done = tiltlm("run", "pairs/sft-model", *FRONT, "--task.model", str(base), cwd=tmp_path, check=False)
     assert done.returncode == 2 and "SFT imitates wanted answers" in done.stderr
 
 
@@ -176,15 +175,15 @@ def test_columns_encoding_and_weights_reach_the_recipes(work, tmp_path):
     other = [{"q": row["prompt"], "said": row["completion"], "liked": row["label"]} for row in ROWS]
     text = "".join(json.dumps(row) + "\n" for row in other)
     (tmp_path / "other.jsonl").write_bytes(text.encode("cp037"))
-    args = ["--data.valid-rows", "8", "--data.test-rows", "8", "--base.model=", "--data.encoding", "cp037"]
-    args += ["--data.columns", "prompt=q", "completion=said", "label=liked"]
-    done = tiltlm("run", "pairs/data", "--data.train", "other.jsonl:2", *args, cwd=tmp_path)
+    args = ["--task.valid-rows", "8", "--task.test-rows", "8", "--task.model=", "--task.encoding", "cp037"]
+    args += ["--task.columns", "prompt=q", "completion=said", "label=liked"]
+    done = tiltlm("run", "pairs/data", "--task.data", "other.jsonl:2", *args, cwd=tmp_path)
     folder = tmp_path / done.stdout.splitlines()[-1]
     once = lines(only(work, "data") / "train.jsonl")
     twice = lines(folder / "train.jsonl")
     assert sorted(map(json.dumps, twice)) == sorted(map(json.dumps, once * 2))
     assert report(folder)["data", "copies by the source's weight"]["value"] == len(ROWS)
-    done = tiltlm("run", "pairs/data", "--data.train", "other.jsonl", "--data.test", "other.jsonl:2", *args,
+    done = tiltlm("run", "pairs/data", "--task.data", "other.jsonl", "--task.test-data", "other.jsonl:2", *args,
                   cwd=tmp_path, check=False)  # fmt: skip
     assert done.returncode == 2 and "test data has no weights" in done.stderr
 
@@ -195,42 +194,41 @@ def test_columns_encoding_and_weights_reach_the_recipes(work, tmp_path):
 def test_the_seed_decides_which_rows_a_fraction_of_a_weight_takes(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    value = recipe("pairs/data")
-    value = replace(value, base=replace(value.base, model=""), data=replace(value.data, train=(f"{path}:0.5",)))
-    one, again, other = (value.read("train", stream(seed, "x")).rows for seed in (0, 0, 1))
+    how = Dataset((f"{path}:0.5",))
+    one, again, other = (how.read("train", "", stream(seed, "x")).rows for seed in (0, 0, 1))
     assert one == again != other and len(one) == len(other) == round(len(ROWS) / 2)
 
 
 def test_groups_of_the_data_s_own_meet_as_they_are():
-    """Two rated answers a prompt are learnt from whatever `align.size` is; of draws, too few are refused."""
-    done = Tokens.of([[1], [2]])
-    groups = Groups(Samples(Tokens.of([[5]]), torch.tensor([0, 0]), done.ids, done.mask), 2)
-    value = recipe("pairs/dpo-pref-policy")
-    assert value.align.size == value.size_of(groups) == 4
-    assert replace(value, align=replace(value.align, source="data")).size_of(groups) == 2
+    """Two rated answers a prompt are learnt from whatever `feed.size` is; of draws, too few are refused."""
+    done, asked = Tokens.of([[1], [2]]), Tokens.of([[5]])
+    both = Samples(asked, torch.tensor([0, 0]), done.ids, done.mask, reward=torch.tensor([0.0, 1.0]))
+    groups = Groups(both.with_(log_ref=torch.zeros(2, 1, dtype=torch.float64)), 2)
+    target = Target(build("gpt2"), lambda samples: torch.zeros(len(samples)), 1.0)
+    own = {"groups": lambda split: groups}
+    facts = Facts(1.0, "several", frozenset({"groups"}), source="stored")
+    problem = Problem(target, {"train": asked, "test": asked}, 2, stream(0, "x"), facts, own=own)
+    feed = Feed(source="own", size=4)
+    pairs = rows_of(problem, DPO(), feed, Stores(), "train")
+    assert pairs.chosen.tokens.tolist() == [[2]] and pairs.rejected.tokens.tolist() == [[1]]
+    held = rows_of(problem, ExoRw(), feed, Stores(), "train")
+    batch = fixed(problem, ExoRw(), Learner(None), feed, held, 1, "exo-rw").batch(0)
+    assert (len(batch), batch.size) == (1, 2) and why_not(facts, ExoRw(), feed) is None
+    few = Feed(source="stored", size=4, draws=Draws(2))
+    assert "groups of 4 (--feed.size) want as many draws of a prompt, and 2 are stored" in why_not(
+        facts, DPO(), few
+    )
 
 
 def test_a_user_s_own_data_trains_kto_where_nothing_else_is_said():
-    sources = {
-        name: recipe(name).align.source for name in ("pairs/kto", "pairs/kto-policy", "pairs/ipo", "hh/kto")
-    }
-    assert sources == {
-        "pairs/kto": "data",
-        "pairs/kto-policy": "data",
-        "pairs/ipo": "labelled",
-        "hh/kto": "labelled",
-    }
+    names = ("pairs/kto", "pairs/kto-policy", "pairs/ipo", "hh/kto")
+    assert [recipe(name).feed.source for name in names] == ["own", "own", "task", "task"]
+    assert recipe("hh/kto").task.facts().source == "stored"
 
 
-def test_settings_added_later_leave_older_keys_as_they_were():
-    """At their defaults they are no part of what is hashed; set, they are; older configs are read without them."""
-    value = recipe("pairs/data")
-    assert not {"columns", "encoding"} & hashed(value)["data"].keys() and "limit" in hashed(value)["data"]
-    other = replace(value, data=replace(value.data, columns=("prompt=q",)))
-    assert hashed(other)["data"]["columns"] == ["prompt=q"] and other.key != value.key
-    assert from_json(type(value), hashed(value)) == value
+def test_names_of_columns_are_looked_at():
     with pytest.raises(ValueError, match="Did you mean prompt"):
-        replace(value.data, columns=("promt=q",))
+        Dataset(columns=("promt=q",))
 
 
 def test_verdict_regression_by_hand():
@@ -304,27 +302,29 @@ def test_answers_to_one_prompt_share_it_so_that_z0_takes_another_prompt_s_answer
     ("good", "bad", "said"),
     [
         (6, 5, "6 wanted answers, 5 unwanted"),
-        (8, 2, "is 4, the paper wants 1 to 4/3: --kto.w-bad 4 makes it 1"),
-        (2, 8, "is 0.25, the paper wants 1 to 4/3: --kto.w-good 4 makes it 1"),
+        (8, 2, "is 4, the paper wants 1 to 4/3: --method.w-bad 4 makes it 1"),
+        (2, 8, "is 0.25, the paper wants 1 to 4/3: --method.w-good 4 makes it 1"),
         (3, 0, "KTO learns from both kinds"),
     ],
 )
 def test_unbalanced_verdicts_are_said_with_the_weight_that_balances_them(good, bad, said):
     rows = [{"label": True}] * good + [{"label": False}] * bad
-    assert are_verdicts(rows) and said in balance(rows, 1.0, 1.0)
+    assert are_verdicts(rows) and said in balance(len(wanted(rows)), bad, 1.0, 1.0)
 
 
 def test_wins_of_unwanted_answers_are_left_out_of_a_measurement():
-    class Few(Bench):
-        rows: ClassVar = [{"label": True}, {"label": False}, {"label": True}]
-
     found = Measurement({"win_rate": torch.tensor([1.0, 0.0, 0.5]), "reward": torch.ones(3)})
-    fair = Few(None, None, None).fair(found)  # type: ignore[arg-type]
-    assert fair.values["win_rate"].tolist() == [1.0, 0.5] and len(fair.values["reward"]) == 3
-    Few.rows = [{"label": False}] * 3
-    assert set(Few(None, None, None).fair(found).values) == {"reward"}  # type: ignore[arg-type]
-    Few.rows = [{"chosen": ""}] * 3
-    assert Few(None, None, None).fair(found) is found  # type: ignore[arg-type]
+
+    def fair(**counts: torch.Tensor) -> Measurement:
+        table, asked = build("gpt2"), Tokens.of([[5]])
+        target = Target(table, lambda samples: torch.zeros(len(samples)), 1.0)
+        prompts = {"train": asked, "test": asked}
+        return where_it_counts(found, Problem(target, prompts, 2, stream(0, "x"), Facts(1.0), counts=counts), 3)
+
+    some = fair(win_rate=torch.tensor([True, False, True, True]))
+    assert some.values["win_rate"].tolist() == [1.0, 0.5] and len(some.values["reward"]) == 3
+    assert set(fair(win_rate=torch.tensor([False] * 4)).values) == {"reward"}
+    assert set(fair().values) == {"win_rate", "reward"}
 
 
 def test_kinds_of_responses():

@@ -48,7 +48,10 @@ def test_the_wheel_runs_without_the_checkout(wheel, tmp_path):
     script = (
         "import sys, tiltlm; print(tiltlm.__file__); from tiltlm.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    for args, said in ((["list"], "star-graph/q-sharp"), (["run", "tree/solve"], "KL(q‖ref)")):
+    for args, said in (
+        (["list"], "star-graph-g25"), (["list"], "q-sharp"), (["run", "tree/solve"], "KL(q‖ref)"),
+        (["run", "star-graph/q-sharp", "--help"], "--task.beta"),
+    ):  # fmt: skip
         done = subprocess.run(
             [python, "-c", script, *args], cwd=tmp_path, capture_output=True, text=True, env=outside
         )

@@ -16,17 +16,17 @@ from io import TextIOWrapper
 
 from tiltlm import __version__
 from tiltlm.mistakes import MISTAKES, one_line
-from tiltlm.rewards.masking import mask
 from tiltlm.stopping import Stopped, listening
 
 USAGE = """\
 tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in nats how close you came.
 
   tiltlm demo                                   the whole story on a laptop CPU: a table and a picture
-  tiltlm list                                   every recipe, one line each
-  tiltlm run   star-graph/q-sharp --target.beta 0.1
-                                                build a recipe (and what it needs that is not there yet)
-  tiltlm sweep star-graph/q-sharp --seed 1,2,3 --target.beta 0.1,1
+  tiltlm list                                   tasks, methods and stages, one line each; --matrix: which go together
+  tiltlm run   animals/ctl --task.beta 0.5      measure a method on a task (and build what that needs first)
+  tiltlm run   animals/evaluate --methods ctl dpo rloo
+                                                several methods against one target, side by side
+  tiltlm sweep animals/ctl --seed 1,2,3 --task.beta 0.1,1
                                                 run a grid: values separated by commas
   tiltlm prepare hh/train.jsonl --out pairs.jsonl
                                                 preference data of many formats as plain rows, with a report
@@ -34,11 +34,11 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
                                                 draw completions from a model folder, hub name or run
   tiltlm doctor MODEL                           what a model is, how it may be run, what it needs
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
-  tiltlm measure RUN…                           finished runs side by side, compared prompt by prompt
+  tiltlm measure RUN… NAME=FOLDER…              finished runs, and models trained elsewhere, compared prompt by prompt
   tiltlm report RUN… --out page.html            their tables, pictures and samples on one page, offline
   tiltlm calibrate                              how often the intervals hold, counted in worlds whose truth is known
 
-Every command takes --help; `tiltlm run RECIPE --help` lists that recipe's settings and their defaults.
+Every command takes --help; `tiltlm run TASK/STAGE --help` shows the settings that people change first.
 Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, finished or half-way.
 """
 
@@ -89,6 +89,8 @@ def _degrade_output() -> None:
 
 
 def _mistake(text: str) -> int:
+    from tiltlm.rewards.masking import mask  # a command that goes well does without
+
     print(f"tiltlm: {mask(text)}", file=sys.stderr)
     return 2
 

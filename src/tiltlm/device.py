@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -85,10 +85,16 @@ def check_devices(settings: Any) -> None:
 
 def _devices(settings: Any, prefix: str) -> Iterator[tuple[str, str]]:
     """(option, value) of every field called `device`, at any depth."""
+    hints = get_type_hints(type(settings), include_extras=True)
     for field in fields(settings):
         value = getattr(settings, field.name)
         option = prefix + field.name.replace("_", "-")
         if field.name == "device":
             yield option, value
         elif is_dataclass(value):
-            yield from _devices(value, f"{option}.")
+            yield from _devices(value, prefix if _flat(hints[field.name]) else f"{option}.")
+
+
+def _flat(hint: Any) -> bool:
+    """Whether a group's settings stand beside those around it on the command line (`tyro.conf.arg(name="")`)."""
+    return any(getattr(extra, "name", None) == "" for extra in getattr(hint, "__metadata__", ()))

@@ -75,6 +75,10 @@ class Solution:
     log_z: Tensor
     beta: float
 
+    def at(self, beta: float) -> Solution:
+        """The same of the target at another temperature."""
+        return _solution(self.samples, self.log_ref, self.reward, beta)
+
     def density(self, model: LanguageModel) -> Tensor:
         """log q of every completion, [P, S]."""
         return log_density(model, self.samples).reshape(self.log_ref.shape)
@@ -129,9 +133,13 @@ def solve(target: Target, prompts: Tokens, horizon: int) -> Solution:
     samples = every_pair(prompts, all_completions(reference.vocab_size, horizon, reference.eos_ids))
     log_ref = log_density(reference, samples).reshape(len(prompts), -1)
     reward = target.reward(samples).to(log_ref).reshape(log_ref.shape)
-    tilted = log_ref + reward / target.beta
+    return _solution(samples, log_ref, reward, target.beta)
+
+
+def _solution(samples: Samples, log_ref: Tensor, reward: Tensor, beta: float) -> Solution:
+    tilted = log_ref + reward / beta
     log_z = tilted.logsumexp(1)
-    return Solution(samples, log_ref, reward, tilted - log_z[:, None], log_z, target.beta)
+    return Solution(samples, log_ref, reward, tilted - log_z[:, None], log_z, beta)
 
 
 @torch.no_grad()

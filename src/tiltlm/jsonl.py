@@ -77,8 +77,8 @@ def _misread(path: Path, name: str, error: UnicodeDecodeError) -> str:
     others = [each for each in likely if each != name and _reads(error.object, each)] or ["latin-1"]
     return (
         f"{path}: cannot be read as {name.removesuffix('-sig').upper()}: byte {at} (line {line}) is not of it "
-        f"({error.reason}); name the encoding it was written in, like --encoding {others[0]} (in a recipe: "
-        f"--data.encoding {others[0]})"
+        f"({error.reason}); name the encoding it was written in, like --encoding {others[0]} (of a task: "
+        f"--task.encoding {others[0]})"
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 MISTAKES = (ValueError, OSError, FloatingPointError)
 """Errors that say by themselves what came, what was expected and what to do."""
@@ -21,3 +23,9 @@ def one_line(error: Exception) -> str:
     if error.errno in REFUSED:
         return f"{where}{why}: give this user the right to it, or name another place; the same command goes on"
     return f"{where}{why}"
+
+
+def nearest(name: str, known: Iterable[str], n: int = 3) -> str:
+    """A question that names the known names nearest to `name`, with a space in front; empty where none is near."""
+    near = get_close_matches(name, list(known), n=n, cutoff=0.5)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -68,8 +68,15 @@ def by_position(name: str, values: Tensor, mask: Tensor) -> dict[str, Tensor]:
     return {f"{name}/{t + 1}": values[:, t] for t in range(values.shape[1])}
 
 
-def positive(**values: float) -> None:
-    """Raise ValueError naming the first setting that is not a positive number."""
+def stated(beta: float | None) -> float:
+    """A temperature that could be left to the target. Raises ValueError where nobody stated it."""
+    if beta is None:
+        raise ValueError("this method's beta is the target's: name it, or take method.bound(beta)")
+    return beta
+
+
+def positive(**values: float | None) -> None:
+    """Raise ValueError naming the first setting that is not a positive number (None: left to the target)."""
     for name, value in values.items():
-        if not 0 < value < math.inf:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive; got {value}")

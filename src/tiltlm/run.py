@@ -15,17 +15,15 @@ import json
 import platform
 import subprocess
 import time
-import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
 from os.path import exists
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-import tyro
 from rich.console import Console
 
 from tiltlm.device import check_devices
@@ -36,41 +34,40 @@ from tiltlm.models.folders import model_in
 from tiltlm.progress import note
 from tiltlm.rewards.masking import mask, without_secrets
 from tiltlm.ruler.table import read_report, table
+from tiltlm.settings import hashed
 
 ROOT = Path("runs")
 R = TypeVar("R", bound="Recipe")
 
 
-@dataclass(frozen=True)
 class Recipe:
-    """How to make one result. Subclasses add settings, and say what they need and how they build it."""
+    """How to make one result. A frozen dataclass; its fields are its settings, nested, and among them `seed`."""
 
-    seed: int = 0
-    """Every random choice follows from this number."""
-
-    family: tyro.conf.Suppress[str] = ""
-    """Which catalogue entry the settings started from; the first part of the name."""
-
+    seed: int
     stage: ClassVar[str] = ""
     gathers: ClassVar[bool] = False
     """Whether the report repeats the rows of the inputs' reports: a comparison."""
 
     @property
     def name(self) -> str:
-        """The recipe's name, `family/stage`."""
-        return f"{self.family}/{self.stage}"
+        """The recipe's name, `task/stage`."""
+        raise NotImplementedError
 
     @property
     def key(self) -> str:
-        """A short hash of every setting (of a credential in a URL only a digest counts), and of the content of the files
-        that settings name."""
+        """A short hash of every setting that the result depends on (of a credential in a URL only a digest counts), and of
+        the content of the files that settings name."""
         return self.key_given({})
 
     def key_given(self, known: Mapping[str, str]) -> str:
         """`key`, where the files had the digests `known`; the others are read."""
-        text = json.dumps(without_secrets(hashed(self)), sort_keys=True, default=str)
+        text = json.dumps(without_secrets(hashed(self.counted())), sort_keys=True, default=str)
         text += "".join({**digests(self.files()), **known}.get(name, "") for name in self.files())
         return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
+
+    def counted(self) -> Recipe:
+        """This recipe with those settings at their defaults that, beside its others, do not matter."""
+        return self
 
     def inputs(self) -> dict[str, Recipe]:
         """The recipes whose results this one needs, by the name it calls them."""
@@ -101,15 +98,6 @@ class Recipe:
         """The tokenizer of this recipe's texts, and the length its completions have; None where there is none."""
         return None, None
 
-    @property
-    def prompt_room(self) -> int | None:
-        """How many tokens of a prompt are read; longer ones lose their front. None: all."""
-        return None
-
-    def up(self, kind: type[R]) -> R:
-        """The recipe this one extends, with the same settings: a recipe has all the fields of what it needs."""
-        return kind(**{f.name: getattr(self, f.name) for f in fields(kind)})
-
 
 @dataclass(frozen=True)
 class Run(typing.Generic[R]):
@@ -135,20 +123,6 @@ class Run(typing.Generic[R]):
     def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as JSON lines, aside first."""
         write_whole(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-ADDED: dict[str, Any] = {"added": True}
-"""The metadata of a setting that came later: at its default it is no part of a key, so older runs are found as before."""
-
-
-def hashed(value: Any) -> Any:
-    """What a key is a hash of: `asdict`, without `ADDED` settings that have their default."""
-    if is_dataclass(value) and not isinstance(value, type):
-        found = ((f, getattr(value, f.name)) for f in fields(value))
-        return {f.name: hashed(x) for f, x in found if not (f.metadata.get("added") and x == f.default)}
-    if isinstance(value, (list, tuple)):
-        return [hashed(each) for each in value]
-    return {name: hashed(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
@@ -208,14 +182,13 @@ def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
 
 
 def _build(run: Run[Any], command: str) -> None:
-    recipe, started = run.recipe, time.time()
+    recipe, started, cpu = run.recipe, time.time(), time.process_time()
     note(f"{recipe.name}  ->  {run.folder}")
     begin(run)
     run.write_json("provenance.json", provenance(recipe.seed, command))
     recipe.build(run)
-    run.write_json(
-        "provenance.json", provenance(recipe.seed, command) | {"seconds": round(time.time() - started, 1)}
-    )
+    took = {"seconds": round(time.time() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    run.write_json("provenance.json", provenance(recipe.seed, command) | took)
     (run.folder / "DONE").touch()
 
 
@@ -263,20 +236,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def from_json(kind: Any, value: Any) -> Any:
-    """Settings read back from JSON: dataclasses, tuples and plain values, as their annotations say."""
-    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        unknown = set(value) - {f.name for f in fields(kind)}
-        if unknown:
-            raise ValueError(f"{kind.__name__} has no setting {sorted(unknown)}: written by another version?")
-        return kind(**{name: from_json(hints[name], v) for name, v in value.items()})
-    if typing.get_origin(kind) in (typing.Union, types.UnionType) and value is not None:
-        (kind,) = [option for option in typing.get_args(kind) if option is not type(None)]
-        return from_json(kind, value)
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)
-        return tuple(from_json(inner[0] if inner[-1] is ... else inner[i], v) for i, v in enumerate(value))
-    return value

@@ -26,7 +26,11 @@ NOTES = "tiltlm"
 
 def save_tensors(tensors: Mapping[str, Tensor], path: str | Path, notes: Mapping[str, str] | None = None) -> None:
     """Write named tensors (any device) and `notes` to a safetensors file. Raises OSError where it cannot be written."""
-    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    for name, x in tensors.items():  # the format refuses tensors that share memory
+        own = x.detach().cpu().contiguous()
+        shared = own.untyped_storage().data_ptr() in {y.untyped_storage().data_ptr() for y in plain.values()}
+        plain[name] = own.clone() if shared else own
     with writing(path):
         save_file(plain, str(path), {NOTES: json.dumps(notes, sort_keys=True)} if notes else None)
 

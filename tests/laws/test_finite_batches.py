@@ -24,7 +24,7 @@ from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Samples
 from tiltlm.twists.ctl import CTL
-from tiltlm.twists.dpg import DPG
+from tiltlm.twists.dpg import DPGObjective
 from tiltlm.twists.objective import Draws, prefix_weights
 from tiltlm.twists.value import ValueLearning
 
@@ -201,7 +201,7 @@ def test_weights_normalised_in_the_batch_are_exact_for_own_draws_alone(method):
     found = {}
     for drawer in ("own", "reference"):
         w, at, samples, p = twist_case(drawer)
-        objective = CTL() if method == "ctl" else DPG(w.reference)
+        objective = CTL() if method == "ctl" else DPGObjective(w.reference)
         found[drawer] = over_batches(objective, at, samples, p, 2, as_draws(w))
     assert found["own"].abs().max() < ZERO and found["reference"].norm() > 1e-3
 

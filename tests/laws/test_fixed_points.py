@@ -262,9 +262,9 @@ def modules(package: ModuleType) -> list[ModuleType]:
 
 
 def objectives(module: ModuleType) -> list[type]:
-    """The classes that `module` itself defines and that name an optimum."""
+    """The classes that `module` itself defines, that have a loss and name an optimum."""
     own = [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__]
-    return [x for x in own if hasattr(x, "optimum")]
+    return [x for x in own if getattr(x, "optimum", "") and hasattr(x, "loss")]
 
 
 def lawless(found: list[type]) -> list[str]:

@@ -21,14 +21,15 @@ from tiltlm.engine import Engine, Optim
 from tiltlm.exact import solve
 from tiltlm.models.table import TableLM, TableValues
 from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.scenes import OnePrompt, infilling
 from tiltlm.samplers.smc import IMPORTANCE, smc
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.target import Target
 from tiltlm.train import fit
 from tiltlm.twists.ctl import CTL
-from tiltlm.twists.dpg import DPG
-from tiltlm.twists.draws import OnePrompt, TwistDraws, along, infilling, rollouts_behind, weighed_as_mixture
+from tiltlm.twists.dpg import DPGObjective
+from tiltlm.twists.draws import TwistDraws, along, rollouts_behind, weighed_as_mixture
 from tiltlm.twists.fudge import FudgeLearning
 from tiltlm.twists.learned import LearnedTwist
 from tiltlm.twists.mixture import Mixture
@@ -148,13 +149,13 @@ LAWS = {
     "soft q, multi-step": Law(lambda w: SoftQ(multi_step=0.5), (star,), (zero, noisy, stepped)),
     "sixo": Law(lambda w: SIXO(), (over_z,), (star, zero, noisy)),
     "fudge": Law(lambda w: FudgeLearning(), (logit,), (star, zero, noisy), shift=-1.1),
-    "dpg": Law(lambda w: DPG(w.reference), (star, stepped, prefixed), (zero, noisy)),
+    "dpg": Law(lambda w: DPGObjective(w.reference), (star, stepped, prefixed), (zero, noisy)),
     "ctl with dpg": Law(
-        lambda w: Mixture(CTL(), DPG(w.reference), 0.3), (star, stepped), (zero, noisy, prefixed), FIXED
+        lambda w: Mixture(CTL(), DPGObjective(w.reference), 0.3), (star, stepped), (zero, noisy, prefixed), FIXED
     ),
 }
 
-TWIST_LAWS = {CTL, SoftQ, SIXO, FudgeLearning, DPG, Mixture}
+TWIST_LAWS = {CTL, SoftQ, SIXO, FudgeLearning, DPGObjective, Mixture}
 """Objectives whose law is in this file."""
 
 
@@ -205,7 +206,7 @@ def test_dpg_s_gradient_is_that_of_the_kl_from_pi_star():
     q = Guided(w.reference, LearnedTwist(model))
     log_q = q.log_prob(w.samples()).sum(1)
     direct = flat_gradient(-(w.p_star().flatten() * log_q).sum() / (N_PROMPTS * HORIZON), model)
-    torch.testing.assert_close(gradient(DPG(w.reference), w, model), direct, atol=1e-10, rtol=0)
+    torch.testing.assert_close(gradient(DPGObjective(w.reference), w, model), direct, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("objective", [CTL(), CTL("next"), SoftQ(), SoftQ(multi_step=1.0)], ids=str)
@@ -339,7 +340,7 @@ TRAINED = {
 def test_training_from_nothing_comes_close_to_pi_star(name):
     objective, options = TRAINED[name]
     w = world(beta=0.4).shifted(-1.1)
-    objective, model = objective or DPG(w.reference), zero(w)
+    objective, model = objective or DPGObjective(w.reference), zero(w)
     twist = LearnedTwist(model, squashed=name == "fudge")
     draws = TwistDraws(w.target(), twist, OnePrompt(PROMPTS), HORIZON, stream(0), objective.needs, 100, **options)
     fit(model, objective, draws, steps=150, optim=Optim(lr=0.1, clip=0.0))
@@ -466,7 +467,7 @@ def test_dpg_by_hand():
     ids = torch.tensor([[0], [1]])
     rows = Samples(Tokens.of([[0]]), torch.zeros(2, dtype=torch.int64), ids, torch.ones_like(ids, dtype=torch.bool),
                    log_w=torch.tensor([math.log(3.0), 0.0], dtype=torch.float64))  # fmt: skip
-    objective = DPG(reference)
+    objective = DPGObjective(reference)
     prepared = objective.prepare(Draws(1, 1.0, rows))
     loss = objective.loss(values, prepared).loss.sum() / objective.weight(prepared).sum()
     assert float(loss.detach()) == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), abs=ZERO)

@@ -31,11 +31,12 @@ from laws.world import (
 )
 from tiltlm.models.table import TableValues
 from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
 from tiltlm.twists.ctl import CTL
-from tiltlm.twists.dpg import DPG
-from tiltlm.twists.draws import OnePrompt, TwistDraws, along
+from tiltlm.twists.dpg import DPGObjective
+from tiltlm.twists.draws import TwistDraws, along
 from tiltlm.twists.fudge import FudgeLearning
 from tiltlm.twists.learned import LearnedTwist
 from tiltlm.twists.mixture import Mixture
@@ -166,13 +167,13 @@ def sixo_and_dpg_laws(name: str, draws: Draw) -> dict[str, TwistLaw]:
     free = (star, per_step, per_parent)
     return {
         f"sixo, {name}": TwistLaw(SIXO, lambda w: SIXO(), draws, (over_z,), (star, silent, noisy, per_step)),
-        f"dpg, {name}": TwistLaw(DPG, lambda w: DPG(w.reference), draws, free, (silent, noisy)),
+        f"dpg, {name}": TwistLaw(DPGObjective, lambda w: DPGObjective(w.reference), draws, free, (silent, noisy)),
     }
 
 
 def mixture_law(first: Any, draws: Draw, at: Point, *elsewhere: Point) -> TwistLaw:
     wrong = (silent, noisy, per_parent, *elsewhere)
-    return TwistLaw(Mixture, lambda w: Mixture(first, DPG(w.reference), 0.3), draws, (at,), wrong)
+    return TwistLaw(Mixture, lambda w: Mixture(first, DPGObjective(w.reference), 0.3), draws, (at,), wrong)
 
 
 SOFT_Q = {"log": SoftQ(), "linear": SoftQ("linear"), "multi-step": SoftQ(multi_step=0.7)}
@@ -321,7 +322,7 @@ def test_nested_inference_s_gradient_is_that_of_the_divergence_of_every_step_fro
 def test_dpg_s_gradient_is_that_of_the_divergence_of_q_from_pi_star(place, positives):
     """KL(pi*‖q)/T, differentiated through the guided model itself."""
     w = COUNTED[place]()
-    values, objective = noisy(w), DPG(w.reference)
+    values, objective = noisy(w), DPGObjective(w.reference)
     log_q = Guided(w.reference, LearnedTwist(values)).log_prob(w.samples()).sum(1)
     direct = flat_gradient(-(w.p_star().flatten() * log_q).sum() / (N_PROMPTS * HORIZON), values)
     got = reduced(objective, values, objective.prepare(population(w, values, positives=positives)))
@@ -332,7 +333,7 @@ def test_dpg_s_gradient_is_that_of_the_divergence_of_q_from_pi_star(place, posit
 @pytest.mark.parametrize("place", COUNTED)
 def test_a_mixture_s_gradient_is_the_mixture_of_the_gradients(place):
     w = COUNTED[place]()
-    values, parts = noisy(w), (SIXO(), DPG(w.reference))
+    values, parts = noisy(w), (SIXO(), DPGObjective(w.reference))
     draws, both = population(w, values, positives="weighted"), Mixture(*parts, 0.3)
     each = [reduced(part, values, part.prepare(draws)) for part in parts]
     got = reduced(both, values, both.prepare(draws))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tiltlm.jsonl import read_json
@@ -18,11 +20,12 @@ from tiltlm.ruler.compare import Difference, holm, over_seeds, paired
 from tiltlm.ruler.measure import Measurement
 from tiltlm.ruler.table import HEADINGS, read_report
 from tiltlm.run import Recipe, Run
+from tiltlm.settings import hashed
 
 SHOWN = HEADINGS | {"objective": "J", "win_rate": "wins"}
 """Metrics that are compared, and what stands over them."""
 
-ABSOLUTE = {"kl_to_target", "kl_to_target_at_least", "kl_from_target", "objective_gap"}
+ABSOLUTE = {"kl_to_target", "kl_to_target_at_least", "kl_to_target_at_most", "kl_from_target", "objective_gap"}
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,34 @@ def measured(runs: Iterable[Run[Any]]) -> list[Run[Any]]:
     return list(found.values())
 
 
-def contestants(runs: Sequence[Run[Any]]) -> list[Contestant]:
-    """Measured runs by method and settings, in the order of their first appearance."""
+def contestants(runs: Sequence[Run[Any]], called: Mapping[Path, str] | None = None) -> list[Contestant]:
+    """Measured runs by method and settings, in the order of their first appearance. called: names given by the user."""
     groups: dict[str, dict[int, Run[Any]]] = {}
     for run in runs:
-        settings = {name: value for name, value in asdict(run.recipe).items() if name != "seed"}
-        alike = json.dumps([run.recipe.name, settings, files_of(run)], default=str)
+        alike = json.dumps([run.recipe.name, _unseeded(run.recipe), files_of(run)], default=str)
         groups.setdefault(alike, {})[run.recipe.seed] = run
     firsts = [next(iter(members.values())) for members in groups.values()]
-    several = len({run.recipe.family for run in firsts}) > 1
-    plain = [f"{run.recipe.family}/{name_of(run)}" if several else name_of(run) for run in firsts]
+    several = len({task_name(run.recipe) for run in firsts}) > 1
+    plain = [f"{task_name(run.recipe)}/{name_of(run)}" if several else name_of(run) for run in firsts]
+    labels = what_differs([run.recipe for run in firsts])
     named = [
-        f"{name} {label}".strip()
-        for name, label in zip(plain, what_differs([r.recipe for r in firsts]), strict=True)
+        (called or {}).get(run.folder) or f"{name} {label}".strip()
+        for run, name, label in zip(firsts, plain, labels, strict=True)
     ]
     names = [
         f"{name} [{run.key}]" if named.count(name) > 1 else name for name, run in zip(named, firsts, strict=True)
     ]
     return [Contestant(name, members) for name, members in zip(names, groups.values(), strict=True)]
+
+
+def _unseeded(recipe: Recipe) -> Any:
+    """What the result depends on beside the seed."""
+    return {name: value for name, value in hashed(recipe.counted()).items() if name != "seed"}
+
+
+def task_name(recipe: Recipe) -> str:
+    """The task's name, `animals`."""
+    return recipe.name.partition("/")[0]
 
 
 def name_of(run: Run[Any]) -> str:
@@ -79,8 +92,8 @@ def name_of(run: Run[Any]) -> str:
 
 
 def what_differs(recipes: Sequence[Recipe]) -> list[str]:
-    """Of runs of one family: the settings, beside the seed, in which those of one stage differ."""
-    flat = [(recipe.stage, dict(leaves(asdict(recipe)))) for recipe in recipes]
+    """Of runs of one task: the settings, beside the seed, in which those of one stage differ."""
+    flat = [(recipe.name, dict(leaves(asdict(recipe.counted())))) for recipe in recipes]  # type: ignore[call-overload]
     labels = []
     for stage, own in flat:
         alike = [other for name, other in flat if name == stage]
@@ -90,7 +103,7 @@ def what_differs(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Nested settings as pairs (goal.beta, 0.1)."""
+    """Nested settings as pairs (task.beta, 0.1)."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")
@@ -137,43 +150,60 @@ def comparable(first: Run[Any], second: Run[Any]) -> list[Difference] | None:
 
 
 def incomparable(first: Run[Any], second: Run[Any]) -> set[str]:
-    """Metrics that mean different things in the two runs: their targets or references differ."""
-
-    def same(*names: str) -> bool:
-        one, other = vars(first.recipe), vars(second.recipe)
-        return all(one.get(name) == other.get(name) for name in names)
-
-    rewards = [_without_beta(vars(run.recipe).get("goal")) for run in (first, second)]
-    found = set() if same("target", "goal", "classify", "judge") else set(ABSOLUTE)
-    if rewards[0] != rewards[1] or not same("classify", "judge") or _judge(first) != _judge(second):
-        # another reward model, another zero and another scale
+    """Metrics that mean different things in the two runs: their targets or references differ, or their log Z was found in
+    another way."""
+    found = set() if _log_z(first) == _log_z(second) else set(ABSOLUTE)
+    if task_of(first.recipe) != task_of(second.recipe):  # J has another beta in it, or another reward
+        found |= {"objective", *ABSOLUTE}
+    judges = [_key(run, "reward-model") or _key(run, "classifier") for run in (first, second)]
+    rewards = [task_of(run.recipe, lambda task: task.at(1.0)) for run in (first, second)]
+    if rewards[0] != rewards[1] or judges[0] != judges[1]:  # another zero and another scale
         found |= {"reward", "objective", "win_rate", *ABSOLUTE}
-    if not same("network", "base", "sft", "pretrained", "language"):
+    references = [task_of(run.recipe, lambda task: task.untilted()) for run in (first, second)]
+    if references[0] != references[1] or _key(first, "base") != _key(second, "base"):
         found |= {"kl_to_reference", *ABSOLUTE}
     return found
 
 
-def _judge(run: Run[Any]) -> str:
-    """The key of the reward model that was trained for a run; empty where it was not."""
-    return run.inputs["reward-model"].key if "reward-model" in run.inputs else ""
+def task_of(recipe: Recipe, as_it: Callable[[Any], Any] = lambda task: task) -> Any:
+    """What a result depends on of a recipe's task, whatever it is called; as_it: at another temperature, say."""
+    task = getattr(recipe, "task", None)
+    found = hashed(None if task is None else as_it(task))
+    return {name: value for name, value in found.items() if name != "name"} if isinstance(found, dict) else found
 
 
-def _without_beta(goal: Any) -> dict[str, Any]:
-    """What a goal says of the reward alone."""
-    return {name: value for name, value in vars(goal).items() if not name.startswith("beta")} if goal else {}
+def _log_z(run: Run[Any]) -> Any:
+    return hashed(getattr(run.recipe.counted(), "log_z", None))
+
+
+def _key(run: Run[Any], name: str) -> str:
+    """The key of what was trained for a run; empty where it was not."""
+    return run.inputs[name].key if name in run.inputs else ""
 
 
 def same_prompts(first: Run[Any], second: Run[Any]) -> bool:
-    """Whether two runs drew their test prompts alike: the same world, language or data, seed, exact and test settings,
+    """Whether two runs drew their test prompts alike: the same task but for its target, the same seed and numbers of draws,
     and no file (data, a reward, a model) that both name held something else for one of them."""
 
     def prompts(run: Run[Any]) -> tuple[Any, ...]:
-        settings = vars(run.recipe)
-        return tuple(settings.get(name) for name in ("world", "language", "data", "seed", "exact", "test"))
+        ruler = getattr(run.recipe, "ruler", None)
+        drawn = None if ruler is None else (most_prompts(run.recipe), ruler.n, ruler.exact)
+        return task_of(run.recipe, lambda task: task.untilted()), run.recipe.seed, drawn, _exact(run)
 
     one, other = files_of(first), files_of(second)
     changed = any(one[name] != other[name] for name in one.keys() & other.keys())
     return prompts(first) == prompts(second) and not changed
+
+
+def most_prompts(recipe: Any) -> float:
+    """How many test prompts are measured at most: those of the ruler, or of them those whose log Z is known."""
+    most = recipe.ruler.prompts or math.inf
+    by_prompt = getattr(recipe, "absolute", False) and recipe.log_z.by != "enumeration"
+    return min(most, recipe.log_z.prompts) if by_prompt and recipe.task.facts().measured != "one" else most
+
+
+def _exact(run: Run[Any]) -> Any:
+    return hashed(getattr(run.recipe.counted(), "exact", None))
 
 
 def files_of(run: Run[Any]) -> dict[str, str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
+from tiltlm.commands.options import parsed
 from tiltlm.commands.process import prepare
 from tiltlm.recipes import recipe
 from tiltlm.ruler.table import read_report
@@ -33,7 +34,7 @@ def demo(args: list[str]) -> int:
     prepare()
     command, runs = shlex.join(["tiltlm", "demo", *args]), settings.out / "runs"
     tree = ensure(recipe("tree/solve"), runs, command)
-    star = ensure(replace(recipe("star-graph/evaluate"), seed=settings.seed), runs, command)
+    star = ensure(parsed(recipe("star-graph/evaluate"), [f"--seed={settings.seed}"]), runs, command)
     star.recipe.show(star)
     print()
     tree.recipe.show(tree)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel
 
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
@@ -26,6 +25,9 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.models.packing import why_not
 from tiltlm.models.prefixes import body_state
 from tiltlm.samples import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

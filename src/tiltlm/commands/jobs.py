@@ -19,12 +19,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tiltlm.commands.options import from_json
 from tiltlm.commands.process import prepare
 from tiltlm.mistakes import MISTAKES, one_line
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.rewards.masking import mask
-from tiltlm.run import Run, begin, check_all, ensure, find, from_json, unfinished
+from tiltlm.run import Recipe, Run, begin, check_all, ensure, find, unfinished
 from tiltlm.stopping import Stopped, listening
 
 POLL_SECONDS = 0.1
@@ -80,7 +81,8 @@ def main(folder: Path, command: str) -> int:
     """Build the run in `folder`, whose settings come from standard input."""
     prepare()
     stored = json.load(sys.stdin)
-    value = from_json(type(recipe(stored["recipe"])), stored["settings"])
+    default = recipe(stored["recipe"], stored["settings"].get("methods"))
+    value: Recipe = from_json(default, stored["settings"])
     root = folder.parents[2]
     try:
         if find(value, root).folder != folder:

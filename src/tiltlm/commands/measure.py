@@ -1,11 +1,14 @@
-"""`tiltlm measure RUN…`: finished runs side by side, their differences prompt by prompt, and their hardest prompts."""
+"""`tiltlm measure RUN… NAME=FOLDER…`: finished runs and models trained elsewhere side by side, their differences prompt by
+prompt, and their hardest prompts."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,9 +33,12 @@ from tiltlm.commands.compared import (
 from tiltlm.commands.models import load_run
 from tiltlm.commands.process import prepare
 from tiltlm.commands.prompts import hardest, spread
+from tiltlm.decoders.ready import Ready
 from tiltlm.progress import note
 from tiltlm.ruler.table import read_report, table
-from tiltlm.run import Run
+from tiltlm.run import Run, ensure
+from tiltlm.stages.cells import default_cell
+from tiltlm.stages.measure import Measure as MeasureRecipe
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,9 @@ class Measure:
     """Compare finished runs. A difference of KLs needs no log Z, and is paired by prompt; runs of one recipe from several
     seeds are compared over them."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders, as printed by `tiltlm run`. A run that compares methods brings theirs along."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders, as printed by `tiltlm run`. A run that compares methods brings theirs along. NAME=FOLDER is a model that
+    was trained elsewhere (a transformers folder, a hub name), measured as the first run was and called NAME."""
 
     metrics: tuple[str, ...] = ()
     """Compare these metrics alone (e.g. objective kl_to_target): fewer comparisons, sharper verdicts."""
@@ -60,12 +67,10 @@ def measure(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Measure, prog="tiltlm measure", args=args)
     prepare()
-    if not settings.runs:
-        raise ValueError("name at least one run folder (`tiltlm run` prints it at its end)")
     metrics = _metrics(settings.metrics)
-    runs = [load_run(folder) for folder in settings.runs]
-    rows = [row for run in runs for row in report_of(run)]
-    own = contestants(measured(runs))
+    runs, called = gathered(settings.runs, shlex.join(["tiltlm", "measure", *args]))
+    rows = [row for run in runs for row in report_of(run, called.get(run.folder))]
+    own = contestants(measured(runs), called)
     found = comparisons(own, metrics, settings.control)
     out = Console(width=150, highlight=False)
     out.print(table(rows, "finished runs", SHOWN))
@@ -81,6 +86,29 @@ def measure(args: list[str]) -> int:
     return 0
 
 
+def gathered(names: Sequence[str], command: str = "") -> tuple[list[Run[Any]], dict[Path, str]]:
+    """The runs that are named, those of ready models built where they are not there yet; and the latter's names."""
+    ready = [re.fullmatch(r"([^/=]+)=(.+)", name) for name in names if not Path(name).is_dir()]
+    models = {found[1]: found[2] for found in ready if found is not None}
+    runs = [load_run(Path(name)) for name in names if Path(name).is_dir() or "=" not in name]
+    if not runs:
+        raise ValueError("name at least one run folder (`tiltlm run` prints it at its end)")
+    made = {name: as_measured(runs[0], folder, command) for name, folder in models.items()}
+    return [*runs, *made.values()], {run.folder: name for name, run in made.items()}
+
+
+def as_measured(run: Run[Any], model: str, command: str = "") -> Run[Any]:
+    """A ready model, measured on a run's prompts against its target by its ruler. Raises ValueError where it has none."""
+    like = run if not run.recipe.gathers else next(iter(run.inputs.values()))
+    if not isinstance(like.recipe, MeasureRecipe):
+        raise ValueError(
+            f"{run.folder} measures no method: name a run that does first, and {model} is measured like it"
+        )
+    cell = default_cell(Ready(model), like.recipe.task.facts())
+    value = replace(like.recipe, method=cell.method, feed=cell.feed, fit=cell.fit, net=cell.net, called="model")
+    return ensure(value, like.folder.parents[2], command)
+
+
 def _metrics(names: Sequence[str]) -> Sequence[str]:
     for name in names:
         if name not in SHOWN:
@@ -90,7 +118,7 @@ def _metrics(names: Sequence[str]) -> Sequence[str]:
     return names or tuple(SHOWN)
 
 
-def report_of(run: Run[Any]) -> list[dict[str, Any]]:
+def report_of(run: Run[Any], called: str | None = None) -> list[dict[str, Any]]:
     """The run's report rows. Raises ValueError for runs that measure nothing (a base model, rollouts)."""
     path = run.folder / "report.json"
     if not path.is_file():
@@ -98,7 +126,7 @@ def report_of(run: Run[Any]) -> list[dict[str, Any]]:
             f"{run.folder} ({run.recipe.name}) has no report: it is an ingredient; measure what uses it"
         )
     rows: list[dict[str, Any]] = read_report(path)
-    return [{**row, "method": f"{row['method']}  [{run.key}]"} for row in rows]
+    return [{**row, "method": f"{called or row['method']}  [{run.key}]"} for row in rows]
 
 
 def differences(found: Sequence[Comparison]) -> Table:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from tiltlm.commands.earlier import refuse_earlier
+from tiltlm.commands.options import from_json
 from tiltlm.data.chat import is_messages, opened, tools_in
 from tiltlm.data.encoding import cut_left
 from tiltlm.device import device_of
@@ -17,7 +19,8 @@ from tiltlm.models.base import LanguageModel, without_end
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.ends import ends_of, tokenizer_of
 from tiltlm.recipes import recipe
-from tiltlm.run import Recipe, Run, find, from_json
+from tiltlm.run import Recipe, Run, find
+from tiltlm.stages.task import OfTask
 
 DTYPES = {
     "float32": torch.float32,
@@ -97,17 +100,19 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
 def _of_run(run: Run[Any]) -> Decoder:
     model = run.recipe.decoder(run)  # first: it says where there is none
     tokenizer, most_new = run.recipe.speech(run)
-    return Decoder(model, tokenizer, most_new, run.recipe.prompt_room)
+    room = run.recipe.room(run) if isinstance(run.recipe, OfTask) else None
+    return Decoder(model, tokenizer, most_new, room)
 
 
 def recipe_in(stored: Any, config: Path) -> Recipe:
     """The recipe that a config.json holds. Raises ValueError, naming the file, where it holds none."""
     try:
-        kind, settings = type(recipe(stored["recipe"])), dict(stored["settings"])
+        settings = dict(stored["settings"])
+        default = recipe(stored["recipe"], settings.get("methods"))
         files = stored.get("files", {})
         if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
             raise TypeError(f"'files' are names and digests; got {files!r:.40}")
-        value: Recipe = from_json(kind, settings)
+        value: Recipe = from_json(default, settings)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{config}: not the settings of a run ({type(error).__name__}: {error}); run its recipe again"
@@ -123,6 +128,7 @@ def load_run(folder: Path) -> Run[Recipe]:
     if not (folder / "DONE").is_file():
         raise ValueError(f"{folder} is not finished: run the same recipe again to complete it")
     stored = read_json(config)
+    refuse_earlier(stored, folder)
     value = recipe_in(stored, config)
     found = find(value, folder.resolve().parents[2], stored.get("files"))
     if found.folder.resolve() != folder.resolve():

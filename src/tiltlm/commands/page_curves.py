@@ -1,4 +1,5 @@
-"""Training curves for the report page: metrics.jsonl and evals.jsonl of a run, thinned to what a picture shows."""
+"""Curves for the report page: metrics.jsonl and evals.jsonl of a training, curve.json of a measurement, thinned to what a
+picture shows."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tiltlm.jsonl import read_rows
+from tiltlm.jsonl import read_json, read_rows
 
 POINTS = 120
 """Points of a curve, at most: each is the mean of the steps it stands for."""
@@ -16,13 +17,23 @@ Curve = list[list[float]]
 
 
 def curves(folder: Path) -> dict[str, Curve]:
-    """Metric -> [[step, value], …] of a training run, those of evals.jsonl as "on the way: …"; {} without any."""
+    """Metric -> [[step, value], …] of a training run, those of evals.jsonl as "on the way: …", and of a measurement of
+    several checkpoints as "measured: …"; {} without any."""
     found: dict[str, Curve] = {}
     for name, before in (("metrics.jsonl", ""), ("evals.jsonl", "on the way: ")):
         if (folder / name).is_file():
             rows = list(read_rows(folder / name, ()))
             found |= {before + metric: thinned(points) for metric, points in by_metric(rows).items()}
-    return found
+    return found | measured(folder / "curve.json")
+
+
+def measured(path: Path) -> dict[str, Curve]:
+    """The measurements of one method's checkpoints against updates; {} without, and for a comparison of several."""
+    rows = read_json(path) if path.is_file() else []
+    if len({row["method"] for row in rows}) != 1:
+        return {}
+    points = [{"step": row["updates"], f"measured: {row['metric']}": row["value"]} for row in rows]
+    return by_metric(points)
 
 
 def by_metric(rows: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:

@@ -15,6 +15,7 @@ from tiltlm.commands.compared import (
     contestants,
     footnote,
     measured,
+    task_name,
     what_differs,
 )
 from tiltlm.ruler.compare import Difference
@@ -146,19 +147,19 @@ def warnings(runs: Sequence[Run[Any]]) -> list[str]:
 
 
 def result_tables(runs: Sequence[Run[Any]]) -> list[Row]:
-    """Per family the methods (over seeds, if there are several; then every run's), and apart from them what came before."""
+    """Per task the methods (over seeds, if there are several; then every run's), and apart from them what came before."""
     covered: set[Path] = {kept.folder for run in runs if run.recipe.gathers for kept in run.inputs.values()}
     methods: dict[str, list[Run[Any]]] = {}
     stages: dict[str, list[Run[Any]]] = {}
     for run in runs:
         if (run.folder / "report.json").is_file() and run.folder not in covered:
             is_method = run.recipe.gathers or (run.folder / "measurement.safetensors").is_file()
-            (methods if is_method else stages).setdefault(run.recipe.family, []).append(run)
-    tables = [table for family, members in methods.items() for table in method_tables(family, members)]
-    return tables + [stages_table(family, members) for family, members in stages.items()]
+            (methods if is_method else stages).setdefault(task_name(run.recipe), []).append(run)
+    tables = [table for task, members in methods.items() for table in method_tables(task, members)]
+    return tables + [stages_table(task, members) for task, members in stages.items()]
 
 
-def method_tables(family: str, members: Sequence[Run[Any]]) -> list[Row]:
+def method_tables(task: str, members: Sequence[Run[Any]]) -> list[Row]:
     """Methods over seeds, if there are several, then every run's rows."""
     labels = what_differs([run.recipe for run in members])
     rows = [
@@ -171,18 +172,18 @@ def method_tables(family: str, members: Sequence[Run[Any]]) -> list[Row]:
         named = [{**row, "method": f"{row['method']}  {row['settings']}".strip()} for row in rows]
         once = list({(row["method"], row["metric"], row["seed"]): row for row in named}.values())
         about = f"{len(seeds)} seeds: mean ± standard error over seeds; in brackets Student's 95% interval"
-        tables.append(wide(over_seeds(once), f"{family}: over seeds", about, interval=True))
+        tables.append(wide(over_seeds(once), f"{task}: over seeds", about, interval=True))
     about = "value ± one standard error; an interval where log Z is known less well than the distance"
     by = ("method", "seed", "run", *(("settings",) if any(labels) else ()))
-    return [*tables, wide(rows, f"{family}: every run", about, by=by)]
+    return [*tables, wide(rows, f"{task}: every run", about, by=by)]
 
 
-def stages_table(family: str, members: Sequence[Run[Any]]) -> Row:
+def stages_table(task: str, members: Sequence[Run[Any]]) -> Row:
     """What is no method (data, reward models, labels, log Z, bounds): a line for each number."""
     rows = [_line(run, row) for run in members for row in rows_of(run)]
     names = ("stage", "what", "metric", "value", "unit", "seed", "run")
     columns = [{"key": name, "label": name, "numeric": name == "value"} for name in names]
-    head = {"title": f"{family}: on the way", "about": "Stages that are no methods, a line for each number"}
+    head = {"title": f"{task}: on the way", "about": "Stages that are no methods, a line for each number"}
     return {**head, "columns": columns, "rows": rows, "folded": True, "counts": "number"}
 
 

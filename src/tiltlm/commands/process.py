@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -17,9 +18,12 @@ def runs_root() -> Path:
 
 def prepare() -> None:
     """Process-wide settings of the command line: one thread unless told otherwise, no foreign progress bars."""
-    from transformers.utils import logging
-
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported, if it ever is
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()

@@ -22,7 +22,10 @@ from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Run
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-FAR_IS_BAD = ("kl_to_target", "kl_to_target_at_least", "kl_from_target", "objective_gap", "kl_to_reference")
+FAR_IS_BAD = (
+    "kl_to_target", "kl_to_target_at_least", "kl_to_target_at_most", "kl_from_target", "objective_gap", "kl_to_reference",
+    "kl_to_reference_at_most",
+)  # fmt: skip
 """Metrics that are worst where they are largest; of the others small is bad."""
 
 

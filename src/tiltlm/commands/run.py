@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
+from tiltlm.commands.config import applied, read, save, say_masked
+from tiltlm.commands.help import USAGE, full_help, short_help
 from tiltlm.commands.jobs import build_all
+from tiltlm.commands.options import methods_in, parsed
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
@@ -19,34 +23,82 @@ from tiltlm.ruler.table import over_seeds, read_report, table
 from tiltlm.run import Recipe, check_all, ensure, find
 
 
-def parse(args: list[str], command: str) -> Recipe:
-    """The recipe that `args` (a name, then options) describe."""
-    if not args or args[0].startswith("-"):
-        wanted = args and args[0] in ("-h", "--help")
-        text = (
-            f"usage: tiltlm {command} RECIPE [--setting value …] [--jobs N]\n\n`tiltlm list` shows the recipes; "
-        )
-        text += f"`tiltlm {command} RECIPE --help` the settings of one.\n"
-        text += "--jobs N builds what a recipe needs N at a time, each in a process of its own."
+@dataclass(frozen=True)
+class Asked:
+    """What was typed: the recipe, and what is to be done with it instead of building it."""
+
+    recipe: Recipe
+    help: str = ""
+    save_to: Path | None = None
+
+
+def parse(args: Sequence[str], command: str) -> Asked:
+    """What `args` (a recipe's name, then options) ask for. Raises ValueError, in one line, for what they cannot mean."""
+    file, rest = value_of("--config", args)
+    save_to, rest = value_of("--save-config", rest)
+    wanted = [arg for arg in rest if arg in ("-h", "--help", "--help-all")]
+    rest = [arg for arg in rest if arg not in wanted]
+    config = None if file is None else read(Path(file))
+    named = bool(rest) and not rest[0].startswith("-")
+    name = rest[0] if named else config.recipe if config else ""
+    if not name:
         if wanted:
-            print(text)
-            raise SystemExit(0)
-        raise ValueError(text)
-    default = recipe(args[0])
-    return tyro.cli(type(default), prog=f"tiltlm {command} {args[0]}", default=default, args=args[1:])
+            raise Usage(USAGE.format(command=command))
+        raise ValueError(f"name a recipe, `tiltlm {command} TASK/STAGE`; `tiltlm list` shows them")
+    compared, options = (
+        methods_in(rest[named:]) if name.endswith(("/evaluate", "/frontier")) else (None, rest[named:])
+    )
+    value: Recipe = recipe(name, compared or (config.methods if config else None))
+    if config is not None:
+        value = applied(config, value)
+    if wanted:
+        return Asked(value, (full_help if "--help-all" in wanted else short_help)(value, command))
+    value = parsed(value, options)
+    if config is not None:
+        say_masked(value)
+    return Asked(value, save_to=None if save_to is None else Path(save_to))
+
+
+class Usage(Exception):
+    """What to print instead of doing anything."""
 
 
 def run(args: list[str]) -> int:
     """Build one recipe, or find it built; then print its report and its folder."""
     prepare()
     rest, jobs = side_by_side(args)
-    command, value = command_line("run", args), parse(rest, "run")
+    command = command_line("run", args)
+    try:
+        asked = parse(rest, "run")
+    except Usage as usage:
+        print(usage)
+        return 0
+    if asked.help:
+        print(asked.help)
+        return 0
+    value = asked.recipe
+    if asked.save_to is not None:
+        save(value, asked.save_to)
+        print(asked.save_to)
+        return 0
     if jobs > 1:
         build_all([find(value, runs_root())], jobs, command)
     finished = ensure(value, runs_root(), command)
     finished.recipe.show(finished)
     print(finished.folder)
     return 0
+
+
+def value_of(flag: str, args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What follows `flag` (None: it is not there), and the other arguments."""
+    for k, arg in enumerate(args):
+        if arg.startswith(f"{flag}="):
+            return arg.partition("=")[2], [*args[:k], *args[k + 1 :]]
+        if arg == flag:
+            if k + 1 == len(args) or args[k + 1].startswith("--"):
+                raise ValueError(f"{flag} wants a file")
+            return args[k + 1], [*args[:k], *args[k + 2 :]]
+    return None, list(args)
 
 
 def command_line(command: str, args: Sequence[str]) -> str:
@@ -83,7 +135,7 @@ def sweep(args: list[str]) -> int:
         return 0
     rest, jobs = side_by_side(args)
     name, points = rest[0], grid(rest[1:])
-    recipes = [parse([name, *point], "sweep") for point in points]  # all mistakes come before any work
+    recipes = [parse([name, *point], "sweep").recipe for point in points]  # all mistakes come before any work
     for value in recipes:
         check_all(find(value, runs_root()))
     if jobs > 1:

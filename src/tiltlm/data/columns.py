@@ -49,7 +49,7 @@ def recognised(row: Row, tokenizer: Any) -> Kept | Dropped:
 def _fitting(row: Row) -> str:
     """Words that offer the mapping of columns which would fit; none where there is none."""
     fit = suggested(row)
-    return f"; would this fit? {fit} (in a recipe: --data.columns …)" if fit else ""
+    return f"; would this fit? {fit} (of a task: --task.columns …)" if fit else ""
 
 
 def text(row: Row, name: str) -> str:

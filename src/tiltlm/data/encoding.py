@@ -73,10 +73,9 @@ class Encoder:
 
     def texts(self, samples: Samples) -> tuple[list[str], list[str]]:
         """Every row's prompt, as it was cut, and completion, as texts: what a reward of texts judges."""
-        asked = [self.prompt_text(ids) for ids in samples.prompts.lists()]
-        return [asked[k] for k in samples.prompt_index.tolist()], [
-            self.text(ids) for ids in samples.completions.lists()
-        ]
+        used, index = samples.prompt_index.unique(return_inverse=True)
+        asked = [self.prompt_text(ids) for ids in samples.prompts.select(used).lists()]
+        return [asked[k] for k in index.tolist()], [self.text(ids) for ids in samples.completions.lists()]
 
     def prompts(self, texts: Sequence[str]) -> Tokens:
         return Tokens.of([self.prompt(text) for text in texts])

@@ -22,6 +22,8 @@ from tiltlm.target import Reward
 LEFT, RIGHT = 0, 1
 SURE_REWARD = 0.1
 JACKPOT_PROBABILITY = 0.05
+ATOMS = (0.0, SURE_REWARD, 1.0)
+"""The rewards there are in the tree."""
 
 
 def tree(p_left: float = 0.5) -> tuple[TableLM, Reward]:

@@ -17,17 +17,19 @@ mask, OPT with it. Networks for which one of these ways was found wrong (`Trust`
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.activations import NewGELUActivation
-from transformers.cache_utils import Cache, DynamicLayer
 
 from tiltlm.models.body import attention_window, body_of, most_positions, run_body, trust_of
-from tiltlm.models.cache import BufferLayer
 from tiltlm.samples import Samples, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+    from tiltlm.models.cache import BufferLayer
 
 
 class BodyState(Protocol):
@@ -58,6 +60,8 @@ def fuse_activations(model: nn.Module) -> None:
     The formula is the same, 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))); written out in eager mode it takes eight
     passes over the widest activations of the network and keeps most of them for the backward pass.
     """
+    from transformers.activations import NewGELUActivation
+
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, NewGELUActivation):
@@ -143,6 +147,8 @@ def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:
 
 def _behind_shared_prompts(model: PreTrainedModel, prompts: Tokens, row: Tensor, completions: Tokens) -> Tensor:
     """States of prompts[row] followed by completions, right-padded as `followed_by` would have them."""
+    from transformers.cache_utils import Cache, DynamicLayer
+
     cache = Cache(layer_class_to_replicate=DynamicLayer)
     ids, positions, mask = _at_right_edge(prompts)
     first = _cached_forward(model, ids, positions, mask, cache)
@@ -179,6 +185,10 @@ class BackboneState:
     """N prefixes behind which the body stands, with `last` [N, D], the hidden state of each row's last token."""
 
     def __init__(self, model: PreTrainedModel, prompts: Tokens, capacity: int) -> None:
+        from transformers.cache_utils import Cache
+
+        from tiltlm.models.cache import BufferLayer
+
         check_room(model, prompts, capacity)
         self.model, width = model, prompts.ids.shape[1]
         prompts, which = _distinct(prompts)

@@ -10,11 +10,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def body_of(model: PreTrainedModel) -> nn.Module:
     body = model.base_model  # by the prefix of its class; some classes name a part that they do not have
     if body is not model:
         return body
+    from transformers import PreTrainedModel
+
     return next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
 
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tiltlm.models.backbone import BodyState, fuse_activations, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, State
@@ -35,6 +34,7 @@ from tiltlm.tensors import load_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class CausalLM(LanguageModel):
@@ -75,6 +75,8 @@ class CausalLM(LanguageModel):
 
         eos_ids: None takes what the model's own files name (see `ends`); () gives completions the caller's length.
         """
+        from transformers import AutoModelForCausalLM
+
         if (Path(located(name)) / "adapter_config.json").is_file():
             raise ValueError(
                 f"{name} holds adapters alone: name a folder in which they are merged into their model"
@@ -90,6 +92,8 @@ class CausalLM(LanguageModel):
 
         In evaluation mode, as `load` gives it: a reference with dropout would be another one at every call.
         """
+        from transformers import AutoModelForCausalLM
+
         number = seed if isinstance(seed, int) else int(torch.randint(2**62, (1,), generator=seed))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(number)
@@ -164,6 +168,8 @@ class CausalLM(LanguageModel):
             adapter = load_tensors(Path(folder) / "adapter_model.safetensors", self.device)
             set_peft_model_state_dict(self.adapters, adapter)
             return
+        from transformers import AutoModelForCausalLM
+
         saved = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())
 
@@ -206,3 +212,12 @@ class CausalState(State):
 def copy_of(model: CausalLM) -> CausalLM:
     """An independent copy of `model`: its own parameters, the same values."""
     return copy.deepcopy(model)
+
+
+def steady(reference: CausalLM) -> CausalLM:
+    """A copy of the reference to train, without dropout: it would make ratios to what was drawn noisy."""
+    copied = copy_of(reference).requires_grad_(True)
+    for module in copied.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return copied

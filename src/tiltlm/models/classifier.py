@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from tiltlm.models.backbone import fuse_activations, hidden
 from tiltlm.models.hub import config_of, pretrained
 from tiltlm.models.selftest import examine
 from tiltlm.samples import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TextClassifier(nn.Module):
@@ -47,6 +49,8 @@ class TextClassifier(nn.Module):
         name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> TextClassifier:
         """A folder or hub name that transformers loads as a sequence classifier."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
         model, found = pretrained(AutoModelForSequenceClassification, name, dtype=dtype, output_loading_info=True)
         if found["missing_keys"]:
             raise ValueError(
@@ -57,6 +61,8 @@ class TextClassifier(nn.Module):
     @staticmethod
     def from_body(name: str | Path, labels: Sequence[str], *, seed: int = 0) -> TextClassifier:
         """The body of a language model (folder or hub name) with a fresh head for `labels`; float32."""
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -111,6 +117,8 @@ class TextClassifier(nn.Module):
 
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder`, bit by bit."""
+        from transformers import AutoModelForSequenceClassification
+
         saved = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tiltlm.models.folders import located
 from tiltlm.models.hub import pretrained
@@ -44,6 +43,8 @@ def _written(folder: Path) -> tuple[str, tuple[int, ...]]:
 
 @cache
 def _found(name: str, stop: tuple[str, ...], option: str, written: object) -> tuple[int, ...]:
+    from transformers import AutoConfig
+
     size = int(pretrained(AutoConfig, name).get_text_config().vocab_size)
     tokenizer = tokenizer_of(name)
     places = {option: stop_ids(stop, tokenizer, size, option)} if stop else _places(name, tokenizer)
@@ -56,6 +57,8 @@ def _found(name: str, stop: tuple[str, ...], option: str, written: object) -> tu
 
 def tokenizer_of(name: str | Path) -> Any:
     """The tokenizer of a folder, hub name or run; None where there is none."""
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(located(name))
     except (OSError, ValueError, KeyError):
@@ -64,6 +67,8 @@ def tokenizer_of(name: str | Path) -> Any:
 
 def _places(name: str, tokenizer: Any) -> dict[str, list[int]]:
     """Ids by the place that names them, in the order of the module's table."""
+    from transformers import AutoConfig
+
     in_config = _listed(pretrained(AutoConfig, name).get_text_config().eos_token_id)
     generation = _generation(name)
     copied = (
@@ -78,6 +83,8 @@ def _places(name: str, tokenizer: Any) -> dict[str, list[int]]:
 
 
 def _generation(name: str) -> Any:
+    from transformers import GenerationConfig
+
     try:
         return GenerationConfig.from_pretrained(name)
     except OSError:

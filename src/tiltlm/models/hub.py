@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from tiltlm.jsonl import read_json
@@ -16,6 +15,8 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     """`kind.from_pretrained(name)`. Raises ValueError that names what was looked for."""
+    from huggingface_hub.errors import StrictDataclassError
+
     place = located(name)
     config = Path(place) / "config.json"
     if config.is_file() and not isinstance(read_json(config), dict):

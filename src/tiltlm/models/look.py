@@ -10,14 +10,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from tiltlm.models.body import body_of, call, run_body
 from tiltlm.models.output import Curve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAME = 1e-5
 """Relative difference up to which two float32 numbers that went different ways are one."""

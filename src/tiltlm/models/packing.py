@@ -9,14 +9,17 @@ the very model, and only an exact one is packed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tiltlm.models.backbone import hidden
 from tiltlm.models.body import attention_window, body_of, most_positions, run_body
 from tiltlm.samples import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WIDEST_WINDOW = 512
 """The widest attention window (tokens) that the self-test goes beyond; networks with wider ones are not packed."""

@@ -7,13 +7,17 @@ is what is scored.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tiltlm.models.backbone import BackboneState, BodyState, check_room, hidden
 from tiltlm.models.body import trust_of
 from tiltlm.samples import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROWS_AT_ONCE = 256
 """Rows of one forward pass while peeking."""

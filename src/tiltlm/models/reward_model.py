@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from tiltlm.models.backbone import hidden_of
 from tiltlm.models.classifier import TextClassifier
 from tiltlm.models.hub import pretrained
 from tiltlm.samples import Samples, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class RewardModel(nn.Module):
@@ -41,6 +43,8 @@ class RewardModel(nn.Module):
     @staticmethod
     def from_body(name: str | Path, *, seed: int = 0, most_tokens: int | None = None) -> RewardModel:
         """The body of a language model (folder or hub name) under a fresh head; float32."""
+        from transformers import AutoTokenizer
+
         found = TextClassifier.from_body(name, ("reward",), seed=seed)
         return RewardModel(found.model, pretrained(AutoTokenizer, name), most_tokens)
 

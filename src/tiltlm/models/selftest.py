@@ -24,20 +24,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
 
 import tiltlm
-from tiltlm.models import backbone, body, cache
 from tiltlm.models.backbone import BackboneState, hidden, hidden_of
 from tiltlm.models.body import Trust, body_of, call, most_positions, trust_of
 from tiltlm.models.look import evaluating, one_line
 from tiltlm.progress import note
 from tiltlm.samples import Samples, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WIDEST = 256
 """The widest window or chunk of attention (tokens) that the test's rows reach beyond."""
@@ -248,6 +248,8 @@ def _reach(config: dict[str, Any]) -> int:
 
 def _key(model: PreTrainedModel) -> str:
     """A hash of what the result depends on: configuration, dtype, versions, and the code that is tested."""
+    import transformers
+
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "dtype")}
     parts = [json.dumps(config, sort_keys=True, default=str), type(model).__name__, str(model.dtype)]
     parts += [str(model.config._attn_implementation), next(model.parameters()).device.type]
@@ -257,8 +259,8 @@ def _key(model: PreTrainedModel) -> str:
 
 def _code() -> str:
     """A hash of the source of the ways that are tested."""
-    files = [Path(str(module.__file__)) for module in (backbone, body, cache)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in [*files, Path(__file__)])).hexdigest()
+    files = [Path(__file__).with_name(f"{name}.py") for name in ("backbone", "body", "cache", "selftest")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _file(key: str) -> Path:

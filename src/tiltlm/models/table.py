@@ -8,12 +8,14 @@ expected gradient over all completions is exact to machine precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from tiltlm.models.base import LanguageModel, State, Values
 from tiltlm.samples import Samples, Tokens
+from tiltlm.tensors import load_tensors, save_tensors
 
 
 def _prompt_numbers(prompts: Tokens, n_prompts: int) -> Tensor:
@@ -24,7 +26,19 @@ def _prompt_numbers(prompts: Tokens, n_prompts: int) -> Tensor:
     return prompts.ids[:, 0]
 
 
-class TableLM(LanguageModel):
+class OnDisk(nn.Module):
+    """Tables that write themselves to a folder and read themselves back."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write tables.safetensors into `folder`."""
+        save_tensors(self.state_dict(), Path(folder) / "tables.safetensors")
+
+    def restore(self, folder: str | Path) -> None:
+        """Take the tables that `save` wrote."""
+        self.load_state_dict(load_tensors(Path(folder) / "tables.safetensors"))
+
+
+class TableLM(LanguageModel, OnDisk):
     """p(y_t | prompt, y_<t) = softmax of a row of table t−1; `tables[t]` is [n_prompts, V^t, V], float64."""
 
     def __init__(self, n_prompts: int, vocab_size: int, horizon: int, eos_ids: Sequence[int] = ()) -> None:
@@ -68,7 +82,7 @@ class TableState(State):
         self.number, self.code = self.number[index], self.code[index]
 
 
-class TableValues(Values):
+class TableValues(Values, OnDisk):
     """Values of prefixes in tables: `tables[t]` is [n_prompts, V^(t+1), A], the values after t+1 tokens."""
 
     def __init__(self, n_prompts: int, vocab_size: int, horizon: int, width: int = 1) -> None:
@@ -109,3 +123,22 @@ class TableValueState:
 
     def select(self, index: Tensor) -> None:
         self.number, self.code = self.number[index], self.code[index]
+
+
+class TableCritic(OnDisk):
+    """V of the prefix in front of every token: `tables[t]` is [n_prompts, V^t], from 0."""
+
+    def __init__(self, n_prompts: int, vocab_size: int, horizon: int) -> None:
+        super().__init__()
+        self.n_prompts, self.vocab_size = n_prompts, vocab_size
+        shapes = [(n_prompts, vocab_size**t) for t in range(horizon)]
+        self.tables = nn.ParameterList(torch.zeros(s, dtype=torch.float64) for s in shapes)
+
+    def values_before(self, samples: Samples) -> Tensor:
+        """[N, T, 1], 0 at padding."""
+        number = _prompt_numbers(samples.row_prompts, self.n_prompts)
+        code, columns = torch.zeros_like(number), []
+        for t in range(samples.tokens.shape[1]):
+            columns.append(self.tables[t][number, code])
+            code = code * self.vocab_size + samples.tokens[:, t]
+        return torch.where(samples.mask, torch.stack(columns, 1), 0.0)[..., None]

@@ -8,28 +8,48 @@ So tokens are independent given the prompt, and nothing can be copied from the a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tiltlm.models.backbone import hidden
 from tiltlm.models.base import State
 from tiltlm.models.causal import CausalLM
 from tiltlm.samples import Samples, Tokens
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
 
 class Teacherless(CausalLM):
     """A causal LM that reads `dummy_id` in place of every completion token."""
 
-    def __init__(self, model: PreTrainedModel, dummy_id: int, eos_ids: Sequence[int] = ()) -> None:
-        super().__init__(model, eos_ids)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dummy_id: int,
+        eos_ids: Sequence[int] = (),
+        adapters: PeftModel | None = None,
+    ) -> None:
+        super().__init__(model, eos_ids, adapters)
         self.dummy_id = dummy_id
 
+    def with_lora(self, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any) -> Teacherless:
+        plain = super().with_lora(rank, alpha, dropout, **options)
+        return Teacherless(plain.model, self.dummy_id, self.eos_ids, plain.adapters)
+
     def log_prob(self, samples: Samples) -> Tensor:
-        blind = samples.with_(tokens=torch.full_like(samples.tokens, self.dummy_id))
-        return self.log_prob_of_hidden(hidden(self.model, blind.sequences()), samples)
+        return self.log_prob_of_hidden(hidden(self.model, self.blind(samples).sequences()), samples)
+
+    def next_logits(self, samples: Samples) -> Callable[[slice], Tensor]:
+        return super().next_logits(self.blind(samples))
+
+    def blind(self, samples: Samples) -> Samples:
+        """`samples` as they are read: a dummy in place of every completion token."""
+        return samples.with_(tokens=torch.full_like(samples.tokens, self.dummy_id))
 
     def start(self, prompts: Tokens, capacity: int) -> TeacherlessState:  # type: ignore[override]
         dummies = torch.full((len(prompts), capacity), self.dummy_id, device=prompts.device)

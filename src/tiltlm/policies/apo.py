@@ -14,9 +14,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow, positive
+from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 Anchor = Literal["zero", "down"]
@@ -31,17 +33,25 @@ def apo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float, anchor: Anchor) 
 
 
 @dataclass(frozen=True)
-class APO(PerRow):
+class APO(PerRow, Policy):
     """APO: `zero` where chosen answers are better than the model's own, `down` where they are worse."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
     anchor: Anchor = "zero"
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "biased: log-ratios anchored at zero, chosen up (or less down) and rejected down"
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, _ = log_ratios(model, batch)
-        loss = apo_loss(h_chosen, h_rejected, self.beta, self.anchor)
-        return Outcome(loss, preference_metrics(h_chosen, h_rejected, self.beta))
+        loss = apo_loss(h_chosen, h_rejected, beta, self.anchor)
+        return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"apo": "anchored preference optimisation, on pairs"}
+METHODS: dict[str, Method] = {"apo": APO()}

@@ -14,10 +14,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow, positive
+from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
 from tiltlm.policies.exo_pref import smoothing
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -28,11 +30,14 @@ def cdpo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float, epsilon: float)
 
 
 @dataclass(frozen=True)
-class CDPO(PerRow):
+class CDPO(PerRow, Policy):
     """DPO with label smoothing `epsilon`."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
     epsilon: float = 0.1
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "biased: DPO's on labels turned over with chance epsilon"
 
     def __post_init__(self) -> None:
@@ -40,6 +45,11 @@ class CDPO(PerRow):
         smoothing(self.epsilon)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, _ = log_ratios(model, batch)
-        loss = cdpo_loss(h_chosen, h_rejected, self.beta, self.epsilon)
-        return Outcome(loss, preference_metrics(h_chosen, h_rejected, self.beta))
+        loss = cdpo_loss(h_chosen, h_rejected, beta, self.epsilon)
+        return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"cdpo": "DPO with smoothed labels, on pairs"}
+METHODS: dict[str, Method] = {"cdpo": CDPO()}

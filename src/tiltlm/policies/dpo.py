@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow
+from tiltlm.objective import Outcome, PerRow, positive, stated
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -54,17 +56,24 @@ def preference_metrics(h_chosen: Tensor, h_rejected: Tensor, beta: float) -> dic
 
 
 @dataclass(frozen=True)
-class DPO(PerRow):
-    """DPO with temperature `beta` (the paper's 0.1)."""
+class DPO(PerRow, Policy):
+    """DPO with temperature `beta`."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "pi* of the same beta, under Bradley–Terry preferences"
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive; got {self.beta}")
+        positive(beta=self.beta)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, _ = log_ratios(model, batch)
-        loss = dpo_loss(h_chosen, h_rejected, self.beta)
-        return Outcome(loss, preference_metrics(h_chosen, h_rejected, self.beta))
+        loss = dpo_loss(h_chosen, h_rejected, beta)
+        return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"dpo": "direct preference optimisation, on pairs"}
+METHODS: dict[str, Method] = {"dpo": DPO()}

@@ -17,9 +17,11 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow, positive
+from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -41,11 +43,14 @@ def smoothing(epsilon: float, lowest: float = 0.0) -> None:
 
 
 @dataclass(frozen=True)
-class ExoPref(PerRow):
+class ExoPref(PerRow, Policy):
     """EXO on pairs: `beta` scales the log-ratios (the paper's beta_pi), `epsilon` smooths the label."""
 
-    beta: float = 0.5
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
     epsilon: float = 1e-3
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "biased: log-odds log((1 − eps)/eps) in every pair, whatever its strength"
 
     def __post_init__(self) -> None:
@@ -53,7 +58,12 @@ class ExoPref(PerRow):
         smoothing(self.epsilon)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, _ = log_ratios(model, batch)
-        loss = exo_pref_loss(h_chosen, h_rejected, self.beta, self.epsilon)
-        metrics = preference_metrics(h_chosen, h_rejected, self.beta)
+        loss = exo_pref_loss(h_chosen, h_rejected, beta, self.epsilon)
+        metrics = preference_metrics(h_chosen, h_rejected, beta)
         return Outcome(loss, metrics | {"peaked": (metrics["margin"].abs() > PEAKED).to(loss.dtype)})
+
+
+NAMES: dict[str, str] = {"exo-pref": "EXO, on pairs"}
+METHODS: dict[str, Method] = {"exo-pref": ExoPref()}

@@ -14,9 +14,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow, positive
+from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -26,16 +28,24 @@ def hinge_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Hinge(PerRow):
+class Hinge(PerRow, Policy):
     """The hinge loss with temperature `beta`."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "biased: a margin of one in favour of the likelier winner, whatever its strength"
 
     def __post_init__(self) -> None:
         positive(beta=self.beta)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, _ = log_ratios(model, batch)
-        loss = hinge_loss(h_chosen, h_rejected, self.beta)
-        return Outcome(loss, preference_metrics(h_chosen, h_rejected, self.beta))
+        loss = hinge_loss(h_chosen, h_rejected, beta)
+        return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"hinge": "the hinge loss (SLiC, normalised), on pairs"}
+METHODS: dict[str, Method] = {"hinge": Hinge()}

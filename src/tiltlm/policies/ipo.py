@@ -14,9 +14,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow, positive
+from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import log_ratios, preference_metrics
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -26,11 +28,14 @@ def ipo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class IPO(PerRow):
+class IPO(PerRow, Policy):
     """IPO with the log-ratio of the whole answer (`sum`, the paper's), or averaged over its tokens (`mean`, TRL's)."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
     normalise: Literal["sum", "mean"] = "sum"
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = (
         "pi* of the reward P(y beats a draw of the pairs' distribution), not of the one behind it"
     )
@@ -39,8 +44,13 @@ class IPO(PerRow):
         positive(beta=self.beta)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, _ = log_ratios(model, batch)
-        metrics = preference_metrics(h_chosen, h_rejected, self.beta)
+        metrics = preference_metrics(h_chosen, h_rejected, beta)
         if self.normalise == "mean":
             h_chosen, h_rejected = h_chosen / batch.chosen.mask.sum(1), h_rejected / batch.rejected.mask.sum(1)
-        return Outcome(ipo_loss(h_chosen, h_rejected, self.beta), metrics)
+        return Outcome(ipo_loss(h_chosen, h_rejected, beta), metrics)
+
+
+NAMES: dict[str, str] = {"ipo": "identity preference optimisation, on pairs"}
+METHODS: dict[str, Method] = {"ipo": IPO()}

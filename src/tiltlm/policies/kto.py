@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from tiltlm.experience import Experience, referenced
+from tiltlm.method import Lesson, Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow, positive
+from tiltlm.objective import Outcome, PerRow, positive, stated
+from tiltlm.problem import Facts, Fed
 from tiltlm.samples import Samples
 
 
@@ -78,24 +80,63 @@ def reference_point(policy: LanguageModel, reference: LanguageModel, samples: Sa
 
 
 @dataclass(frozen=True)
-class KTO(PerRow):
+class KTO(PerRow, Policy):
     """KTO with weights of good and bad answers (their products with the numbers of each should lie within 1 to 4/3)."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
     w_good: float = 1.0
     w_bad: float = 1.0
+    fed: ClassVar[Fed] = "judged"
     optimum: ClassVar[str] = "biased: log-ratios grow by the sign of w_good·P(good) − w_bad·P(bad), without end"
+
+    def experience(self, experience: Experience, lesson: Lesson) -> JudgedAnswers:
+        """`experience` with the reference point of every batch."""
+        assert lesson.learner.policy is not None
+        return JudgedAnswers(experience, lesson.learner.policy, lesson.problem.reference)
+
+    def about(self, rows: Samples) -> str:
+        assert rows.reward is not None
+        good = int((rows.reward > 0.5).sum())
+        return balance(good, len(rows) - good, self.w_good, self.w_bad)
+
+    def why_not(self, facts: Facts) -> str | None:
+        if facts.prompts == "one":
+            return "KTO's reference point takes other prompts' answers, and there is one prompt alone"
+        return None
 
     def __post_init__(self) -> None:
         positive(beta=self.beta, w_good=self.w_good, w_bad=self.w_bad)
 
     def loss(self, model: LanguageModel, batch: Judged) -> Outcome:
+        beta = stated(self.beta)
         if batch.samples.log_ref is None:
             raise ValueError(
                 "these answers have no log_ref: score them with the reference first (experience.referenced)"
             )
         h = (model.log_prob(batch.samples) - batch.samples.log_ref).sum(1)
-        loss = kto_loss(h, batch.good, batch.z0, self.beta, self.w_good, self.w_bad)
-        score, nan = self.beta * h.detach(), torch.full_like(h, torch.nan)
+        loss = kto_loss(h, batch.good, batch.z0, beta, self.w_good, self.w_bad)
+        score, nan = beta * h.detach(), torch.full_like(h, torch.nan)
         metrics = {"z0": batch.z0, "reward_good": torch.where(batch.good, score, nan)}
         return Outcome(loss, metrics | {"reward_bad": torch.where(batch.good, nan, score)})
+
+
+def balance(good: int, bad: int, w_good: float, w_bad: float) -> str:
+    """How many answers are wanted, and what weights would suit them better, if the paper's rule says so."""
+    said = f"{good} wanted answers, {bad} unwanted"
+    if not (good and bad):
+        return f"{said}: KTO learns from both kinds, and with one alone its log-ratios only rise or only fall"
+    ratio = w_good * good / (w_bad * bad)
+    if 1 <= ratio <= 4 / 3:
+        return said
+    better = (
+        f"--method.w-bad {w_good * good / bad:.3g}" if ratio > 1 else f"--method.w-good {w_bad * bad / good:.3g}"
+    )
+    return (
+        f"{said}: w_good·wanted / (w_bad·unwanted) is {ratio:.3g}, the paper wants 1 to 4/3: {better} makes it 1"
+    )
+
+
+NAMES: dict[str, str] = {"kto": "KTO, on answers judged one by one"}
+METHODS: dict[str, Method] = {"kto": KTO()}

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow
 from tiltlm.policies.dpo import preference_metrics
 from tiltlm.policies.simpo import mean_log_probs
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -34,10 +36,11 @@ def orpo_loss(mean_chosen: Tensor, mean_rejected: Tensor, alpha: float) -> Tenso
 
 
 @dataclass(frozen=True)
-class ORPO(PerRow):
+class ORPO(PerRow, Policy):
     """ORPO with the paper's weight `alpha` of the odds ratio."""
 
     alpha: float = 0.1
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "biased: no reference in it; pulled towards the distribution of the chosen answers"
 
     def __post_init__(self) -> None:
@@ -48,3 +51,7 @@ class ORPO(PerRow):
         chosen, rejected = mean_log_probs(model, batch)
         loss = orpo_loss(chosen, rejected, self.alpha)
         return Outcome(loss, preference_metrics(chosen, rejected, 1.0) | {"nll_chosen": -chosen.detach()})
+
+
+NAMES: dict[str, str] = {"orpo": "ORPO, which knows no reference, on pairs"}
+METHODS: dict[str, Method] = {"orpo": ORPO()}

@@ -23,8 +23,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from tiltlm.method import Lesson, Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome
+from tiltlm.objective import Outcome, positive, stated
+from tiltlm.problem import Fed
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -113,23 +115,40 @@ def whitened(x: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PPO:
-    """The published settings; `passes` on the same draws are the training loop's."""
+class PPO(Policy):
+    """The published settings."""
 
-    beta: float = 1.0
+    beta: float | None = None
+    """Strength of the pull towards the reference (None: the target's temperature)."""
+
     clip: float = 0.2
     value_clip: float = 0.2
     value_weight: float = 0.1
     lam: float = 0.95
     whiten: bool = True
+    passes: int = 4
+    """Updates per batch of draws."""
+
+    fed: ClassVar[Fed] = "live"
+    critic: ClassVar[bool] = True
     optimum: ClassVar[str] = (
         "pi* of the same beta as B grows, on policy, with lam = 1 and no clipping; else near it (at any B: without "
         "whitening, completions equally long)"
     )
 
     def __post_init__(self) -> None:
-        if not self.beta > 0 or not 0 <= self.lam <= 1 or self.clip <= 0 or self.value_clip <= 0:
-            raise ValueError(f"beta, clip and value_clip must be positive, lam within [0, 1]; got {self}")
+        positive(beta=self.beta, clip=self.clip, value_clip=self.value_clip, passes=self.passes)
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"lam must lie within [0, 1]; got {self.lam}")
+
+    def experience(self, experience: Any, lesson: Lesson) -> LiveActor:
+        """Draws of the policy with the critic's values in front of every token."""
+        learner, problem = lesson.learner, lesson.problem
+        assert learner.policy is not None
+        return LiveActor(
+            learner.policy, learner.critic, problem.target, lambda own: lesson.scene(own)[0], lesson.n, problem.width,
+            lesson.stream,
+        )  # fmt: skip
 
     def prepare(self, batch: Rollout) -> Judged:
         samples = batch.samples
@@ -142,7 +161,7 @@ class PPO:
         """Per-token rewards [n, T], in units of the reward."""
         if samples.reward is None or samples.log_q is None or samples.log_ref is None:
             raise ValueError("PPO needs reward, log_q and log_ref of every row")
-        pull = -self.beta * (samples.log_q - samples.log_ref)
+        pull = -stated(self.beta) * (samples.log_q - samples.log_ref)
         last = torch.arange(pull.shape[1], device=pull.device) == samples.mask.sum(1, keepdim=True) - 1
         return torch.where(samples.mask, pull + last * samples.reward.to(pull)[:, None], 0.0)
 
@@ -190,3 +209,7 @@ class LiveActor:
         drawn = draw(self.decoder, prompts, n=self.n, max_new_tokens=self.max_new_tokens, stream=own.child("draw"))
         samples = self.target.scored(drawn)
         return Rollout(samples, self.critic.values_before(samples)[..., 0])
+
+
+NAMES: dict[str, str] = {"ppo": "PPO: own samples, a critic, clipped steps"}
+METHODS: dict[str, Method] = {"ppo": PPO()}

@@ -19,8 +19,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row
+from tiltlm.objective import Outcome, one_per_row, stated
+from tiltlm.problem import Fed
 from tiltlm.samples import Samples
 
 Baseline = Literal["none", "batch_mean", "leave_one_out"]
@@ -56,15 +58,29 @@ class Advantages:
 
 
 @dataclass(frozen=True)
-class Reinforce:
+class Reinforce(Policy):
     """REINFORCE with a `baseline` and a pull of strength `beta` towards the reference (0: none, as published)."""
 
     baseline: Baseline = "batch_mean"
-    beta: float = 0.0
+    beta: float | None = 0.0
+    """Strength of the pull (0: none; None: the target's temperature, which makes pi* the fixed point)."""
+
+    wrong: float | None = None
+    """Paid for a reward of 0, where rewards are 0 and 1 (None: as they are)."""
+
+    fed: ClassVar[Fed] = "live"
 
     def __post_init__(self) -> None:
-        if self.beta < 0:
+        if self.beta is not None and self.beta < 0:
             raise ValueError(f"beta must not be negative; got {self.beta}")
+
+    @property
+    def least(self) -> int:
+        return 2 if self.baseline == "leave_one_out" else 1
+
+    @property
+    def wants_reference(self) -> bool:
+        return self.beta != 0
 
     optimum: ClassVar[str] = "pi* of the same beta if beta > 0; with beta = 0 biased: the best answers alone"
 
@@ -80,11 +96,14 @@ class Reinforce:
         """r − beta·(log q − log pi_ref), [n]."""
         if batch.reward is None:
             raise ValueError("these samples have no reward: score them first")
-        if self.beta == 0:
-            return batch.reward
+        beta, reward = stated(self.beta), batch.reward
+        if self.wrong is not None:
+            reward = torch.where(reward == 0, self.wrong, reward)
+        if beta == 0:
+            return reward
         if batch.log_q is None or batch.log_ref is None:
             raise ValueError("a pull towards the reference (beta > 0) needs log_q and log_ref of every sample")
-        return batch.reward - self.beta * (batch.log_q - batch.log_ref).sum(1)
+        return reward - beta * (batch.log_q - batch.log_ref).sum(1)
 
     def weight(self, batch: Advantages) -> Tensor:
         return one_per_row(batch)
@@ -103,3 +122,13 @@ def _known(reward: Tensor | None, like: Tensor) -> Tensor:
 
 PAPER = Reinforce(baseline="batch_mean", beta=0.0)
 """The star-graph experiments' setting (`--baseline 1`): batch-mean baseline, no KL term."""
+
+
+NAMES: dict[str, str] = {
+    "reinforce": "policy gradient on own samples, no pull to the reference",
+    "rloo": "REINFORCE, leave-one-out, with the pull of beta",
+}
+METHODS: dict[str, Method] = {
+    "reinforce": Reinforce(),
+    "rloo": Reinforce("leave_one_out", beta=None),
+}

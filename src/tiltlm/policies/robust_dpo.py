@@ -13,10 +13,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow, positive
+from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
 from tiltlm.policies.exo_pref import smoothing
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -27,11 +29,14 @@ def robust_dpo_loss(h_chosen: Tensor, h_rejected: Tensor, beta: float, epsilon: 
 
 
 @dataclass(frozen=True)
-class RobustDPO(PerRow):
+class RobustDPO(PerRow, Policy):
     """DPO for labels of which a share `epsilon` is wrong."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
     epsilon: float = 0.1
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = (
         "pi* of the same beta, under Bradley–Terry preferences turned over with chance epsilon"
     )
@@ -41,6 +46,11 @@ class RobustDPO(PerRow):
         smoothing(self.epsilon)
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, _ = log_ratios(model, batch)
-        loss = robust_dpo_loss(h_chosen, h_rejected, self.beta, self.epsilon)
-        return Outcome(loss, preference_metrics(h_chosen, h_rejected, self.beta))
+        loss = robust_dpo_loss(h_chosen, h_rejected, beta, self.epsilon)
+        return Outcome(loss, preference_metrics(h_chosen, h_rejected, beta))
+
+
+NAMES: dict[str, str] = {"robust-dpo": "DPO for labels of which a share is wrong, on pairs"}
+METHODS: dict[str, Method] = {"robust-dpo": RobustDPO()}

@@ -15,9 +15,11 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, PerRow
+from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.dpo import dpo_loss, log_ratios, preference_metrics
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -27,22 +29,31 @@ def rpo_loss(h_chosen: Tensor, h_rejected: Tensor, log_p_chosen: Tensor, beta: f
 
 
 @dataclass(frozen=True)
-class RPO(PerRow):
+class RPO(PerRow, Policy):
     """DPO + `alpha` times the chosen answer's negative log-likelihood, per sequence `sum` or per-token `mean`."""
 
-    beta: float = 0.1
+    beta: float | None = None
+    """Temperature of the log-ratios (None: the target's)."""
+
     alpha: float = 1.0
     normalise: Literal["sum", "mean"] = "sum"
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = "biased: DPO's, pulled towards the distribution of the chosen answers"
 
     def __post_init__(self) -> None:
-        if not self.beta > 0 or self.alpha < 0:
-            raise ValueError(f"beta must be positive and alpha not negative; got {self.beta} and {self.alpha}")
+        positive(beta=self.beta)
+        if self.alpha < 0:
+            raise ValueError(f"alpha must not be negative; got {self.alpha}")
 
     def loss(self, model: LanguageModel, batch: Pairs) -> Outcome:
+        beta = stated(self.beta)
         h_chosen, h_rejected, log_p_chosen = log_ratios(model, batch)
         if self.normalise == "mean":
             log_p_chosen = log_p_chosen / batch.chosen.mask.sum(1)
-        loss = rpo_loss(h_chosen, h_rejected, log_p_chosen, self.beta, self.alpha)
-        metrics = preference_metrics(h_chosen, h_rejected, self.beta) | {"log_p_chosen": log_p_chosen.detach()}
+        loss = rpo_loss(h_chosen, h_rejected, log_p_chosen, beta, self.alpha)
+        metrics = preference_metrics(h_chosen, h_rejected, beta) | {"log_p_chosen": log_p_chosen.detach()}
         return Outcome(loss, metrics)
+
+
+NAMES: dict[str, str] = {"rpo": "DPO plus the likelihood of the winner, on pairs"}
+METHODS: dict[str, Method] = {"rpo": RPO()}

@@ -15,8 +15,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, by_position
+from tiltlm.problem import Fed
 from tiltlm.samples import Samples
 
 
@@ -26,10 +28,11 @@ def sft_loss(log_p: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Policy):
     """Maximum likelihood. `watch_positions` reports the loss of every target position apart."""
 
     watch_positions: bool = False
+    fed: ClassVar[Fed] = "answers"
     optimum: ClassVar[str] = "the distribution the completions were drawn from (of unequal length: as B grows)"
 
     def prepare(self, batch: Samples) -> Samples:
@@ -45,3 +48,7 @@ class SFT:
         if self.watch_positions:
             metrics |= by_position("nll", -log_p, batch.mask)
         return Outcome(loss, metrics)
+
+
+NAMES: dict[str, str] = {"sft": "maximum likelihood of given answers, or of exact draws"}
+METHODS: dict[str, Method] = {"sft": SFT()}

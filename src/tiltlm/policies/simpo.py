@@ -15,9 +15,11 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, PerRow, positive
 from tiltlm.policies.dpo import preference_metrics
+from tiltlm.problem import Fed
 from tiltlm.samples import Pairs
 
 
@@ -35,11 +37,12 @@ def mean_log_probs(model: LanguageModel, pairs: Pairs) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class SimPO(PerRow):
+class SimPO(PerRow, Policy):
     """SimPO with the paper's scale of margins: beta 2 to 10, gamma/beta about 0.5."""
 
     beta: float = 2.0
     gamma: float = 1.0
+    fed: ClassVar[Fed] = "pairs"
     optimum: ClassVar[str] = (
         "biased: no reference in it; pi* of a uniform one for gamma = 0 and answers of one length"
     )
@@ -53,3 +56,7 @@ class SimPO(PerRow):
         chosen, rejected = mean_log_probs(model, batch)
         loss = simpo_loss(chosen, rejected, self.beta, self.gamma)
         return Outcome(loss, preference_metrics(chosen, rejected, self.beta))
+
+
+NAMES: dict[str, str] = {"simpo": "SimPO, which knows no reference, on pairs"}
+METHODS: dict[str, Method] = {"simpo": SimPO()}

@@ -1,61 +1,64 @@
-"""Recipes: the papers as values. One file per system.
+"""The catalogue: tasks by name, with the papers' settings as values. One file a system.
 
-A file holds two literals, FAMILIES {name: one line} and STAGES {name: one line}, that `tiltlm list` reads
-without importing anything heavy, and `recipe("family/stage")`, which makes the value. A new file is a new
-entry; nothing else needs to know.
+A file holds a literal TASKS {name: one line}, which `tiltlm list` reads without importing anything heavy, and
+`preset(name)`, which makes the value. `recipe("task/stage")` is what `tiltlm run` builds: a stage is a method's name
+(measure it), a method's training, `evaluate` (several methods side by side), a figure, or a stage of the task's own.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
 import importlib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tiltlm import methods
+from tiltlm.mistakes import nearest
+
 if TYPE_CHECKING:
+    from tiltlm.recipes.preset import Preset
     from tiltlm.run import Recipe
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One recipe file: its module, families and stages (name -> one line each)."""
-
-    module: str
-    families: dict[str, str]
-    stages: dict[str, str]
-
-    def names(self) -> list[str]:
-        return [f"{family}/{stage}" for family in self.families for stage in self.stages]
+STAGES: dict[str, str] = {
+    "evaluate": "several methods against one target, side by side: table, picture, differences",
+    "METHOD": "train a method (where it trains), and measure it",
+    "METHOD-policy, METHOD-twist, value": "its training alone",
+    "exact": "exact draws of pi*",
+    "log-z": "the one log Z of a comparison",
+    "generate, label": "stored draws of the reference, and their rewards",
+    "bounds": "bounds of log Z against the number of particles",
+    "frontier": "reward against KL to the reference over temperatures",
+    "qualitative": "samples of one SMC run by weight, ESS trace, genealogy",
+    "reach": "certified intervals of log Z at growing lengths",
+}
+"""What every task has, where it makes sense."""
 
 
 @cache
-def catalogue() -> list[Entry]:
-    """Every recipe file. The files are parsed, not imported."""
-    found = []
-    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        literals = _literals(ast.parse(path.read_text(encoding="utf-8")))
-        if {"FAMILIES", "STAGES"} <= literals.keys():
-            found.append(Entry(path.stem, literals["FAMILIES"], literals["STAGES"]))
-    return found
-
-
-def _literals(tree: ast.Module) -> dict[str, dict[str, str]]:
+def tasks() -> dict[str, tuple[str, str]]:
+    """name -> (module, one line) of every task in the catalogue. The files are parsed, not imported."""
     return {
-        node.target.id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
-        if node.target.id in ("FAMILIES", "STAGES")
+        name: (f"tiltlm.recipes.{path.stem}", line)
+        for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))
+        for name, line in methods.literal(path, "TASKS").items()
     }
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe called `name`, with its default settings. Unknown names raise, naming the nearest."""
-    modules = {known: entry.module for entry in catalogue() for known in entry.names()}
-    if name not in modules:
-        near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"there is no recipe {name!r}.{hint} `tiltlm list` shows them all.")
-    return importlib.import_module(f"tiltlm.recipes.{modules[name]}").recipe(name)
+def preset_of(name: str) -> Preset:
+    """The task called `name` with its settings. Unknown names raise, naming the nearest."""
+    known = tasks()
+    if name not in known:
+        raise ValueError(f"there is no task {name!r}.{nearest(name, known)} `tiltlm list` shows them all.")
+    made: Preset = importlib.import_module(known[name][0]).preset(name)
+    return made
+
+
+def recipe(name: str, compared: Sequence[str] | None = None) -> Recipe:
+    """The recipe called `task/stage`, with its default settings; compared: the methods of `evaluate`."""
+    from tiltlm.recipes.stages import stage_of
+
+    task, slash, stage = name.partition("/")
+    if not slash or "/" in stage:
+        raise ValueError(f"a recipe is called TASK/STAGE, animals/ctl say; got {name!r}. `tiltlm list` shows both")
+    return stage_of(preset_of(task), stage, compared)

@@ -1,4 +1,4 @@
-"""Rewards of texts by name: what `tiltlm score` and a recipe's `--goal.reward` (twisted SMC: `--goal.file`) understand.
+"""Rewards of texts by name: what `tiltlm score` and a task's `--task.reward` understand.
 
 FILE.py:FUNCTION          a function of your own, f(prompts, completions, **columns), see `user_file`
 reward-model:MODEL        a sequence classifier with one output
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +137,13 @@ def text_function(name: str, device: str = "cpu") -> TextFunction:
     for reward in rewards:
         reward.check()
     return TextFunction(terms, rewards)
+
+
+@cache
+def most_of(name: str) -> float:
+    """What no reward called `name` is larger than, as its kind says: nothing is looked up, no file of yours is imported."""
+    terms = terms_of(name)
+    return TextFunction(terms, tuple(of_texts(term.name) for term in terms)).most
 
 
 def files_of(name: str) -> list[str]:

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.special import stdtr, stdtrit
 from torch import Tensor
 
 from tiltlm.ruler.estimate import Estimate, mean
@@ -73,6 +72,8 @@ class Difference:
         """
         if self.identical:
             return 0.0
+        from scipy.special import stdtrit
+
         freedom = self.estimate.n - 1
         return float(
             (stdtrit(freedom, 1 - LEVEL / (2 * self.together)) + stdtrit(freedom, POWER)) * self.estimate.stderr
@@ -88,6 +89,8 @@ def p_value(e: Estimate) -> float:
         return float("nan")
     if e.stderr == 0:
         return 1.0 if e.value == 0 else 2.0 ** (1 - e.n)
+    from scipy.special import stdtr
+
     return float(2 * stdtr(e.n - 1, -abs(e.value) / e.stderr))
 
 
@@ -114,15 +117,19 @@ WITHOUT_LOG_Z = {
 def paired(first: Measurement, second: Measurement) -> list[Difference]:
     """Differences of every metric both have, paired by prompt (of one prompt, draw by draw), each by itself.
 
-    Distances are compared without any log Z. Raises ValueError unless they measured equally many prompts.
+    Distances are compared without any log Z, and left out where that cannot be: where one of the two is known by log Z
+    alone. Raises ValueError unless they measured equally many prompts.
     """
-    shared = [name for name in first.values if name in second.values]
+    by_log_z = set(first.shares) ^ set(second.shares)
+    shared = [name for name in first.values if name in second.values and name not in by_log_z]
     if not shared:
         raise ValueError("these measurements share no metric")
     found = []
     for name in shared:
         source, sign = WITHOUT_LOG_Z.get(name, (name, 1))
         if source not in shared:
+            if name in WITHOUT_LOG_Z and (first.log_z or second.log_z):
+                continue
             source, sign = name, 1
         one, other = first.values[source], second.values[source]
         if len(one) != len(other):

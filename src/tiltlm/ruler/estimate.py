@@ -41,6 +41,8 @@ def mean(x: Tensor) -> Estimate:
     if x.ndim != 1 or len(x) == 0:
         raise ValueError(f"mean needs a list of numbers, [n] with n >= 1; got shape {list(x.shape)}")
     x = x.double()
+    if len(x) > 1 and bool((x == x[0]).all()):  # rounding would give a constant an error
+        return Estimate(x[0].item(), 0.0, len(x))
     stderr = x.std(unbiased=True).item() / math.sqrt(len(x)) if len(x) > 1 else math.nan
     return Estimate(x.mean().item(), stderr, len(x))
 

@@ -53,7 +53,7 @@ def of_weights(log_w: Tensor, source: str, log_w_max: float | None) -> Known:
     if over > 1e-5 * max(1.0, abs(log_w_max)):
         raise ValueError(
             f"a weight lies above its bound: log w = {log_w.max().item():.6g}, bound {log_w_max:.6g}; state the reward's "
-            "upper bound (--goal.r-max)"
+            "upper bound (r_max; of a task --task.r-max)"
         )
     log_x = (log_w - log_w_max).clamp_max(0)
     sure = interval_of_mean(log_x)

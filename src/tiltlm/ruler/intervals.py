@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from tiltlm.ruler.estimate import Estimate, mean
@@ -130,6 +129,8 @@ def of_binary(p: float, n: float, z: float = 1.959964) -> Interval:
 
 def exact(p: float, n: float) -> tuple[float, float]:
     """Clopper and Pearson's interval: quantiles of beta distributions; n need not be whole."""
+    from scipy.special import betaincinv
+
     hits, misses = p * n, (1 - p) * n
     low = 0.0 if hits < 1e-9 else float(betaincinv(hits, misses + 1, 0.025))
     return low, 1.0 if misses < 1e-9 else float(betaincinv(hits + 1, misses, 0.975))

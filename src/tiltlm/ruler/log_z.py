@@ -135,12 +135,42 @@ class LogZ:
         low, high = (Estimate(value.value + sign * half.value, half.stderr, half.n) for sign in (-1, 1))
         return LogZ(value.value, value.stderr, low, high, source, paired=True, each=middle, certificate=fixed)
 
+    @staticmethod
+    def of_runs(log_w: Tensor, source: str) -> LogZ:
+        """From an importance run for each of P prompts, log-weights [P, n]: log of each mean weight, its bias of order 1/n
+        taken off by the delta method, log Ẑ + s²/(2n·Ẑ²).
+
+        The runs' chance is independent from prompt to prompt, so that it is in the distances' spread already; stderr is
+        that of the mean over *these* prompts.
+        """
+        log_w = log_w.double()
+        n = log_w.shape[1]
+        plain = log_w.logsumexp(1) - math.log(n)
+        ratio = (log_w - plain[:, None]).exp()
+        each = plain + ratio.var(1) / (2 * n)
+        few = ((log_w.logsumexp(1) * 2 - (2 * log_w).logsumexp(1)).exp() < FEW_EFFECTIVE).double().mean()
+        doubt = (
+            f"of {float(few):.0%} of the prompts fewer than {FEW_EFFECTIVE} draws tell log Z" if few > 0 else ""
+        )
+        stderr = float((ratio.var(1) / n).sum().sqrt()) / len(each)
+        return LogZ(
+            float(each.mean()),
+            stderr,
+            source=f"{source}, {len(each)} prompts",
+            paired=True,
+            each=each,
+            doubt=doubt,
+        )
+
     def per_prompt(self, n: int) -> Tensor | float:
         """What is subtracted from n prompts' distances: each one's own, or the common value."""
         if self.each is None:
             return self.value
         if len(self.each) < n:
-            raise ValueError(f"log Z is known for {len(self.each)} prompts, but {n} are measured")
+            raise ValueError(
+                f"log Z is known for {len(self.each)} prompts, but {n} are measured: raise --log-z.prompts, or lower "
+                "--ruler.prompts"
+            )
         return self.each[:n]
 
     @property
@@ -206,9 +236,11 @@ class LogZ:
     def from_json(value: dict[str, Any]) -> LogZ:
         """What `to_json` made. Raises ValueError for anything else."""
         try:
-            return LogZ._read(value)
-        except (TypeError, KeyError, AttributeError) as error:
+            found = LogZ._read(value)
+            str(found)  # every number in it is read there
+        except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
             raise ValueError(f"not a stored log Z: {str(value)[:40]} ({type(error).__name__}: {error})") from None
+        return found
 
     @staticmethod
     def _read(value: dict[str, Any]) -> LogZ:
@@ -221,6 +253,9 @@ class LogZ:
         each = None if each is None else torch.tensor(each, dtype=torch.float64)
         return LogZ(**known, each=each, certificate=None if fixed is None else tuple(fixed))
 
+
+FEW_EFFECTIVE = 30
+"""Effective draws of one prompt under which its log Z is a guess."""
 
 FEW_REPEATS = f"fewer than {FEW} repeats, whose errors are themselves guesses"
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tiltlm.ruler.estimate import Estimate, mean, per_prompt
 from tiltlm.ruler.intervals import Interval, of_mean
 from tiltlm.ruler.kl import kl_along_in_batches
 from tiltlm.ruler.log_z import LogZ
+from tiltlm.ruler.units import AT_LEAST, AT_MOST, unit_of
 from tiltlm.ruler.weights import effective_sample_size, pareto_k
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.exact_draws import confirm
@@ -33,23 +34,6 @@ from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
 from tiltlm.tensors import load_tensors, notes_of, save_tensors
-
-UNITS = {
-    "reward": "reward",
-    "objective": "reward",
-    "objective_gap": "reward",
-    "kl_to_reference": "nats",
-    "kl_to_target": "nats",
-    "kl_to_target_at_least": "nats",
-    "kl_from_target": "nats",
-    "log_w": "nats",
-    "log_w_exact": "nats",
-    "pareto_k": "",
-    "log_z": "nats",
-    "forced_loss": "nats",
-    "length": "tokens",
-}
-"""Units of the ruler's own metrics, and of a completion's length; what else a task checks is a rate."""
 
 Check = Callable[[Samples], Tensor]
 """A task's own verdict on every row: Samples -> bool or float [N]."""
@@ -60,12 +44,13 @@ class Measurement:
     """Independent observations of every metric, float64 [n]: one a prompt; of a single prompt, one a draw.
 
     log_z: the common log Z the distances were taken with, where it is not exact per prompt; beta divides the
-    reward.
+    reward. shares: further metrics that log Z went into, and how many times.
     """
 
     values: Mapping[str, Tensor]
     log_z: LogZ | None = None
     beta: float = 1.0
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     def estimates(self) -> dict[str, Estimate]:
         """Means, with standard errors from the spread of the observations.
@@ -91,7 +76,9 @@ class Measurement:
 
     def _interval(self, name: str, e: Estimate) -> dict[str, Any]:
         """The 95% interval of a metric, as entries of its row."""
-        computed = e.stderr == 0 and (name == "log_z" or (name in DIVERGENCES and e.value == 0))
+        computed = e.stderr == 0 and (
+            name in ("log_z", "kl_to_reference_at_most") or (name in DIVERGENCES and e.value == 0)
+        )
         own = (
             Interval(e.value, e.value, "exact")
             if computed
@@ -102,12 +89,17 @@ class Measurement:
             "kl_from_target": -1.0,
             "objective_gap": self.beta,
             "kl_to_target_at_least": 1.0,
+            "kl_to_target_at_most": 1.0,
+            **self.shares,
         }
         found: dict[str, Any] = {"low": own.low, "high": own.high, "interval": own.kind}
         doubt = own.doubt
-        if self.log_z is not None and name in scale:
-            found |= self._with_log_z(e, own, self.log_z, scale[name], name.endswith("at_least"))
+        each = self.log_z is not None and self.log_z.paired and self.log_z.lower is None  # in the spread already
+        if self.log_z is not None and name in scale and not computed:
+            if not each:
+                found |= self._with_log_z(e, own, self.log_z, scale[name], name in (*AT_MOST, *AT_LEAST))
             doubt = "; ".join(filter(None, (own.doubt, self.log_z.doubt)))
+        found |= {"low": -math.inf} if name in AT_MOST else {"high": math.inf} if name in AT_LEAST else {}
         found |= {end: None for end in ("low", "high") if math.isinf(found[end])}
         return found | ({"doubt": doubt} if doubt else {})
 
@@ -120,7 +112,7 @@ class Measurement:
         size, ends = abs(scale), z.sides if scale > 0 else (z.sides[1], z.sides[0])
         (below, down), (above, up) = ends
         low = e.value - size * abs(z.value - below) - math.hypot(e.value - own.low, size * down)
-        high = math.inf if one_sided else e.value + size * abs(above - z.value)
+        high = math.inf if math.isinf(above) else e.value + size * abs(above - z.value)
         high += math.hypot(own.high - e.value, size * up)
         stderr = math.hypot(0.0 if math.isnan(e.stderr) else e.stderr, size * z.shared_stderr)
         found = {"stderr": stderr, "stderr_log_z": size * z.shared_stderr, "low": low, "high": high}
@@ -131,6 +123,7 @@ class Measurement:
     def save(self, path: str | Path) -> None:
         """Write the observations to a safetensors file, the common log Z in its header."""
         notes = {"beta": repr(self.beta), "log_z": json.dumps(self.log_z.to_json() if self.log_z else None)}
+        notes |= {"shares": json.dumps(dict(self.shares))} if self.shares else {}
         save_tensors(self.values, path, notes)
 
     @staticmethod
@@ -138,13 +131,8 @@ class Measurement:
         notes = notes_of(path)
         log_z = json.loads(notes.get("log_z", "null"))
         shared = None if log_z is None else LogZ.from_json(log_z)
-        return Measurement(load_tensors(path), shared, float(notes.get("beta", 1.0)))
-
-
-def unit_of(metric: str) -> str:
-    if metric.startswith("reward["):  # a term of a sum of rewards
-        return "reward"
-    return "nats" if metric.startswith("value_loss") else UNITS.get(metric, "rate")
+        shares = json.loads(notes.get("shares", "{}"))
+        return Measurement(load_tensors(path), shared, float(notes.get("beta", 1.0)), shares)
 
 
 @dataclass(frozen=True)
@@ -196,12 +184,12 @@ class Ruler:
         reward = self._average(samples.reward, samples)
         if self.expected_reward is not None:
             reward = self.expected_reward(q).double().expand_as(reward)
-        values = {name: self._average(check(samples), samples) for name, check in (self.checks or {}).items()}
+        values = self.verdicts(samples)
         samples = samples.with_(log_w=log_weights(samples, self.target.beta))
         values |= (
             self.distances(reward, kl_to_reference) | self._from_target(q, kl_to_reference) | self._tails(samples)
         )
-        return Measurement(values, self._shared(), self.target.beta), samples
+        return self.measurement(values), samples
 
     def _common(self, log_z: LogZ) -> Tensor | float:
         """The log Z that distances are taken with: a number, or one per prompt."""
@@ -253,6 +241,35 @@ class Ruler:
             values["objective_gap"] = beta * values["kl_to_target"]
             values["log_z"] = log_z
         return values
+
+    def bounded(self, reward: Tensor, kl_at_most: Tensor) -> dict[str, Tensor]:
+        """The metrics of what has no density of a single draw, from E_q[r] and an upper bound of KL(q‖pi_ref):
+
+        J(q) ≥ E_q[r] − beta·bound,     KL(q‖pi*) ≤ log Z − E_q[r]/beta + bound
+        """
+        beta = self.target.beta
+        values = {"reward": reward, "kl_to_reference_at_most": kl_at_most}
+        values["objective_at_least"] = reward - beta * kl_at_most
+        log_z = self.known_log_z()
+        if log_z is not None:
+            values["kl_to_target_at_most"] = log_z - reward / beta + kl_at_most
+        return values
+
+    def known_log_z(self) -> Tensor | float | None:
+        """log Z of every prompt, or the common number; None where there is none but a one-sided bound."""
+        if isinstance(self.log_z, Tensor):
+            return self.log_z.double()
+        if self.log_z is None or (self.log_z.lower is not None and self.log_z.upper is None):
+            return None
+        return self._common(self.log_z)
+
+    def measurement(self, values: Mapping[str, Tensor], shares: Mapping[str, float] | None = None) -> Measurement:
+        """`values`, taken with this ruler's log Z and beta; shares: as in `Measurement`."""
+        return Measurement(values, self._shared(), self.target.beta, shares or {})
+
+    def verdicts(self, samples: Samples) -> dict[str, Tensor]:
+        """The task's own checks of drawn rows."""
+        return {name: self._average(check(samples), samples) for name, check in (self.checks or {}).items()}
 
     def _average(self, x: Tensor, samples: Samples) -> Tensor:
         if len(self.prompts) == 1:

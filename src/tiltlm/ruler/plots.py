@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 
 from tiltlm.ruler.agreement import possible
 from tiltlm.ruler.table import reach
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -26,6 +27,8 @@ ESTIMATORS = {"iwae": "importance sampling", "smc": "SMC, every step", "smc-ess"
 
 
 def _axes(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = (7.6, 4.4)) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=size, dpi=130, layout="constrained")
     axes = figure.add_subplot()
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -112,6 +115,8 @@ def ess_plot(trace: Mapping[str, Any], path: str | Path, title: str = "effective
 
 def genealogy_plot(trace: Mapping[str, Any], path: str | Path, title: str = "particle genealogy") -> Path:
     """Every particle's line to its parent, step by step; lineages that reach the end dark, the others pale."""
+    from matplotlib.collections import LineCollection
+
     ancestors = np.array(trace["ancestors"])  # [T, K]
     steps, k = ancestors.shape
     figure, axes = _axes(

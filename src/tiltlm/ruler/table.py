@@ -21,10 +21,13 @@ HEADINGS = {
     "valid_rate": "valid arms",
     "reward": "E[r]",
     "kl_to_reference": "KL(q‖ref)",
+    "kl_to_reference_at_most": "KL(q‖ref) ≤",
     "kl_to_target": "KL(q‖pi*)",
     "kl_to_target_at_least": "KL(q‖pi*) ≥",
+    "kl_to_target_at_most": "KL(q‖pi*) ≤",
     "kl_from_target": "KL(pi*‖q)",
     "objective_gap": "J(pi*) − J(q)",
+    "objective_at_least": "J(q) ≥",
 }
 """Metrics of the standard table, in its order, and what stands over them."""
 

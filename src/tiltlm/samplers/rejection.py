@@ -98,8 +98,8 @@ def _log_accept(reward: Tensor, beta: float, r_max: float) -> Tensor:
     if bool((over > 1e-5 * max(1.0, abs(r_max))).any()):
         most = reward.max().item()
         raise ValueError(
-            f"rejection needs a bound on the reward: r_max is {r_max}, but a draw has r = {most:.6g}; state the bound "
-            "(--goal.r-max)"
+            f"rejection needs a bound on the reward: r_max is {r_max}, but a draw has r = {most:.6g}; state a higher one "
+            "(r_max; of a task --task.r-max)"
         )
     return over.clamp_max(0) / beta
 

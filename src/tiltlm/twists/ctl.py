@@ -22,6 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.samples import Samples
 from tiltlm.twists.objective import (
     Draws,
@@ -74,3 +75,7 @@ def drawn_by_log_q(proposal: Samples, beta: float) -> Samples:
     if not one_value_per_prompt(log_w - (log_ref - log_q).sum(1) - reward / beta, proposal):
         raise wrong
     return proposal
+
+
+NAMES: dict[str, str] = {"ctl": "contrastive twist learning"}
+METHODS: dict[str, Method] = {"ctl": CTL()}

@@ -17,13 +17,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.objective import Outcome
-from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, positive_weights, rows_of
+from tiltlm.problem import Problem
+from tiltlm.twists.objective import Draws, Need, Rows, TwistMethod, TwistObjective, positive_weights, rows_of
 
 
 @dataclass(frozen=True)
-class DPG(TwistObjective):
+class DPG(TwistMethod):
+    """The method; its objective knows what the twist tilts."""
+
+    optimum: ClassVar[str] = "psi* up to a factor of the prefix, q = pi* (weighted draws of another: as K grows)"
+
+    def objective(self, problem: Problem) -> DPGObjective:
+        return DPGObjective(problem.reference)
+
+
+@dataclass(frozen=True)
+class DPGObjective(TwistObjective):
     """`reference` is what the twist tilts."""
 
     reference: LanguageModel
@@ -45,3 +57,7 @@ class DPG(TwistObjective):
         log_q = model.tilted_log_prob(self.reference, batch.samples)
         each = torch.where(batch.samples.mask, -log_q * batch.weight.to(log_q), 0.0)
         return Outcome(each.sum(1) / log_q.shape[1], batch.notes)
+
+
+NAMES: dict[str, str] = {"dpg": "distributional policy gradient"}
+METHODS: dict[str, Method] = {"dpg": DPG()}

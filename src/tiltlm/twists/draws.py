@@ -1,100 +1,28 @@
 """Where a twist's training draws come from: the experience of every twist objective.
 
-A *scene* gives each step its prompts, and exact draws of pi* for them where there are any: one fixed prompt with a
-pool or a fresh supply of exact draws (`OnePrompt`), or infilling, where prompt and condition are split off longer
-draws of the reference and the draw itself is exact by construction (`Infilling`).
+A *scene* gives each step its prompts, and exact draws of pi* for them where there are any (`samplers.scenes`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tiltlm.models.base import LanguageModel, Twist
 from tiltlm.samplers.ancestral import draw
-from tiltlm.samplers.exact_draws import marked
 from tiltlm.samplers.guided import Guided
+from tiltlm.samplers.scenes import Infilling, Scene
 from tiltlm.samplers.smc import IMPORTANCE, SMC, Particles, smc
-from tiltlm.samples import Conditioned, Samples, Tokens, cat_samples
+from tiltlm.samples import Samples, Tokens, cat_samples
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
 from tiltlm.twists.learned import Scaled
 from tiltlm.twists.objective import Draws, Need
 from tiltlm.twists.soft_q import mean_backups
-
-Supply = Callable[[Stream], Samples]
-"""Exact draws of pi* for the scene's prompts."""
-
-
-class Scene(Protocol):
-    """Prompts of a step, and exact draws of pi* for them (None: there are none)."""
-
-    def __call__(self, stream: Stream) -> tuple[Tokens, Samples | None]: ...
-
-
-@dataclass(frozen=True)
-class OnePrompt:
-    """The same prompts at every step; exact draws from `supply`, if there is one."""
-
-    prompts: Tokens
-    supply: Supply | None = None
-
-    def __call__(self, stream: Stream) -> tuple[Tokens, Samples | None]:
-        return self.prompts, None if self.supply is None else self.supply(stream)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A supply that picks `n` of stored exact draws at random, with replacement. A small pool is over-fitted."""
-
-    stored: Samples
-    n: int
-
-    def __call__(self, stream: Stream) -> Samples:
-        index = torch.randint(len(self.stored), (self.n,), generator=stream.generator())
-        return self.stored.select(index.to(self.stored.device))
-
-
-@dataclass(frozen=True)
-class Infilling:
-    """`conditions` fresh conditions a step: draw T + c tokens behind `prompt`, split; exact by construction, for
-    r = log pi_ref(c | x, y) at beta = 1."""
-
-    reference: LanguageModel
-    prompt: Tokens
-    width: int
-    condition_width: int
-    conditions: int
-
-    def __call__(self, stream: Stream) -> tuple[Conditioned, Samples]:
-        return infilling(self.reference, self.prompt, self.conditions, self.width, self.condition_width, stream)
-
-
-def infilling(
-    reference: LanguageModel, prompt: Tokens, n: int, width: int, condition_width: int, stream: Stream
-) -> tuple[Conditioned, Samples]:
-    """`n` pairs (condition, exact draw of pi*(· | prompt, condition)), from draws of width + condition_width
-    tokens. pi* is that of r = log pi_ref(c | x, y) at beta = 1.
-
-    The reference must not end early: with an end token a condition might not exist. Returns prompts
-    (Conditioned [n]) and Samples with row i answering prompt i.
-    """
-    if reference.eos_ids:
-        raise ValueError("infilling draws a fixed number of tokens: give the reference no end tokens")
-    drawn = draw(reference, prompt, n=n, max_new_tokens=width + condition_width, stream=stream)
-    rows = prompt.select(drawn.prompt_index)
-    conditions = Tokens.full(drawn.tokens[:, width:])
-    prompts = Conditioned(rows.ids, rows.mask, conditions)
-    index = torch.arange(n, device=drawn.device)
-    assert drawn.log_q is not None
-    kept = {"log_ref": drawn.log_q[:, :width], "reward": drawn.log_q[:, width:].sum(1)}
-    exact = Samples(prompts, index, drawn.tokens[:, :width], drawn.mask[:, :width], **kept)
-    return prompts, marked(exact, 1.0)
 
 
 @dataclass(frozen=True)

@@ -18,20 +18,31 @@ prefix* (the original's rollouts start one token too early).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tiltlm.method import Method
+from tiltlm.problem import Facts, Problem
 from tiltlm.samples import Samples
 from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, cat_rows, equal, rows_of
+from tiltlm.twists.value import Decode, ValueLearning, ValueRule
 
 
 @dataclass(frozen=True)
-class Fudge:
+class Fudge(ValueRule):
     """log P(success)."""
+
+    value: ValueLearning = ValueLearning()
+    decode: Decode = Decode()
+    optimum: ClassVar[str] = "biased: pi_ref(· | success), the limit beta → 0"
+
+    def why_not(self, facts: Facts) -> str | None:
+        atoms = self.value.atoms or facts.atoms
+        return None if atoms is not None and len(atoms) == 2 else "the rule of FUDGE wants a reward of two values"
 
     def log_psi(self, law: Tensor, atoms: Tensor) -> Tensor:
         """law: log pmf of a binary reward [..., 2] -> [...], nats."""
@@ -44,16 +55,30 @@ class Fudge:
 class FudgeLearning(TwistObjective):
     """Fit σ(output) to phi on reference draws; with `prefixes`, half on the positives' prefixes."""
 
+    r_max: float = 0.0
+    """Subtracted from the reward, which makes phi a probability and leaves pi* as it is."""
+
     optimum: ClassVar[str] = "psi* (phi ≤ 1)"
     needs: ClassVar[tuple[Need, ...]] = ("reference",)
+    squashed: ClassVar[bool] = True
+    plain: ClassVar[bool] = True
+
+    def objective(self, problem: Problem) -> FudgeLearning:
+        most = problem.facts.r_max
+        return self if most is None else replace(self, r_max=most)
+
+    def why_not(self, facts: Facts) -> str | None:
+        if facts.r_max is None:
+            return "FUDGE takes exp(r/beta) for a probability, and this reward has no upper bound to subtract"
+        return None
 
     def prepare(self, batch: Draws) -> Rows:
         reference = batch.need("reference")
-        rows = rows_of(reference, equal(reference), batch.prompts, potential(reference, batch.beta))
+        rows = rows_of(reference, equal(reference), batch.prompts, potential(reference, batch.beta, self.r_max))
         if batch.prefixes is None:
             return rows
         positives = batch.need("positives")
-        phi = _probability(batch.prefixes)
+        phi = _probability(batch.prefixes - self.r_max / batch.beta)
         half = [rows.weight / 2, equal(positives) / 2]
         first = rows_of(reference, half[0], batch.prompts, rows.goal)
         return cat_rows(first, rows_of(positives, half[1], batch.prompts, phi), batch.prompts)
@@ -62,11 +87,11 @@ class FudgeLearning(TwistObjective):
         return binary_cross_entropy_with_logits(out, goal, reduction="none")
 
 
-def potential(samples: Samples, beta: float) -> Tensor:
-    """phi = exp(r/beta) of every row, [N]; raises ValueError unless it is a probability."""
+def potential(samples: Samples, beta: float, r_max: float = 0.0) -> Tensor:
+    """phi = exp((r − r_max)/beta) of every row, [N]; raises ValueError unless it is a probability."""
     if samples.reward is None:
         raise ValueError("these samples have no reward: score them first")
-    return _probability(samples.reward / beta)
+    return _probability((samples.reward - r_max) / beta)
 
 
 def _probability(log_phi: Tensor) -> Tensor:
@@ -76,3 +101,13 @@ def _probability(log_phi: Tensor) -> Tensor:
             "subtract the reward's upper bound (pi* stays the same)"
         )
     return torch.exp(log_phi.clamp_max(0))
+
+
+NAMES: dict[str, str] = {
+    "fudge": "FUDGE: classification of reference draws",
+    "fudge-value": "decode with log P(success) of the law: the limit beta -> 0",
+}
+METHODS: dict[str, Method] = {
+    "fudge": FudgeLearning(),
+    "fudge-value": Fudge(),
+}

@@ -6,15 +6,21 @@ both parts' are: with DPG as the second, at psi* up to what the first leaves fre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.models.base import Values
 from tiltlm.objective import Outcome
-from tiltlm.twists.objective import Draws, Rows, TwistObjective
+from tiltlm.problem import Problem
+from tiltlm.twists.ctl import CTL
+from tiltlm.twists.dpg import DPG
+from tiltlm.twists.objective import Draws, Rows, TwistMethod, TwistObjective
+from tiltlm.twists.sixo import SIXO
+from tiltlm.twists.soft_q import SoftQ
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,33 @@ class Both:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(TwistMethod):
     """alpha · first + (1 − alpha) · second."""
 
     first: TwistObjective
-    second: TwistObjective
+    second: Any
     alpha: float = 0.5
     optimum: ClassVar[str] = "where both parts' expected gradients vanish"
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise ValueError(f"alpha must lie between 0 and 1; got {self.alpha}")
+        if self.first.squashed or self.second.squashed:
+            raise ValueError(
+                "FUDGE's psi is a probability, that of other objectives is not: no mixture holds both"
+            )
+
+    def objective(self, problem: Problem) -> Mixture:
+        first: Any = self.first.objective(problem)
+        return replace(self, first=first, second=self.second.objective(problem))
+
+    @property
+    def induced(self) -> bool:  # type: ignore[override]
+        return bool(self.first.induced)
+
+    @property
+    def backups(self) -> bool:
+        return self.first.backups
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -74,3 +96,15 @@ class Mixture:
         for name in set(batch.first.notes) & set(batch.second.notes):
             notes[name] = torch.cat([batch.first.notes[name], batch.second.notes[name]])
         return Outcome(torch.cat(parts), notes)
+
+
+NAMES: dict[str, str] = {
+    "ctl-dpg": "CTL and DPG on the same draws",
+    "rl-dpg": "soft Q and DPG on the same draws",
+    "sixo-dpg": "SIXO and DPG on the same draws",
+}
+METHODS: dict[str, Method] = {
+    "ctl-dpg": Mixture(CTL(), DPG()),
+    "rl-dpg": Mixture(SoftQ(), DPG()),
+    "sixo-dpg": Mixture(SIXO(), DPG()),
+}

@@ -15,9 +15,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tiltlm.method import Learner, Method, Trains
 from tiltlm.models.base import Values
 from tiltlm.objective import Outcome
+from tiltlm.problem import Fed, Problem
+from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples, cat_samples
+from tiltlm.twists.learned import LearnedTwist
 
 Need = Literal["proposal", "positives", "reference", "prefixes"]
 
@@ -152,7 +156,32 @@ def one_value_per_prompt(x: Tensor, samples: Samples, within: float = 0.01) -> b
     return bool((high - low <= within).all())
 
 
-class TwistObjective(ABC):
+class TwistMethod(Method):
+    """A method that trains a twist at drawn tokens."""
+
+    fed: ClassVar[Fed] = "draws"
+    trains: ClassVar[Trains] = "twist"
+    squashed: ClassVar[bool] = False
+    """Whether psi is σ of the network's output."""
+
+    induced: ClassVar[bool] = False
+    """Whether goals want log_q under the twist-induced proposal, whoever drew."""
+
+    plain: ClassVar[bool] = False
+    """Whether it learns from draws of the reference alone, whatever the twist would draw."""
+
+    @property
+    def backups(self) -> bool:
+        """Whether goals want mean backups along the rows."""
+        return False
+
+    def decoder(self, problem: Problem, learner: Learner) -> Guided:
+        """The reference tilted by the twist."""
+        assert learner.values is not None
+        return Guided(problem.reference, LearnedTwist(learner.values, self.squashed))
+
+
+class TwistObjective(TwistMethod, ABC):
     """An objective on log psi at drawn tokens: `prepare` makes rows of draws, `per_token` judges a prefix."""
 
     optimum: ClassVar[str]

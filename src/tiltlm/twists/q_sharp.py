@@ -9,20 +9,33 @@ psi*, and guided decoding with it draws pi* exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
+from tiltlm.method import Method
+from tiltlm.objective import positive, stated
+from tiltlm.twists.value import Decode, ValueLearning, ValueRule
+
 
 @dataclass(frozen=True)
-class QSharp:
+class QSharp(ValueRule):
     """log E[exp(r/beta)]."""
 
-    beta: float
+    beta: float | None = None
+    """Temperature of the tilt (None: the target's)."""
+
+    value: ValueLearning = ValueLearning()
+    decode: Decode = Decode()
+    optimum: ClassVar[str] = "pi*"
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive; got {self.beta}")
+        positive(beta=self.beta)
 
     def log_psi(self, law: Tensor, atoms: Tensor) -> Tensor:
         """law: log pmf [..., A] -> [...], nats. Finite for every beta > 0: nothing is exponentiated alone."""
-        return (law + atoms / self.beta).logsumexp(-1)
+        return (law + atoms / stated(self.beta)).logsumexp(-1)
+
+
+NAMES: dict[str, str] = {"q-sharp": "decode with log E[exp(r/beta)] of the learnt law: ends at pi*"}
+METHODS: dict[str, Method] = {"q-sharp": QSharp()}

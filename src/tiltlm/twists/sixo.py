@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Method
 from tiltlm.twists.objective import Draws, Need, Rows, TwistObjective, cat_rows, equal, positive_weights, rows_of
 
 
@@ -39,3 +40,7 @@ class SIXO(TwistObjective):
 
     def per_token(self, out: Tensor, goal: Tensor) -> Tensor:
         return -logsigmoid(torch.where(goal > 0.5, out, -out))
+
+
+NAMES: dict[str, str] = {"sixo": "density-ratio estimation"}
+METHODS: dict[str, Method] = {"sixo": SIXO()}

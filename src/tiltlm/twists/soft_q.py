@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tiltlm.method import Method
 from tiltlm.models.base import LanguageModel, Twist, Values
 from tiltlm.objective import Outcome
 from tiltlm.samples import Samples
@@ -44,6 +45,11 @@ class SoftQ(TwistObjective):
     multi_step: float = 0.0
     optimum: ClassVar[str] = 'psi* (with target "mean" biased: the expected reward / beta)'
     needs: ClassVar[tuple[Need, ...]] = ("proposal",)
+    induced: ClassVar[bool] = True
+
+    @property
+    def backups(self) -> bool:
+        return self.target == "mean"
 
     def __post_init__(self) -> None:
         if self.multi_step < 0 or (self.multi_step and self.target == "linear"):
@@ -109,3 +115,7 @@ def mean_backups(reference: LanguageModel, twist: Twist, samples: Samples) -> Te
         for walker in (state, own):
             walker.append(samples.tokens[:, t])
     return torch.where(samples.mask, torch.stack(columns, 1), 0.0)
+
+
+NAMES: dict[str, str] = {"rl": "soft Q learning of the twist"}
+METHODS: dict[str, Method] = {"rl": SoftQ()}

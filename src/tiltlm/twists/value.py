@@ -13,16 +13,20 @@ own: where completions are of unequal length, the gradient of one batch of B row
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm.method import Learner, Method, Trains
 from tiltlm.models.base import TwistState, Values, ValueState
 from tiltlm.models.heads import ValueHead
 from tiltlm.objective import Outcome, by_position
+from tiltlm.problem import Facts, Fed, Problem
+from tiltlm.samplers.guided import Guided
 from tiltlm.samples import Samples, Tokens
 
 BINARY = (0.0, 1.0)
@@ -66,26 +70,46 @@ def value_loss(values: Tensor, reward: Tensor, atoms: tuple[float, ...] = BINARY
 
 
 @dataclass(frozen=True)
-class ValueLearning:
+class ValueLearning(Method):
     """Fit the law of r over `atoms` at every prefix; `lm_weight` adds the body's language-modelling loss."""
 
-    atoms: tuple[float, ...] = BINARY
+    atoms: tuple[float, ...] | None = None
+    """The rewards the law is over; others count as the nearest. None: those of the problem, else 0 and 1."""
+
     lm_weight: float = 0.0
     watch_positions: bool = False
+    fed: ClassVar[Fed] = "values"
+    trains: ClassVar[Trains] = "value"
     optimum: ClassVar[str] = (
         "the reference's law of the reward given the prefix, psi* through Q# (of unequal length: as B grows)"
     )
 
     def __post_init__(self) -> None:
-        if len(self.atoms) < 2 or list(self.atoms) != sorted(set(self.atoms)):
+        if len(self.grid) < 2 or list(self.grid) != sorted(set(self.grid)):
             raise ValueError(f"atoms must be two or more increasing numbers; got {self.atoms}")
         if self.lm_weight < 0:
             raise ValueError(f"lm_weight must not be negative; got {self.lm_weight}")
 
     @property
+    def grid(self) -> tuple[float, ...]:
+        """The atoms as numbers."""
+        return BINARY if self.atoms is None else self.atoms
+
+    @property
     def width(self) -> int:
         """How many outputs a value model needs for these atoms."""
-        return width(self.atoms)
+        return width(self.grid)
+
+    def objective(self, problem: Problem) -> ValueLearning:
+        """With the problem's atoms where none are named."""
+        return replace(self, atoms=problem.atoms) if self.atoms is None else self
+
+    def why_not(self, facts: Facts) -> str | None:
+        if facts.teacherless and self.lm_weight > 0:
+            return "a teacherless reference reads no answers: set lm_weight to 0 (--method.value.lm-weight 0)"
+        if not facts.network and self.lm_weight > 0:
+            return "a table of values models no language: set lm_weight to 0 (--method.value.lm-weight 0)"
+        return None
 
     def prepare(self, batch: Samples) -> Samples:
         if batch.reward is None:
@@ -106,12 +130,54 @@ class ValueLearning:
             extra = -self.lm_weight * log_p.sum(1)
         else:
             values, extra = model.values(batch), torch.zeros(())
-        per_token = torch.where(batch.mask, value_loss(values, batch.reward, self.atoms), 0.0)
+        per_token = torch.where(batch.mask, value_loss(values, batch.reward, self.grid), 0.0)
         loss = per_token.sum(1)
         metrics = {"value_loss": loss.detach() / batch.mask.sum(1)}
         if self.watch_positions:
             metrics |= by_position("value_loss", per_token, batch.mask)
         return Outcome(loss + extra, metrics)
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Guided decoding by a value."""
+
+    top_k: int = 0
+    """The reference's likeliest tokens that the value scores at each step (0: all)."""
+
+    temperature: float = 1.0
+    """Divides the reference's logits before the value's offset is added."""
+
+    calibrate: bool = False
+    """Add the logit of the reference's mean success rate to a value learnt on pairs, which leave it out."""
+
+
+class ValueRule(Method, ABC):
+    """A rule that makes a twist of the law of the reward; one value, trained once, serves all rules and temperatures."""
+
+    fed: ClassVar[Fed] = "values"
+    trains: ClassVar[Trains] = "value"
+    value: ValueLearning
+    decode: Decode
+
+    @abstractmethod
+    def log_psi(self, law: Tensor, atoms: Tensor) -> Tensor:
+        """law: log pmf [..., A]; atoms [A] -> log psi [...], up to a constant shared by all prefixes."""
+
+    def trained(self) -> ValueLearning:
+        return self.value
+
+    def decoder(self, problem: Problem, learner: Learner) -> Guided:
+        """The reference tilted by what the rule makes of the law."""
+        assert learner.values is not None
+        log_odds = problem.log_odds() if self.decode.calibrate and problem.log_odds is not None else 0.0
+        twist = ValueTwist(learner.values, self.bound(problem.beta), self.value.objective(problem).grid, log_odds)
+        return Guided(problem.reference, twist, top_k=self.decode.top_k, temperature=self.decode.temperature)
+
+    def why_not(self, facts: Facts) -> str | None:
+        if self.decode.calibrate and not facts.halved:
+            return "calibrate puts right what *pairs* leave out; a value learnt on the reference's own draws needs none"
+        return None
 
 
 class Rule(Protocol):

@@ -1,0 +1,175 @@
+"""The networks that methods train: a copy of the reference as a policy, a head on its body as a twist or a value.
+
+What is trained, saved and drawn from is a `Learner`; the same settings make it fresh or read it from a checkpoint.
+Tables (`models.table`) have tables in the place of heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tiltlm.method import Learner, Method
+from tiltlm.models.base import LanguageModel
+from tiltlm.models.causal import CausalLM
+from tiltlm.models.heads import ValueHead
+from tiltlm.models.table import TableCritic, TableLM, TableValues
+from tiltlm.models.unadapted import Unadapted
+from tiltlm.problem import Facts, Problem
+from tiltlm.seeds import Stream
+from tiltlm.settings import at_least_one
+from tiltlm.twists.learned import TiltedPolicy
+from tiltlm.twists.value import ValueLearning
+
+
+@dataclass(frozen=True)
+class Net:
+    """What is trained of the reference."""
+
+    policy: Literal["full", "head", "lora"] = "full"
+    """A policy is the whole model, the reference with a trained head (which sees conditions), or LoRA adapters."""
+
+    body: Literal["copy", "frozen", "lora"] = "copy"
+    """What a head stands on: a trained copy of the reference's body, the reference's own (frozen), or one with adapters."""
+
+    start: Literal["reference", "untrained"] = "reference"
+    """The body's first weights: the reference's, or those of the network that it began as."""
+
+    judges: Literal["next", "last"] = "next"
+    """A head judges every next token at once, or reads a token and judges it."""
+
+    mlp_layers: int = 0
+    """Hidden layers of the head (0: linear)."""
+
+    mlp_factor: int = 1
+    """Width of the hidden layers, in widths of what the head reads."""
+
+    lora_rank: int = 8
+    checkpointing: bool = False
+    """Save memory: compute activations again in the backward pass."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "mlp_factor", "lora_rank")
+        if self.mlp_layers < 0:
+            raise ValueError(f"mlp_layers are hidden layers, 0 or more; got {self.mlp_layers}")
+
+    def why_not(self, method: Method, facts: Facts) -> str | None:
+        """Why such a network is of no use to a method on such a problem, or None."""
+        if method.trains == "policy" and facts.conditioned and self.policy != "head":
+            return "a plain language model does not see what must follow: take --net.policy head, or a twist"
+        if not facts.network and "lora" in (self.policy if method.trains == "policy" else self.body,):
+            return "a table has no weights to put adapters beside"
+        if self.start == "untrained" and not facts.untrained and method.trains != "nothing":
+            return "what the reference was before it was trained is not known here: --net.start reference"
+        return None
+
+
+def learner(problem: Problem, method: Method, net: Net, own: Stream) -> tuple[Problem, Learner]:
+    """A fresh learner, and the problem (with adapters, its reference is the model without them). own: for first weights."""
+    with torch.random.fork_rng(devices=[]):
+        own.seed_everything()
+        if method.trains == "policy":
+            return _policy(problem, method, net)
+        return problem, _values(problem, method, net)
+
+
+def loaded(problem: Problem, method: Method, net: Net, folder: Path, own: Stream) -> Learner:
+    """The learner that a checkpoint holds, frozen."""
+    if method.trains == "policy" and net.policy == "full":
+        return Learner(None, policy=problem.loaded(folder))
+    plain = net if net.body != "frozen" else replace(net, body="copy")  # the folder has the body too
+    _, found = learner(problem, method, plain, own)
+    part = found.module.policy if method.critic else found.module
+    part.eval()
+    part.restore(folder)
+    part.requires_grad_(False)
+    return found
+
+
+def _policy(problem: Problem, method: Method, net: Net) -> tuple[Problem, Learner]:
+    start = problem
+    if net.policy == "head":
+        tilted = TiltedPolicy(problem.reference, head(problem, net))
+        module, policy = tilted, tilted.decoder()
+    else:
+        problem, module = _whole(problem, net)
+        policy = module
+    if not method.critic:
+        return problem, Learner(module, policy)
+    from tiltlm.policies.ppo import ActorCritic
+
+    critic = _critic(start, net)  # its body is a copy of the reference, not of what now has adapters
+    return problem, Learner(ActorCritic(module, critic), policy, critic=critic)
+
+
+def _whole(problem: Problem, net: Net) -> tuple[Problem, Any]:
+    """The whole model as a policy; adapters are put into the reference itself, which is then what they leave out."""
+    if net.policy == "full":
+        model: Any = problem.copy()
+        return problem, model.with_checkpointing() if net.checkpointing else model
+    model = problem.copy()
+    tokenizer, temperature = model.tokenizer, model.temperature
+    model = model.with_lora(net.lora_rank, 2 * net.lora_rank).at(temperature)
+    model.tokenizer = tokenizer
+    if net.checkpointing:
+        model = model.with_checkpointing()
+    return replace(problem, target=replace(problem.target, reference=Unadapted(model))), model
+
+
+def _values(problem: Problem, method: Method, net: Net) -> Learner:
+    width = method.objective(problem).width if isinstance(method, ValueLearning) else 1
+    values = head(problem, net, width)
+    return Learner(values, values=values)
+
+
+def head(problem: Problem, net: Net, width: int = 1) -> Any:
+    """Values that say nothing yet, of `width` numbers."""
+    reference = problem.reference
+    if isinstance(reference, TableLM):
+        return TableValues(reference.n_prompts, reference.vocab_size, reference.horizon, width)
+    return ValueHead(
+        _body(problem, net), width=width, per_token=net.judges == "next", mlp_layers=net.mlp_layers,
+        mlp_factor=net.mlp_factor, frozen=net.body == "frozen", reads=_reads(problem),
+    )  # fmt: skip
+
+
+def _reads(problem: Problem) -> Literal["tokens", "nothing"]:
+    return "tokens" if problem.facts.conditioned else "nothing"
+
+
+def _body(problem: Problem, net: Net) -> CausalLM:
+    reference: Any = problem.reference
+    if net.body == "frozen":
+        return reference
+    if net.start == "untrained":
+        if problem.untrained is None:
+            raise ValueError(
+                "what the reference was before it was trained is not known here: --net.start reference"
+            )
+        body: Any = problem.untrained()
+    else:
+        body = problem.copy()
+    return body.with_lora(net.lora_rank) if net.body == "lora" else body
+
+
+def _critic(problem: Problem, net: Net) -> nn.Module:
+    """V(y_<t), on a body of its own."""
+    reference = problem.reference
+    if isinstance(reference, TableLM):
+        return TableCritic(reference.n_prompts, reference.vocab_size, reference.horizon)
+    return ValueHead(
+        problem.copy(),
+        per_token=False,
+        mlp_layers=net.mlp_layers,
+        mlp_factor=net.mlp_factor,
+        reads=_reads(problem),
+    )
+
+
+def as_policy(model: LanguageModel) -> Learner:
+    """A ready language model as something that has learnt."""
+    return Learner(None, policy=model)

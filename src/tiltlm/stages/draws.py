@@ -1,0 +1,266 @@
+"""Completions of the reference for every prompt, and their rewards: lines that any method on rewards or pairs learns from.
+
+Labels do not depend on the target's temperature, draws not on its reward either: another one finds the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tiltlm.feeds import Draws as Settings
+from tiltlm.groups import Groups
+from tiltlm.jsonl import read_rows, whole_lines
+from tiltlm.models.base import LanguageModel
+from tiltlm.problem import Problem, Split
+from tiltlm.progress import note, steps
+from tiltlm.run import Recipe, Run
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samples import Samples, Tokens
+from tiltlm.stages.reporting import estimate
+from tiltlm.stages.task import OfTask, Task
+from tiltlm.tensors import load_tensors, save_tensors
+
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+Make = Callable[[int, int], Iterator[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Draws(OfTask):
+    """Completions of the reference: lines of prompt, completions and their ids."""
+
+    task: Task
+    draws: Settings = Settings()
+    seed: int = 0
+    stage: ClassVar[str] = "generate"
+
+    def counted(self) -> Draws:
+        return replace(self, task=self.task.untilted())
+
+    def check(self) -> None:
+        refuse_one_prompt(self)
+        super().check()
+
+    def build(self, run: Run[Any]) -> None:
+        problem = self.problem(run)
+        for split in splits_of(problem):
+            prompts = problem.prompts[split]
+            prompts = prompts.select(slice(0, self.draws.prompts or None)) if split == "train" else prompts
+            with steps(f"{self.name} {split}") as on_step:
+                append(
+                    run.folder / f"{split}.jsonl",
+                    self.lines(problem, prompts, split),
+                    len(prompts),
+                    self.chunk,
+                    on_step,
+                )
+        shown = islice(read_rows(run.folder / "test.jsonl", ("prompt",)), 50)
+        run.write_jsonl(
+            "samples.jsonl", [{name: row[name] for name in ("prompt", "completions")} for row in shown]
+        )
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        raise ValueError(
+            f"{run.folder} holds completions and draws nothing itself: name the run that it draws from"
+        )
+
+    @property
+    def chunk(self) -> int:
+        """Prompts answered at once."""
+        return max(1, self.draws.batch_size // self.draws.n)
+
+    def lines(self, problem: Problem, prompts: Tokens, split: Split) -> Make:
+        """(begin, end) -> the lines of those prompts; prompt i's completions follow from its number alone."""
+        n, own = self.draws.n, problem.stream.child("generate", split)
+
+        def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
+            asked = prompts.select(slice(begin, end)).cropped()
+            drawn = draw(
+                problem.reference, asked, n=n, max_new_tokens=problem.width, stream=own,
+                rows=torch.arange(begin * n, end * n),
+            )  # fmt: skip
+            assert drawn.log_q is not None and drawn.finished is not None
+            texts = problem.rows(drawn)
+            done, log_q, finished = drawn.completions.lists(), drawn.log_q.sum(1).tolist(), drawn.finished.tolist()
+            for k, ids in enumerate(asked.lists()):
+                part = slice(k * n, (k + 1) * n)
+                yield {
+                    "prompt": texts[k * n]["prompt"], "completions": [row["completion"] for row in texts[part]],
+                    "prompt_ids": ids, "completion_ids": done[part], "log_q": log_q[part], "finished": finished[part],
+                }  # fmt: skip
+
+        return make
+
+
+def refuse_one_prompt(recipe: OfTask) -> None:
+    """Raise ValueError where nothing would learn from stored draws."""
+    if recipe.task.facts().prompts != "several":
+        raise ValueError(
+            f"{recipe.name}: stored draws are for many prompts; of one prompt, or of conditions, methods take fresh ones"
+        )
+
+
+def splits_of(problem: Problem) -> list[Split]:
+    """The splits that have prompts; a test split that is the training prompts themselves counts too."""
+    return [split for split in SPLITS if split in problem.prompts]
+
+
+def append(path: Path, make: Make, total: int, chunk: int, on_step: Any) -> None:
+    """Write a line for each of `total` to `path`, `chunk` at once, going on behind the whole lines there already."""
+    done = whole_lines(path)
+    with path.open("a", encoding="utf-8") as file:
+        for begin in range(done - done % chunk, total, chunk):
+            end = min(begin + chunk, total)
+            if end <= done:
+                continue
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make(begin, end)]
+            file.writelines(lines[max(0, done - begin) :])
+            file.flush()
+            on_step(end, total, {})
+
+
+@dataclass(frozen=True)
+class Labels(OfTask):
+    """The reward of every completion that was drawn."""
+
+    task: Task
+    draws: Settings = Settings()
+    seed: int = 0
+    stage: ClassVar[str] = "label"
+
+    @staticmethod
+    def of(task: Task, draws: Settings, seed: int) -> Labels:
+        """The labels for any temperature."""
+        return Labels(task.at(1.0), draws, seed)
+
+    def counted(self) -> Labels:
+        return replace(self, task=self.task.at(1.0))
+
+    def check(self) -> None:
+        refuse_one_prompt(self)
+        super().check()
+
+    def inputs(self) -> dict[str, Recipe]:
+        return {"generate": Draws(self.task.untilted(), self.draws, self.seed)} | self.needs()
+
+    def build(self, run: Run[Any]) -> None:
+        problem, drawn, report = self.problem(run), run.inputs["generate"].folder, []
+        for split in splits_of(problem):
+            rows = list(read_rows(drawn / f"{split}.jsonl", ("prompt", "completions")))
+            path = run.folder / f"{split}.jsonl"
+            with steps(f"{self.name} {split}") as on_step:
+                append(path, labels(problem, split, rows), len(rows), 256, on_step)
+            found = torch.tensor([row["rewards"] for row in read_rows(path, ("rewards",))]).double()
+            tied = int((found == found[:, :1]).all(1).sum())
+            if tied and found.shape[1] > 1:
+                note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
+            report.append(estimate(self, split, "reward", found.mean(1), "reward"))
+            if found.shape[1] > 1:
+                report.append(estimate(self, split, "spread within a group", found.std(1), "reward"))
+            report += self.term_rows(split, path)
+        run.write_json("report.json", report)
+
+    def term_rows(self, split: str, path: Path) -> list[dict[str, Any]]:
+        """A report row for every term of a sum of rewards: its mean over the split, unweighted."""
+        said = [row["reward_terms"] for row in read_rows(path, ("rewards",)) if "reward_terms" in row]
+        means = {
+            name: torch.tensor([row[name] for row in said]).double().mean(1) for name in (said[0] if said else ())
+        }
+        return [estimate(self, split, f"reward[{name}]", x, "reward") for name, x in means.items()]
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        raise ValueError(f"{run.folder} holds labels and draws nothing itself: name the run that it draws from")
+
+    def groups(self, run: Run[Any], problem: Problem, split: Split) -> Groups:
+        """The labelled groups of a split."""
+        rows = list(read_rows(run.folder / f"{split}.jsonl", ("rewards",)))
+        return groups_of(rows, problem.prompts[split].select(slice(0, len(rows))).cropped().to("cpu"))
+
+
+def groups_of(rows: list[dict[str, Any]], prompts: Tokens) -> Groups:
+    """Lines of completion_ids, finished and (perhaps) rewards as groups; line i answers prompt i."""
+    size = len(rows[0]["completion_ids"])
+    done = Tokens.of([ids for row in rows for ids in row["completion_ids"]])
+    finished = torch.tensor([flag for row in rows for flag in row["finished"]], dtype=torch.bool)
+    index = torch.arange(len(rows)).repeat_interleave(size)
+    samples = Samples(prompts.to("cpu"), index, done.ids, done.mask, finished=finished)
+    if "rewards" in rows[0]:
+        rewards = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
+        samples = samples.with_(reward=rewards)
+    return Groups(samples, size)
+
+
+def labels(problem: Problem, split: Split, rows: list[dict[str, Any]]) -> Make:
+    """(begin, end) -> those lines with their `rewards`, and with `reward_terms` where the reward is a sum."""
+    terms = {name[7:-1]: term for name, term in problem.checks.items() if name.startswith("reward[")}
+
+    def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
+        asked = problem.prompts[split].select(slice(begin, end)).cropped()
+        samples = groups_of(rows[begin:end], asked).samples.to(problem.device)
+        reward = short_numbers(problem.target.reward(samples))
+        several = {name: short_numbers(term(samples)) for name, term in terms.items()}
+        at = 0
+        for row in rows[begin:end]:
+            own = slice(at, at := at + len(row["completion_ids"]))
+            said = {"reward_terms": {name: values[own] for name, values in several.items()}} if several else {}
+            yield row | {"rewards": reward[own]} | said
+
+    return make
+
+
+def short_numbers(x: Tensor) -> list[float]:
+    """The numbers of x [N] with the shortest texts that x's precision rounds to them: 0.1, not 0.10000000149011612."""
+    x = x.detach().cpu()
+    half = x.is_floating_point() and x.dtype != torch.float64  # bfloat16 too: numpy does not know it
+    return [float(str(value)) for value in (x.float() if half else x.double()).numpy()]
+
+
+# ---- the reference's log-probabilities --------------------------------------------------------------------------
+
+ROWS_AT_ONCE = 128
+"""Rows that the reference scores in one pass."""
+
+
+def referring(cache: Path, problem: Problem, precision: str, samples: Samples, split: Split) -> Samples:
+    """`samples` with the reference's log-probabilities: read from `cache`, or computed and written there.
+
+    The file's name holds what tells this reference from others and the hash of the samples, so neither another model nor
+    relabelled or redrawn data finds stale numbers. precision: what the policy will be trained in, of the training split:
+    at the start it must agree with its reference, to the last bit that bfloat16 rounds. Measuring is in float32.
+    """
+    precision = precision if split == "train" else "float32"
+    if not problem.reference_name:
+        return samples.with_(log_ref=score(samples, problem.reference, precision))
+    path = cache / f"log_ref-{problem.reference_name}-{precision}-{content_of(samples)}.safetensors"
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
+        save_tensors({"log_ref": score(samples, problem.reference, precision)}, aside)
+        aside.rename(path)
+    return samples.with_(log_ref=load_tensors(path)["log_ref"])
+
+
+def content_of(samples: Samples) -> str:
+    """A short hash of what a language model sees of `samples`."""
+    total = hashlib.blake2b(digest_size=8)
+    for x in (samples.prompts.ids, samples.prompts.mask, samples.prompt_index, samples.tokens, samples.mask):
+        total.update(str(tuple(x.shape)).encode() + x.cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+@torch.no_grad()
+def score(samples: Samples, model: LanguageModel, precision: str = "float32") -> Tensor:
+    """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
+    starts = range(0, len(samples), ROWS_AT_ONCE)
+    parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        return torch.cat([model.log_prob(part).cpu() for part in parts])

@@ -1,0 +1,123 @@
+"""Learning: any method on any task. What is trained ends in a run's checkpoints; measuring is a run of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tiltlm.feeds import Feed, Stores, TwistFeed, course_of, source_of
+from tiltlm.fit import Fit
+from tiltlm.method import Learner
+from tiltlm.models.base import LanguageModel
+from tiltlm.nets import Net, learner, loaded
+from tiltlm.problem import Problem
+from tiltlm.progress import note
+from tiltlm.ruler.measure import Measurement
+from tiltlm.run import Recipe, Run
+from tiltlm.samples import Samples
+from tiltlm.stages.cells import Cell
+from tiltlm.stages.draws import Labels, referring
+from tiltlm.stages.exact import Exact, ExactSettings
+from tiltlm.stages.task import OfTask, Task
+from tiltlm.stages.training import train
+from tiltlm.stages.watched import Watched
+from tiltlm.train import best_checkpoint
+
+
+@dataclass(frozen=True)
+class Learn(OfTask):
+    """Train a method."""
+
+    task: Task
+    method: Any
+    feed: Any
+    fit: Fit
+    net: Net
+    exact: ExactSettings = ExactSettings()
+    called: str = ""
+    seed: int = 0
+
+    @staticmethod
+    def of(task: Task, cell: Cell, called: str, exact: ExactSettings, seed: int) -> Learn:
+        """What trains for a cell: the value that several rules share, and no more of the target than training needs."""
+        facts, trained = task.facts(), cell.method.trained()
+        fed = cell.feed
+        if not (isinstance(fed, TwistFeed) and fed.supply == "stored"):
+            exact = ExactSettings()
+        if not cell.depends_on_beta(facts):
+            trained, task = trained.bound(task.beta), task.at(1.0)
+        name = called if trained.trains != "value" else "value"
+        return Learn(task, trained, fed, cell.fit, cell.net, replace(exact, stored=""), name, seed)
+
+    def counted(self) -> Learn:
+        return Learn.of(self.task, self.cell, self.called, self.exact, self.seed)
+
+    @property
+    def stage(self) -> str:  # type: ignore[override]
+        """`dpo-policy`, `ctl-twist`, `value`."""
+        trains = self.method.trains
+        return self.called if trains == "value" else f"{self.called}-{trains}"
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.method, self.feed, self.fit, self.net)
+
+    def inputs(self) -> dict[str, Recipe]:
+        needed = self.needs()
+        if source_of(self.task.facts(), self.method.fed, self.feed) == "stored":
+            needed["label"] = Labels.of(self.task, self.feed.draws, self.seed)
+        if isinstance(self.feed, TwistFeed) and self.feed.supply == "stored":
+            needed["training"] = Exact(self.task, self.exact, "training", self.seed)
+        return needed
+
+    def check(self) -> None:
+        super().check()
+        why = self.cell.why_not(self.task.facts())
+        if why:
+            raise ValueError(f"{self.name}: {why}")
+
+    def build(self, run: Run[Any]) -> None:
+        problem = self.problem(run)
+        why = self.cell.why_not(problem.facts)  # data that could not be looked at before may hold something else
+        if why:
+            raise ValueError(f"{self.name}: {why}")
+        problem, who = learner(problem, self.method, self.net, problem.stream.child(self.stage, "init"))
+        stores = self.stores(run, problem)
+
+        def tell(text: str) -> None:
+            note(f"{self.name}: {text}")
+
+        course = course_of(problem, self.method, who, self.feed, self.fit, self.stage, stores, tell)
+        if course.rows is not None:
+            tell(f"{course.rows} rows, {course.fit.steps} steps of {course.fit.batch_size}")
+        objective = self.method.objective(problem)
+        watched = Watched(problem, self.method, objective, who, self.feed, stores, self.stage)
+        train(
+            run, who.module, objective, course.experience, course.fit, problem.device, problem.stream,
+            passes=getattr(self.method, "passes", 1), watch=course.fit.watching(watched, "objective", higher=True),
+        )  # fmt: skip
+        if problem.value_report is not None and self.method.trains == "value" and who.values is not None:
+            measured = Measurement(problem.value_report(who.values))
+            run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
+
+    def stores(self, run: Run[Any], problem: Problem) -> Stores:
+        """What the inputs have stored for this run."""
+        label, training = run.inputs.get("label"), run.inputs.get("training")
+        return Stores(
+            None if label is None else partial(label.recipe.groups, label, problem),
+            None if training is None else lambda: Samples.load(training.folder / "exact.safetensors"),
+            partial(referring, run.folder.parents[1] / "log_ref", problem, self.fit.precision)
+            if isinstance(self.feed, Feed)
+            else None,
+        )
+
+    def learnt(self, run: Run[Any], problem: Problem, folder: Path | None = None) -> Learner:
+        """What the best checkpoint, or the one in `folder`, holds."""
+        own = problem.stream.child(self.stage, "init")
+        return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        problem = self.problem(run)
+        return self.method.decoder(problem, self.learnt(run, problem))

@@ -1,0 +1,1 @@
+"""Tasks: one file each, a frozen value whose fields are its settings, and which makes a `Problem`."""
