@@ -134,7 +134,7 @@ Written by `python bench/matrix.py`. A ✓ means that `tiltlm run TASK/METHOD` t
 cells at toy size); a number is the reason below why it does not. The tables behind it are at `-small` size on two CPU
 cores: what each method reached with the settings it has by default, which no one tuned for most of them. ± is one
 standard error: over prompts (or draws) of one trained model, over seeds where there are several. CPU-s: training and
-measuring, without what all share.
+measuring, without what all share; empty where the run noted none.
 """
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from tiltlm.method import Learner, Method
-from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableCritic, TableLM, TableValues
@@ -107,7 +106,7 @@ def _policy(problem: Problem, method: Method, net: Net) -> tuple[Problem, Learne
 
 
 def _whole(problem: Problem, net: Net) -> tuple[Problem, Any]:
-    """The whole model as a policy; adapters are put into the reference itself, which is then what they leave out."""
+    """The whole model as a policy; with adapters, the reference is the same network without them."""
     if net.policy == "full":
         model: Any = problem.copy()
         return problem, model.with_checkpointing() if net.checkpointing else model
@@ -168,8 +167,3 @@ def _critic(problem: Problem, net: Net) -> nn.Module:
         mlp_factor=net.mlp_factor,
         reads=_reads(problem),
     )
-
-
-def as_policy(model: LanguageModel) -> Learner:
-    """A ready language model as something that has learnt."""
-    return Learner(None, policy=model)

@@ -37,6 +37,8 @@ from tiltlm.target import Reward, Target
 
 Split = Literal["train", "valid", "test"]
 
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
 Fed = Literal["answers", "pairs", "groups", "judged", "live", "draws", "values", "nothing"]
 """What a method learns from: completions to imitate; a better and a worse one; several with rewards; single ones judged
 good or bad; the policy's own; a twist's weighted draws; the reference's with rewards; nothing."""

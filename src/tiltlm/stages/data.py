@@ -13,7 +13,7 @@ from tiltlm.data.mapping import mapping_of
 from tiltlm.data.preference_rows import Loaded, read_preferences
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.jsonl import read_rows
-from tiltlm.problem import Fed
+from tiltlm.problem import SPLITS, Fed
 from tiltlm.progress import note
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
@@ -22,7 +22,6 @@ from tiltlm.stages.reading import tokenizer_in
 from tiltlm.stages.reporting import row
 from tiltlm.stages.task import OfTask
 
-SPLITS = ("train", "valid", "test")
 Row = dict[str, Any]
 Rows = list[Row]
 FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz")

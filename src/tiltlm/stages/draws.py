@@ -21,7 +21,7 @@ from tiltlm.feeds import Draws as Settings
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
-from tiltlm.problem import Problem, Split
+from tiltlm.problem import SPLITS, Problem, Split
 from tiltlm.progress import note, steps
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw
@@ -30,7 +30,6 @@ from tiltlm.stages.reporting import estimate
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.tensors import load_tensors, save_tensors
 
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 Make = Callable[[int, int], Iterator[dict[str, Any]]]
 
 

@@ -14,6 +14,7 @@ from tiltlm.fit import Fit
 from tiltlm.models.hub import config_of
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.objective import Objective
+from tiltlm.problem import SPLITS
 from tiltlm.progress import note
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, ahead, comparisons
 from tiltlm.rewards.verdicts import VerdictRegression, Verdicts, verdict_loss, verdicts
@@ -22,7 +23,7 @@ from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import stream
 from tiltlm.stages.base import begun, reading
-from tiltlm.stages.data import SPLITS, Rows, are_verdicts, rows_of, wanted
+from tiltlm.stages.data import Rows, are_verdicts, rows_of, wanted
 from tiltlm.stages.reporting import estimate, row
 from tiltlm.stages.sft import FIT
 from tiltlm.stages.task import OfTask

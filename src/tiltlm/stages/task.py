@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from tiltlm.problem import Facts, Problem
@@ -77,11 +77,6 @@ class Task:
     def speech(self, runs: Mapping[str, Run[Any]]) -> tuple[Any, int | None, int | None]:
         """(tokenizer, length of its completions, tokens of a prompt that are read); None where there is none."""
         return None, None, None
-
-
-def settings_of(task: Task) -> dict[str, Any]:
-    """A task's settings by name."""
-    return {f.name: getattr(task, f.name) for f in fields(task)}  # type: ignore[arg-type]
 
 
 class OfTask(Recipe):

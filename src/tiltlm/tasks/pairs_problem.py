@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tiltlm.data.encoding import Encoder
 from tiltlm.models.causal import CausalLM
-from tiltlm.problem import Check, Facts, Fed, Problem, Split, as_rows
+from tiltlm.problem import SPLITS, Check, Facts, Fed, Problem, Split, as_rows
 from tiltlm.rewards.bradley_terry import ahead
 from tiltlm.rewards.by_name import TextReward
 from tiltlm.run import Run, digests
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
 from tiltlm.stages.base import reading
-from tiltlm.stages.data import SPLITS, Dataset, Row, Rows, answer_of, are_verdicts, owned_by, rows_of, wanted
+from tiltlm.stages.data import Dataset, Row, Rows, answer_of, are_verdicts, owned_by, rows_of, wanted
 from tiltlm.stages.reading import EncodedReward, Reader, Reading
 from tiltlm.stages.reporting import estimate
 from tiltlm.target import Reward, Target
@@ -189,7 +189,7 @@ def problem(task: Asked, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
     }
     held = s.own()
     return Problem(
-        Target(s.load(), reward, task.beta), prompts, task.reader.new_tokens, own,  # type: ignore[arg-type]
+        Target(s.load(), reward, task.beta), prompts, task.reader.new_tokens, own,
         replace(task.facts(), owns=frozenset(held)), s.read.tokenizer, s.encoder, held, checks=s.checks(),
         load=s.load, begin=s.begin, readable=s.readable, test_stream=own.child("test"),
         reference_name=s.reference_name, beta_pi=task.beta_pi, counts=s.counts(), beside=s.beside,
