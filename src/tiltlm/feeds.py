@@ -5,6 +5,7 @@ policy's own.
     pairs     the data's own; the best and the worst of stored, labelled draws; or fresh draws, the winner by a coin that
               knows the reward: P(first) = σ(r_1 − r_2), Bradley–Terry
     groups    the data's own; stored draws, some of each group at every step; or fresh draws
+              (fresh draws are the reference's, or with source live the policy's own)
     judged    the data's own verdicts; else pairs, their better side judged good and their worse one bad
     values    draws of the reference with their rewards, stored or fresh
     live      the policy's own draws
@@ -61,8 +62,9 @@ class Draws:
 class Feed:
     """What a policy or a value learns from."""
 
-    source: Literal["task", "own", "stored", "fresh"] = "task"
-    """The data's own rows, stored draws of the reference, fresh ones at every step, or what the task takes first."""
+    source: Literal["task", "own", "stored", "fresh", "live"] = "task"
+    """The data's own rows, stored draws of the reference, fresh ones at every step, the policy's own at every step; task:
+    what the method names (online ones: live), or else what the task takes first."""
 
     draws: Draws = Draws()
     size: int = 2
@@ -147,12 +149,21 @@ def owned(facts: Facts, fed: Fed) -> bool:
     return bool(made_of.get(fed, {fed}) & facts.owns)
 
 
-def source_of(facts: Facts, fed: Fed, feed: AnyFeed) -> Source:
+NEW: tuple[Source, ...] = ("fresh", "live")
+"""Rows that are drawn at every step."""
+
+
+def source_of(facts: Facts, method: Method, feed: AnyFeed) -> Source:
     """Where the rows come from."""
-    if isinstance(feed, TwistFeed) or fed in ("live", "draws", "nothing"):
+    fed = method.fed
+    if fed == "live":
+        return "live"
+    if isinstance(feed, TwistFeed) or fed in ("draws", "nothing"):
         return "fresh"
     if feed.source != "task":
         return feed.source
+    if method.source is not None:
+        return method.source
     if fed == "answers":
         return "own" if owned(facts, fed) else "fresh"
     if facts.source == "own":
@@ -165,10 +176,15 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     fed = method.fed
     if isinstance(feed, TwistFeed):
         return _why_no_twist(facts, feed) or _unheeded(method, feed)
-    source = source_of(facts, fed, feed)
+    source = source_of(facts, method, feed)
+    if fed == "live" and feed.source not in ("task", "live"):
+        return f"it learns from the policy's own draws, and from no others: leave --feed.source {feed.source} out"
+    if source == "live" and fed in ("answers", "values"):
+        of = "answers of pi* or the data" if fed == "answers" else "draws of the reference"
+        return f"it learns from {of}, not from the policy's own: --feed.source task"
     if 0 < feed.n < method.least and facts.prompts != "one":
         return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
-    if feed.n and source == "fresh" and facts.prompts == "one":
+    if feed.n and source in NEW and facts.prompts == "one":
         return "there is one prompt, and a step's batch is all of it: --feed.n does nothing, set --fit.batch-size"
     if source == "own" and not owned(facts, fed):
         holds = ", ".join(sorted(facts.owns)) or "nothing of its own"
@@ -223,7 +239,7 @@ def rows_of(
     problem: Problem, method: Method, feed: Feed, stores: Stores, split: Split, tell: Tell = lambda text: None
 ) -> Any:
     """The fixed rows of a split that a method learns from, the reference's log-probabilities filled in."""
-    if source_of(problem.facts, method.fed, feed) == "own":
+    if source_of(problem.facts, method, feed) == "own":
         return _own(problem, method.fed, feed, stores, split, tell)
     return _stored(problem, method.fed, feed, stores, split, tell)
 
@@ -305,7 +321,7 @@ def fixed(
 ) -> Experience:  # fmt: skip
     """Batches of fixed rows as `method` wants them; order: the stream that shuffles them."""
     if order is None:
-        stored = "stored" in (problem.facts.source, source_of(problem.facts, method.fed, feed))
+        stored = "stored" in (problem.facts.source, source_of(problem.facts, method, feed))
         own = problem.orders.get(method.fed, problem.stream.child(called, "data"))
         order = problem.stream.child(called).child("data") if stored else own
     found: Experience = Offline(data, batch_size, order)
@@ -339,7 +355,7 @@ def course_of(
     stores = stores or Stores()
     if isinstance(feed, TwistFeed):
         return Course(_twist(problem, method, learner, feed, called, stores), fit.of(None), None)
-    if source_of(problem.facts, method.fed, feed) == "fresh":
+    if source_of(problem.facts, method, feed) in NEW:
         return Course(_new(problem, method, learner, feed, fit, called), fit.of(None), None)
     data = rows_of(problem, method, feed, stores, "train", tell)
     if not len(data):
@@ -391,8 +407,10 @@ def _maker(
     problem: Problem, method: Method, learner: Learner, feed: Feed, scene: Scene, n: int
 ) -> Callable[[Stream], Any]:
     """stream -> the rows of a step."""
+    live = source_of(problem.facts, method, feed) == "live"
+    model: Any = learner.policy if live else problem.reference
 
-    def drawn(own: Stream, each: int, model: Any = problem.reference) -> Samples:
+    def drawn(own: Stream, each: int) -> Samples:
         prompts = scene(own.child("conditions"))[0]
         some = draw(model, prompts, n=each, max_new_tokens=problem.width, stream=own)
         return problem.target.scored(some.with_(log_ref=some.log_q) if model is problem.reference else some)
@@ -406,7 +424,7 @@ def _maker(
     makers: dict[str, Callable[[Stream], Any]] = {
         "answers": answers,
         "values": lambda own: drawn(own, n),
-        "live": lambda own: drawn(own, n, learner.policy),
+        "live": lambda own: drawn(own, n),
         "groups": lambda own: Groups(drawn(own, n * feed.size), feed.size),
         "pairs": pairs,
         "judged": lambda own: judged(pairs(own)),
@@ -447,5 +465,6 @@ def _twist(
 def default_feed(method: Method, facts: Facts) -> AnyFeed:
     """The feed of a method's kind with its defaults: of many prompts a few a step, with fewer particles each."""
     if method.fed != "draws":
-        return Feed()
+        several = facts.prompts != "one"
+        return Feed(n=1) if method.source == "live" and several else Feed()
     return replace(TwistFeed(), prompts=4, particles=24) if facts.prompts == "several" else TwistFeed()

@@ -17,10 +17,15 @@ from tiltlm.seeds import Stream
 
 @dataclass(frozen=True)
 class Groups:
-    """`samples` [G·K rows], `size` K ≥ 2 of them to a group, all of a group answering one prompt."""
+    """`samples` [G·K rows], `size` K ≥ 2 of them to a group, all of a group answering one prompt.
+
+    preferred: float [G], in groups of two: 1 where somebody said that the first row is better, 0 the second, NaN where
+    nobody was asked or they tied; a verdict overrides what the rewards say. None: nobody was asked of any.
+    """
 
     samples: Samples
     size: int
+    preferred: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.size < 2 or len(self.samples) % self.size:
@@ -32,6 +37,11 @@ class Groups:
             mixed = int((index != index[:, :1]).any(1).nonzero()[0])
             raise ValueError(
                 f"the rows of a group must answer one prompt; group {mixed} answers {index[mixed].tolist()}"
+            )
+        if self.preferred is not None and (self.size != 2 or self.preferred.shape != (len(self),)):
+            raise ValueError(
+                f"`preferred` is a verdict on each of {len(self)} groups of two; got {list(self.preferred.shape)} in "
+                f"groups of {self.size}"
             )
 
     def __len__(self) -> int:
@@ -48,10 +58,12 @@ class Groups:
         """The groups at `index`."""
         first = torch.arange(len(self), device=self.samples.device)[index] * self.size
         rows = first[:, None] + torch.arange(self.size, device=first.device)
-        return Groups(self.samples.select(rows.flatten()), self.size)
+        preferred = None if self.preferred is None else self.preferred[index]
+        return Groups(self.samples.select(rows.flatten()), self.size, preferred)
 
     def to(self, device: torch.device | str) -> Groups:
-        return Groups(self.samples.to(device), self.size)
+        preferred = None if self.preferred is None else self.preferred.to(device)
+        return Groups(self.samples.to(device), self.size, preferred)
 
     def subsets(self, size: int, stream: Stream) -> Groups:
         """A random `size` of every group's rows, drawn without replacement: group g's choice follows from g alone."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.objective import Objective
-from tiltlm.problem import Facts, Fed, Problem
+from tiltlm.problem import Facts, Fed, Problem, Source
 from tiltlm.samplers.scenes import Scene
 from tiltlm.seeds import Stream
 
@@ -61,6 +61,9 @@ class Method:
     optimum: ClassVar[str] = ""
     critic: ClassVar[bool] = False
     """Whether it trains a critic beside its policy."""
+
+    source: ClassVar[Source | None] = None
+    """Where its rows come from if the feed does not say; None: what the task takes first."""
 
     def bound(self, beta: float) -> Self:
         """This method with the target's temperature where its own was left open (None)."""

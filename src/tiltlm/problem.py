@@ -44,7 +44,8 @@ Fed = Literal["answers", "pairs", "groups", "judged", "live", "draws", "values",
 good or bad; the policy's own; a twist's weighted draws; the reference's with rewards; nothing."""
 
 
-Source = Literal["own", "stored", "fresh"]
+Source = Literal["own", "stored", "fresh", "live"]
+"""The data's own rows; stored draws of the reference; fresh ones at every step; the policy's own at every step."""
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,7 @@ def _stores(problem: Problem, method: Method, feed: Any) -> Stores:
     if isinstance(feed, TwistFeed):
         own = problem.stream.child("training")
         return Stores(exact=lambda: problem.exact_draws(problem.prompts["train"], ExactSettings().n, own))
-    if source_of(problem.facts, method.fed, feed) != "stored":
+    if source_of(problem.facts, method, feed) != "stored":
         return Stores()
     made: dict[Split, Groups] = {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tiltlm.feeds import AnyFeed, Feed, TwistFeed, default_feed, source_of, unshared, why_not
+from tiltlm.feeds import NEW, AnyFeed, Feed, TwistFeed, default_feed, source_of, unshared, why_not
 from tiltlm.fit import Fit
 from tiltlm.method import Method
 from tiltlm.nets import Net
@@ -43,7 +43,7 @@ class Cell:
 
     def _batch(self, facts: Facts) -> str | None:
         size, feed, trained = self.fit.batch_size, self.feed, self.method.trained()
-        fresh = source_of(facts, trained.fed, feed) == "fresh"
+        fresh = source_of(facts, trained, feed) in NEW
         if fresh and self.fit.epochs:
             return "epochs count passes over fixed data, and here every batch is new: --fit.epochs 0, and set --fit.steps"
         if isinstance(feed, TwistFeed):
@@ -61,7 +61,7 @@ class Cell:
         trained = self.method.trained()
         if trained.fed == "draws" or self.fit.evaluations:
             return True
-        return trained.fed == "answers" and source_of(facts, "answers", self.feed) == "fresh"
+        return trained.fed == "answers" and source_of(facts, trained, self.feed) == "fresh"
 
 
 def default_cell(method: Method, facts: Facts) -> Cell:
@@ -75,6 +75,6 @@ def default_cell(method: Method, facts: Facts) -> Cell:
     if not facts.network:  # the numbers of a table are its parameters: they take larger steps
         fit = replace(fit, lr=0.03, decay="cosine", steps=500)
     feed: AnyFeed = default_feed(trained, facts)
-    if isinstance(feed, Feed) and facts.conditioned:
+    if isinstance(feed, Feed) and facts.conditioned and trained.source != "live":
         feed = replace(feed, n=1 if trained.least == 1 else 4)
     return Cell(method, feed, fit, net)

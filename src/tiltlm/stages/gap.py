@@ -18,7 +18,7 @@ from tiltlm.run import Run
 def gap_in_groups(learnt: Run[Any], problem: Problem, policy: LanguageModel, beta_pi: float) -> Tensor:
     """KL(q‖p) of every held-out group, [G]; empty where the training `learnt` has no labelled draws."""
     feed: Any = learnt.recipe.feed
-    if not isinstance(feed, Feed) or source_of(problem.facts, learnt.recipe.method.fed, feed) != "stored":
+    if not isinstance(feed, Feed) or source_of(problem.facts, learnt.recipe.method, feed) != "stored":
         return torch.zeros(0)
     groups = rows_of(problem, ExoRw(), feed, learnt.recipe.stores(learnt, problem), "test")
     judge: Any = policy

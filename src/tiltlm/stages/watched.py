@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tiltlm.experience import Experience
-from tiltlm.feeds import Feed, Stores, fixed, owned, rows_of, source_of
+from tiltlm.feeds import NEW, Feed, Stores, fixed, owned, rows_of, source_of
 from tiltlm.groups import Groups
 from tiltlm.method import Learner, Method
 from tiltlm.models.base import LanguageModel
@@ -50,7 +50,7 @@ class Watched:
     @cached_property
     def held_out(self) -> Experience | None:
         """The method's own batches of validation rows, always the same; None where there is nothing to tell apart."""
-        if not isinstance(self.feed, Feed) or source_of(self.problem.facts, self.method.fed, self.feed) == "fresh":
+        if not isinstance(self.feed, Feed) or source_of(self.problem.facts, self.method, self.feed) in NEW:
             return None
         data = rows_of(self.problem, self.method, self.feed, self.stores, "valid")
         if not len(data):
