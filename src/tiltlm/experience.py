@@ -2,7 +2,7 @@
 
 An experience answers `batch(step)` and depends on nothing but the step number, its own stream and (if it draws
 live) the policy's weights. So it has no position to save: after an interruption, the same step gives the same
-batch.
+batch. (One in which a judge learns `Keeps` what that has learnt.)
 
     Offline     rows of fixed data, reshuffled every epoch
     Generated   fresh rows made for every step
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +34,22 @@ class Experience(Protocol):
 
     def batch(self, step: int) -> Any:
         """The batch of step 0, 1, 2, …"""
+
+
+@runtime_checkable
+class Keeps(Protocol):
+    """An experience that something of its own learns in (a judge): a checkpoint holds that too."""
+
+    def batch(self, step: int) -> Any: ...
+
+    def numbers(self) -> dict[str, float]:
+        """What is to be logged beside the step's metrics."""
+
+    def save(self, folder: Path) -> None:
+        """Write everything that later batches depend on to a new folder."""
+
+    def restore(self, folder: Path) -> None:
+        """Go on from what `save` wrote."""
 
 
 def rows_of_step(size: int, batch_size: int, step: int, stream: Stream) -> Tensor:
@@ -68,13 +85,13 @@ class Generated:
 
 @dataclass(frozen=True)
 class Live:
-    """`n` completions by `policy` of `batch_size` prompts a step, scored by `reward` (and `reference`, if given).
+    """`n` completions by `policy` of `batch_size` prompts a step, scored by `reward` and `reference`, where given.
 
     `prompt_index` of a batch counts within all `prompts`, so a reward that knows its prompts stays aligned.
     """
 
     policy: LanguageModel
-    reward: Reward
+    reward: Reward | None
     prompts: Tokens
     batch_size: int
     max_new_tokens: int
@@ -93,7 +110,7 @@ class Live:
             stream=self.stream.child("draw", step),
         )
         samples = replace(drawn, prompts=self.prompts, prompt_index=chosen[drawn.prompt_index])
-        scored = samples.with_(reward=self.reward(samples))
+        scored = samples if self.reward is None else samples.with_(reward=self.reward(samples))
         return scored if self.reference is None else referenced(scored, self.reference)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from tiltlm.engine import Engine, Optim
-from tiltlm.experience import Experience
+from tiltlm.experience import Experience, Keeps
 from tiltlm.jsonl import write_whole
 from tiltlm.models.folders import best_checkpoint as best_checkpoint
 from tiltlm.models.folders import checkpoints, state_in, step_of
@@ -27,6 +27,10 @@ from tiltlm.objective import Objective
 from tiltlm.seeds import Stream
 from tiltlm.stopping import held
 from tiltlm.tensors import writing
+
+
+EXPERIENCE = "experience"
+"""The folder in a checkpoint for what an experience keeps."""
 
 
 class Saveable(Protocol):
@@ -233,6 +237,8 @@ class Training:
         self.model.train()
         self.stream.child("dropout", step).seed_everything()
         metrics = self.engine.update(self.objective, batch, self.pace.factor(step, course), self.passes)
+        if isinstance(self.experience, Keeps):
+            metrics |= self.experience.numbers()
         self.pace.observe(step, metrics, course)
         return metrics
 
@@ -245,6 +251,8 @@ class Training:
         with writing(final), (aside / "trainer.pt").open("wb") as file:
             self.model.save(aside)
             torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, file)
+            if isinstance(self.experience, Keeps):
+                self.experience.save(aside / EXPERIENCE)
         (aside / "COMPLETE").touch()
         aside.rename(final)
         for old in checkpoints(self.folder)[:-1]:
@@ -252,6 +260,7 @@ class Training:
                 (old / "trainer.pt").unlink(
                     missing_ok=True
                 )  # twice a model's size, and of use in the last one alone
+                shutil.rmtree(old / EXPERIENCE, ignore_errors=True)
             else:
                 shutil.rmtree(old)
 
@@ -270,6 +279,8 @@ class Training:
         state = state_in(checkpoint)
         self.model.restore(checkpoint)
         self.engine.load_state(state["engine"])
+        if isinstance(self.experience, Keeps):
+            self.experience.restore(checkpoint / EXPERIENCE)
         _forget_from(self.folder / "metrics.jsonl", state["step"])
         _forget_from(self.folder / "evals.jsonl", state["step"] + 1)  # the one at its own step came before it
         return state["step"], Course(**state["course"])

@@ -1,0 +1,111 @@
+"""Rows that a judge scores in the place of the reward: what online methods with a judge are fed.
+
+The judge sees texts (or token ids) two by two; the rows of a pair lie side by side and answer one prompt. Where it bought
+the gold verdict on a pair, that overrides its own scores: of a pair as a verdict on it, of larger groups and of single rows
+by giving the two their scores the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiltlm.experience import Experience
+from tiltlm.groups import Groups
+from tiltlm.judges.base import Judge
+from tiltlm.models.base import without_end
+from tiltlm.samples import Samples
+from tiltlm.target import Reward
+
+LEDGER = ("bought", "trained", "tied", "pending")
+
+Rows = tuple[list[Any], list[Any]]
+"""Prompts and completions: texts, or lists of token ids."""
+
+
+def as_rows(samples: Samples, tokenizer: Any, eos_ids: Sequence[int]) -> Rows:
+    """Every row's prompt and completion, texts without special tokens, or ids where there is no tokenizer; without what
+    ended a completion."""
+    asked = samples.row_prompts.lists()
+    done = [list(without_end(row, eos_ids)) for row in samples.completions.lists()]
+    if tokenizer is None:
+        return asked, done
+    decode = tokenizer.batch_decode
+    return decode(asked, skip_special_tokens=True), decode(done, skip_special_tokens=True)
+
+
+@dataclass
+class JudgedBy:
+    """Another experience's batches (Samples or Groups, with log_q and log_ref), scored by a judge.
+
+    reward: the gold reward of samples, of which the judge buys some verdicts. rows: samples -> what the judge reads. own:
+    samples -> scores, where the judge has none of its own (None: it has). begin: () -> rows of the reference that are all
+    bought before the first step (None: none). monitor: look at the gold reward of every row, for the log; not charged.
+    """
+
+    experience: Experience
+    judge: Judge
+    reward: Reward
+    rows: Callable[[Samples], Rows]
+    own: Callable[[Samples], Tensor] | None = None
+    begin: Callable[[], Samples] | None = None
+    monitor: bool = False
+    _begun: bool = field(default=False, init=False)
+    _numbers: dict[str, float] = field(default_factory=dict, init=False)
+
+    def batch(self, step: int) -> Any:
+        if not self._begun and self.begin is not None:
+            self._ask(self.begin(), lambda *asked: self.judge.warm("warm", *asked))
+        self._begun = True
+        batch = self.experience.batch(step)
+        samples = batch.samples if isinstance(batch, Groups) else batch
+        silver = None if self.own is None else self.own(samples).tolist()
+        found = self._ask(samples, lambda *asked: self.judge.label(f"step-{step}", *asked, silver))
+        scores = torch.tensor(found.scores, dtype=torch.float32, device=samples.device)
+        preferred = torch.tensor(found.preferred, dtype=torch.float32, device=samples.device)
+        self._numbers = {f"labels_{name}": float(found.ledger[name]) for name in LEDGER}
+        self._numbers["judge_version"] = float(found.version)
+        if self.monitor:
+            self._numbers |= self._looked_at(samples, scores)
+        if isinstance(batch, Groups) and batch.size == 2:
+            return Groups(samples.with_(reward=scores), 2, preferred)
+        judged = samples.with_(reward=in_order(scores, preferred))
+        return Groups(judged, batch.size) if isinstance(batch, Groups) else judged
+
+    def _ask(self, samples: Samples, asked: Callable[..., Any]) -> Any:
+        def gold(rows: Sequence[int]) -> list[float]:
+            return [float(r) for r in self.reward(samples.select(torch.tensor(rows, device=samples.device)))]
+
+        return asked(*self.rows(samples), gold)
+
+    def _looked_at(self, samples: Samples, scores: Tensor) -> dict[str, float]:
+        """How often the judge puts a pair in gold's order (its own ties count half; of gold's ties none), and mean gold."""
+        gold = self.reward(samples).double()
+        gaps = [x.double().reshape(-1, 2).diff(dim=1)[:, 0].sign() for x in (gold, scores)]
+        told = gaps[0] != 0
+        right = (gaps[0] == gaps[1]).double() + 0.5 * (gaps[1] == 0)
+        accuracy = {"judge_accuracy": float(right[told].mean())} if bool(told.any()) else {}
+        return accuracy | {"gold_reward": float(gold.mean()), "gold_looked_at": float(len(gold))}
+
+    def numbers(self) -> dict[str, float]:
+        return dict(self._numbers)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        self.judge.save(folder)
+
+    def restore(self, folder: Path) -> None:
+        self.judge.restore(folder)
+        self._begun = True
+
+
+def in_order(scores: Tensor, preferred: Tensor) -> Tensor:
+    """`scores` [2n] of pairs side by side, those of a pair exchanged where a verdict [n] says otherwise."""
+    two = scores.reshape(-1, 2)
+    wrong = ((preferred == 1) & (two[:, 0] < two[:, 1])) | ((preferred == 0) & (two[:, 0] > two[:, 1]))
+    return torch.where(wrong[:, None], two.flip(1), two).flatten()
