@@ -27,6 +27,7 @@ ORDER = [
     {"engine"},
     {"train", "tracking"},
     {"fit"},
+    {"judges"},
     {"feeds", "nets"},
     {"ruler"},
     {"decoders"},

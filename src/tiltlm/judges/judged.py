@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiltlm.judges.base import Judge
 from torch import Tensor
 
 from tiltlm.experience import Experience
 from tiltlm.groups import Groups
-from tiltlm.judges.base import Judge
 from tiltlm.models.base import without_end
 from tiltlm.samples import Samples
 from tiltlm.target import Reward
