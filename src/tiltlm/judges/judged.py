@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiltlm.judges.base import Judge
 from torch import Tensor
 
 from tiltlm.experience import Experience
 from tiltlm.groups import Groups
+from tiltlm.judges.base import Judge
 from tiltlm.models.base import without_end
 from tiltlm.samples import Samples
 from tiltlm.target import Reward
@@ -65,7 +65,7 @@ class JudgedBy:
         batch = self.experience.batch(step)
         samples = batch.samples if isinstance(batch, Groups) else batch
         silver = None if self.own is None else self.own(samples).tolist()
-        found = self._ask(samples, lambda *asked: self.judge.label(f"step-{step}", *asked, silver))
+        found = self._ask(samples, lambda x, y, gold: self.judge.label(f"step-{step}", x, y, gold, silver))
         scores = torch.tensor(found.scores, dtype=torch.float32, device=samples.device)
         preferred = torch.tensor(found.preferred, dtype=torch.float32, device=samples.device)
         self._numbers = {f"labels_{name}": float(found.ledger[name]) for name in LEDGER}
