@@ -41,6 +41,28 @@ def stories(n: int, stream: Stream) -> list[str]:
     return [_story(pen) for _ in range(n)]
 
 
+OPENING = 9
+"""Words of a story's opening."""
+
+TRIES = 200
+"""Stories written for each opening that is wanted, at most."""
+
+
+def openings(n: int, stream: Stream) -> list[str]:
+    """How `n` stories begin: their first nine words, no two alike. More are the same ones and others.
+
+    Raises ValueError where the grammar has not so many (there are about 800).
+    """
+    pen, found = _Pen(stream.numpy()), dict[str, None]()
+    for _ in range(TRIES * n):
+        if len(found) == n:
+            break
+        found[" ".join(_story(pen).split()[:OPENING])] = None
+    if len(found) < n:
+        raise ValueError(f"own stories begin in some {len(found)} ways, and {n} are asked for: name fewer")
+    return list(found)
+
+
 def _story(pen: _Pen) -> str:
     girl = pen(("", "x")) == "x"
     name = pen(GIRLS if girl else BOYS)

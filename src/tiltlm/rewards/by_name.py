@@ -165,13 +165,15 @@ REMEMBERED = 100_000
 class TextReward:
     """The reward called `name` of a policy's samples, as texts that `tokenizer` decodes: r(x, y), [N].
 
-    about: the columns of a prompt's row; None where there are no rows.
+    about: the columns of a prompt's row; None where there are no rows. bare: the prompt that a text with a template around
+    it asks; None where there is no template.
     """
 
     name: str
     tokenizer: Any
     device: str = "cpu"
     about: Rows | None = None
+    bare: Callable[[str], str] | None = None
     _seen: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -179,7 +181,12 @@ class TextReward:
         return text_function(self.name, self.device)
 
     def __call__(self, samples: Samples) -> Tensor:
-        return torch.tensor(self.of(*texts_apart(samples, self.tokenizer)), device=samples.device)
+        return torch.tensor(self.of(*self.texts(samples)), device=samples.device)
+
+    def texts(self, samples: Samples) -> tuple[list[str], list[str]]:
+        """Every row's bare prompt and completion, as it is asked about."""
+        prompts, completions = texts_apart(samples, self.tokenizer)
+        return prompts if self.bare is None else [self.bare(prompt) for prompt in prompts], completions
 
     def of(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         """The rewards of texts. Raises ValueError where there are too few, too many, or one is no finite number."""
@@ -200,7 +207,7 @@ class TextReward:
 
         def part(label: str) -> Callable[[Samples], Tensor]:
             def of(samples: Samples) -> Tensor:
-                found = self.terms(*texts_apart(samples, self.tokenizer))[label]
+                found = self.terms(*self.texts(samples))[label]
                 return torch.tensor(found, device=samples.device)
 
             return of
