@@ -170,7 +170,7 @@ def test_exponents_by_hand_and_both_endings():
     assert of("bagofwordsexponent:sun", "sun") == [pytest.approx(2.2)]
     (noisy,) = of("bagofwordsnoise", "data")
     assert of("bagofwordsnoiseexponent", "data") == [pytest.approx(noisy + 1.2**noisy)]
-    with pytest.raises(ValueError, match="gave row 0 .* the reward inf"):
+    with pytest.raises(ValueError, match=r"gave row 0 .* the reward inf"):
         of("nounvstoksexponent:lexicon", "cat " * 9000)
 
 
@@ -227,7 +227,9 @@ def test_what_cannot_stand_behind_a_colon_is_refused(name):
 
 def test_the_commands_know_them(tmp_path):
     assert "bagofwords" in tiltlm("list", cwd=tmp_path).stdout
-    assert "nounvstoks" in tiltlm("list", "noun", cwd=tmp_path).stdout
+    assert "  nounvstoks  " in tiltlm("list", "noun", cwd=tmp_path).stdout
+    shown = tiltlm("list", "gold", cwd=tmp_path).stdout
+    assert all(f"  {name} " in shown for name in catalogue()) and "$OPENAI_API_KEY" in shown
     (tmp_path / "y.jsonl").write_text('{"prompt": "data", "completion": "hope code"}\n')
     done = tiltlm("score", "bagofwords + keeplong:3", "y.jsonl", "--out", "s.jsonl", cwd=tmp_path)
     assert "mean reward -18.0000" in done.stderr

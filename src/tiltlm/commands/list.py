@@ -4,6 +4,7 @@ cell whether it makes sense."""
 from __future__ import annotations
 
 import builtins
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ A recipe is TASK/STAGE; a method's name is a stage: `tiltlm run animals/ctl` tra
 
 WIDTH = 118
 
-GOLD = "gold rewards, for --task.reward and tiltlm score (docs/rewards.md)"
+GOLD = "gold rewards, for --task.reward and tiltlm score (`tiltlm list gold`: a line on each)"
 
 
 def list(args: Sequence[str]) -> int:
@@ -47,7 +48,7 @@ def _listed(word: str) -> int:
         for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
     }
     stages, papers = narrowed(recipes.STAGES, word), narrowed(papers_of(), word)
-    rewards = narrowed({name: each.line for name, each in gold.catalogue().items()}, word)
+    rewards = gold_rewards(word)
     if not (chosen or any(roads.values()) or stages or rewards or papers):
         known = [*recipes.tasks(), *(name for found in catalogue().values() for name in found), *recipes.STAGES]
         known += gold.catalogue()
@@ -57,9 +58,26 @@ def _listed(word: str) -> int:
     for title, found in shown.items():
         if found:
             print(f"{title[0].upper()}{title[1:]}")
-            print("\n".join(_column(found) if len(found) < 9 or title in ("tasks", GOLD) else _columns(found)))
+            print("\n".join(_lines(title, found, word)))
     print("\ntiltlm run TASK/STAGE, TASK/evaluate --methods A B …; `--help` behind it shows the settings")
     return 0
+
+
+def gold_rewards(word: str) -> dict[str, str]:
+    """Gold rewards whose name or line contains `word`; all of them where the word is "gold"."""
+    found = {name: each.line for name, each in gold.catalogue().items()}
+    return found if word.lower() == "gold" else narrowed(found, word)
+
+
+def _lines(title: str, found: Mapping[str, str], word: str) -> builtins.list[str]:
+    """What stands under a title; of gold rewards their names alone, unless a word asks for more."""
+    if title == GOLD and not word:
+        return textwrap.wrap(", ".join(found), WIDTH, initial_indent="  ", subsequent_indent="  ")
+    if title == GOLD:
+        indent = " " * (4 + max(map(len, found)))
+        pairs = zip(_column(found), (gold.catalogue()[name].needs for name in found), strict=True)
+        return [part for line, needs in pairs for part in (line, f"{indent}[{needs}]")[: 1 + bool(needs)]]
+    return _column(found) if len(found) < 9 or title == "tasks" else _columns(found)
 
 
 def narrowed(found: Mapping[str, str], word: str) -> dict[str, str]:

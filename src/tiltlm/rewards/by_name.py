@@ -7,7 +7,7 @@ log-odds:MODEL:LABEL      log P − log(1 − P) of the same
 http://… https://…        an endpoint, see `endpoint`
 exact-answer              1 where the completion equals the column `answer`
 toxicity nontoxicity sentiment:STARS      by published models of the hub
-bagofwords nouns math judge:MODEL@URL …   gold rewards, see `gold`: `tiltlm list` has a line on each
+bagofwords nouns math judge:MODEL@URL …   gold rewards, see `gold`: `tiltlm list gold`: a line on each
 A + 0.5*B − …             a sum of these, see `terms`
 
 MODEL is a folder, a hub name, or a run's folder. A name is looked at before any work (`text_function` raises where there is
