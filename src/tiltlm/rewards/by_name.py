@@ -7,6 +7,7 @@ log-odds:MODEL:LABEL      log P − log(1 − P) of the same
 http://… https://…        an endpoint, see `endpoint`
 exact-answer              1 where the completion equals the column `answer`
 toxicity nontoxicity sentiment:STARS      by published models of the hub
+bagofwords nouns math judge:MODEL@URL …   gold rewards, see `gold`: `tiltlm list gold`: a line on each
 A + 0.5*B − …             a sum of these, see `terms`
 
 MODEL is a folder, a hub name, or a run's folder. A name is looked at before any work (`text_function` raises where there is
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from tiltlm.rewards.classifier import SENTIMENT, TOXICITY
 from tiltlm.rewards.endpoint import Endpoint
+from tiltlm.rewards.gold import catalogue, gold
 from tiltlm.rewards.masking import mask
 from tiltlm.rewards.numbers import as_numbers
 from tiltlm.rewards.of_texts import AnswerGiven, Column, LogOddsOf, LogProbabilityOf, OfTexts, RewardOf
@@ -63,11 +65,15 @@ def of_texts(name: str, device: str = "cpu") -> OfTexts:
         return RewardOf(rest, device)
     if kind in OF_CLASSES and model and label:
         return OF_CLASSES[kind](model, label, device)
-    near = get_close_matches(name, NAMED, n=1)
+    if (found := gold(name, device)) is not None:
+        return found
+    near = get_close_matches(name, (*NAMED, *catalogue()), n=1) or get_close_matches(kind, catalogue(), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     if Path(name).is_dir():
         hint = f" It is a folder: reward-model:{name} is the reward of the model or run in it."
-    raise ValueError(f"there is no reward {mask(name)!r}.{hint} Known: {', '.join(NAMED)}, and sums of them")
+    raise ValueError(
+        f"there is no reward {mask(name)!r}.{hint} Known: {', '.join((*NAMED, *catalogue()))}, and sums of them"
+    )
 
 
 class Judged(NamedTuple):
@@ -116,6 +122,11 @@ class TextFunction:
         """No reward is larger: Σ weight · the terms' own bounds; infinite where one has none."""
         ends = [(term.weight, *reward.bounds) for term, reward in zip(self.terms, self.rewards, strict=True)]
         return sum(weight * (high if weight > 0 else low) for weight, low, high in ends if weight)
+
+    @property
+    def paid(self) -> bool:
+        """Whether being asked costs money."""
+        return any(reward.paid for reward in self.rewards)
 
     @property
     def takes_columns(self) -> bool:
