@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from tiltlm.feeds import Feed
 from tiltlm.fit import Fit
+from tiltlm.policies.opo import OPO
 from tiltlm.policies.ppo import PPO
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.recipes.preset import Preset
@@ -49,7 +50,7 @@ def preset(name: str) -> Preset:
 
 def words_small() -> Preset:
     """Collecting words of children's stories."""
-    task = Mine(stories(48), "stories:250", test_rows=50, reward=f"bagofwords:{','.join(WORDS)}", beta=BETA)
+    task = Mine(stories(48), "stories:800", test_rows=100, reward=f"bagofwords:{','.join(WORDS)}", beta=BETA)
     return Preset(task, cells(SMALL), RULER)
 
 
@@ -66,4 +67,5 @@ def cells(fit: Fit) -> dict[str, Cell]:
     return {
         "rloo": Cell(Reinforce("leave_one_out", None), Feed(n=2), fit),
         "ppo": Cell(PPO(), Feed(n=2), fit),
+        "opo": Cell(OPO(beta_pi=0.05), Feed(n=1), replace(fit, batch_size=fit.batch_size // 2)),
     }
