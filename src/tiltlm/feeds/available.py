@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tiltlm.feeds.settings import NEW, AnyFeed, Feed, TwistFeed
+from tiltlm.judges.settings import Judging
 from tiltlm.method import Method
 from tiltlm.problem import Facts, Fed, Source
 from tiltlm.twists.objective import TwistMethod
@@ -47,6 +48,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if source == "live" and fed in ("answers", "values"):
         of = "answers of pi* or the data" if fed == "answers" else "draws of the reference"
         return f"it learns from {of}, not from the policy's own: --feed.source task"
+    if method.judged and feed.judge.kind == "none":
+        return "its labels are a judge's: --feed.judge.kind reward-model (without a judge it is opo)"
     if feed.judge.kind != "none":
         why = _unjudged(facts, method, feed, source)
         if why is not None:
@@ -131,9 +134,13 @@ def shares(facts: Facts, feed: Feed, batch_size: int) -> tuple[int, int]:
     return batch_size // n, n
 
 
+JUDGE = Judging("reward-model", budget=200, warm=100, warm_epochs=4)
+"""The judge of a method that needs one, if nothing is said of it."""
+
+
 def default_feed(method: Method, facts: Facts) -> AnyFeed:
     """The feed of a method's kind with its defaults: of many prompts a few a step, with fewer particles each."""
     if method.fed != "draws":
-        several = facts.prompts != "one"
-        return Feed(n=1) if method.source == "live" and several else Feed()
+        judge = JUDGE if method.judged else Judging()
+        return Feed(n=1 if method.source == "live" and facts.prompts != "one" else 0, judge=judge)
     return replace(TwistFeed(), prompts=4, particles=24) if facts.prompts == "several" else TwistFeed()

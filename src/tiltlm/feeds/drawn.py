@@ -48,15 +48,16 @@ def drawn_rows(
     else:
         found = Generated(_maker(problem, method, learner, feed, scene, n), own)
     if asked:
-        found = _judged_by(problem, learner, feed.judge, found, stores, own.child("judge"))
+        found = _judged_by(problem, method, feed.judge, found, stores, own.child("judge"))
     return as_wanted(method, found, Lesson(problem, learner, scene, n, own))
 
 
 def _judged_by(
-    problem: Problem, learner: Learner, judging: Judging, found: Any, stores: Stores, own: Stream
+    problem: Problem, method: Method, judging: Judging, found: Any, stores: Stores, own: Stream
 ) -> JudgedBy:
     """`found` scored by the judge that the settings describe; the pairs that it starts with are the reference's."""
     assert stores.judge is not None
+    beta_pi = getattr(method, "beta_pi", problem.beta_pi)
 
     def begin() -> Samples:
         prompts = problem.scene(judging.warm)(own.child("warm", "prompts"))[0]
@@ -68,11 +69,11 @@ def _judged_by(
 
     def implicit(samples: Samples) -> Tensor:
         assert samples.log_q is not None and samples.log_ref is not None
-        return problem.beta_pi * (samples.log_q - samples.log_ref).sum(1)
+        return beta_pi * (samples.log_q - samples.log_ref).sum(1)
 
     rows = partial(as_rows, tokenizer=problem.tokenizer, eos_ids=problem.reference.eos_ids)
     return JudgedBy(
-        found, stores.judge(learner), problem.target.reward, rows,
+        found, stores.judge, problem.target.reward, rows,
         implicit if judging.kind == "self" else None, begin if judging.warm else None, judging.monitor,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ class Stores:
     groups: Callable[[Split], Groups] | None = None
     exact: Callable[[], Samples] | None = None
     refer: Callable[[Samples, Split], Samples] | None = None
-    judge: Callable[[Learner], Judge] | None = None
+    judge: Judge | None = None
 
 
 Tell = Callable[[str], None]

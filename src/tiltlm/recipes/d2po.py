@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from tiltlm.feeds import Feed
 from tiltlm.fit import Fit
+from tiltlm.judges.settings import Judging
+from tiltlm.policies.d2po import D2PO
 from tiltlm.policies.opo import OPO
 from tiltlm.policies.ppo import PPO
 from tiltlm.policies.reinforce import Reinforce
@@ -42,6 +44,10 @@ RULER = RulerSettings(n=4, batch_size=200, absolute=False)
 SMALL = Fit(lr=2e-4, steps=100, batch_size=32, decay="none", clip=0.0)
 
 
+JUDGE = Judging("reward-model", budget=500, warm=128, warm_epochs=4, window=64, relabels=8, replay=32, lr=1e-3)
+"""A judge for a laptop: 4 of 16 pairs a step after a warm-up, learning every second step."""
+
+
 def preset(name: str) -> Preset:
     """The settings of a task of this system."""
     made = PRESETS[name]()
@@ -67,5 +73,6 @@ def cells(fit: Fit) -> dict[str, Cell]:
     return {
         "rloo": Cell(Reinforce("leave_one_out", None), Feed(n=2), fit),
         "ppo": Cell(PPO(), Feed(n=2), fit),
+        "d2po": Cell(D2PO(beta_pi=0.05), Feed(n=1, judge=JUDGE), replace(fit, batch_size=fit.batch_size // 2)),
         "opo": Cell(OPO(beta_pi=0.05), Feed(n=1), replace(fit, batch_size=fit.batch_size // 2)),
     }

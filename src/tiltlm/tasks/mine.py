@@ -171,6 +171,7 @@ class Mine(OfLanguage):
             Target(reference, without_ends(judged, reference.eos_ids), self.beta), prompts,  # type: ignore[arg-type]
             self.language.new_tokens, stream(seed, "mine"), self.facts(), tokenizer,
             checks=reward_terms(judged, reference), begin=lambda: steady(reference),
+            reward_of_texts=judged.of if isinstance(judged, TextReward) else None,
         )  # fmt: skip
 
     def encoded(self, rows: Sequence[Asked], reference: CausalLM) -> Tokens:
