@@ -14,18 +14,24 @@ from families import build
 from laws.world import HORIZON, PROMPTS, world
 from tiltlm.engine import Engine, Optim
 from tiltlm.exact import kl
+from tiltlm.experience import Live
 from tiltlm.models.causal import copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableLM
-from tiltlm.policies.ppo import PPO, ActorCritic, LiveActor, Rollout, gae, policy_loss, value_loss, whitened
+from tiltlm.policies.ppo import PPO, ActorCritic, Rollout, Valued, gae, policy_loss, value_loss, whitened
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
-from tiltlm.seeds import stream
+from tiltlm.seeds import Stream, stream
 from tiltlm.target import Target
 from tiltlm.train import Pace, Training, checkpoints
 from tiltlm.twists.learned import TiltedPolicy
 
 ROOT = stream(17, "test-ppo")
+
+
+def live_of(policy, critic, target: Target, prompts: Tokens, n: int, width: int, own: Stream) -> Valued:
+    """n draws of every prompt a step, scored, with the critic's values."""
+    return Valued(Live(policy, target.reward, prompts, len(prompts), width, own, n, target.reference), critic)
 
 
 def row(*values: float) -> Tensor:
@@ -139,7 +145,7 @@ def test_ppo_comes_close_to_pi_star_of_its_beta(eos_ids):
     policy.load_state_dict(w.reference.state_dict())
     critic = TableCritic()
     both = ActorCritic(policy, critic)
-    live = LiveActor(policy, critic, w.target(), lambda own: PROMPTS, 200, HORIZON, ROOT.child("learn"))
+    live = live_of(policy, critic, w.target(), PROMPTS, 200, HORIZON, ROOT.child("learn"))
     engine, objective = Engine(both, Optim(lr=0.03, clip=0.0)), PPO(w.beta)
     p_star = w.p_star().log()
 
@@ -158,7 +164,7 @@ def test_more_passes_are_more_optimizer_steps_on_the_same_draws():
     for passes, calls in ((1, 3), (3, 1)):
         policy = TableLM(2, 3, HORIZON).randomise(ROOT.child("passes").generator())
         both = ActorCritic(policy, TableCritic())
-        batch = LiveActor(policy, both.critic, w.target(), lambda own: PROMPTS, 50, HORIZON, ROOT).batch(0)
+        batch = live_of(policy, both.critic, w.target(), PROMPTS, 50, HORIZON, ROOT).batch(0)
         engine, objective = Engine(both, Optim(lr=0.01, clip=0.0)), PPO(w.beta)
         for _ in range(calls):
             engine.update(objective, batch, passes=passes)
@@ -173,7 +179,7 @@ def actor(folder: Path, stop: int | None = None) -> tuple[Training, ActorCritic]
     critic = ValueHead(copy_of(reference))
     tilted = TiltedPolicy(reference, values)
     target = Target(reference, lambda s: (s.tokens == 3).any(1).float(), 0.5)
-    live = LiveActor(tilted.decoder(), critic, target, lambda own: Tokens.of([[1, 2]]), 8, 3, ROOT.child("net"))
+    live = live_of(tilted.decoder(), critic, target, Tokens.of([[1, 2]]), 8, 3, ROOT.child("net"))
 
     def on_step(step: int, limit: int, metrics: dict[str, float]) -> None:
         if step == stop:

@@ -28,7 +28,6 @@ from tiltlm.seeds import Stream
 from tiltlm.stopping import held
 from tiltlm.tensors import writing
 
-
 EXPERIENCE = "experience"
 """The folder in a checkpoint for what an experience keeps."""
 

@@ -15,7 +15,6 @@ The policy is any module with a differentiable `log_prob`: a language model, or 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -23,14 +22,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from tiltlm.experience import Around
 from tiltlm.method import Lesson, Method, Policy
-from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, positive, stated
 from tiltlm.problem import Fed
-from tiltlm.samplers.ancestral import draw
-from tiltlm.samples import Samples, Tokens
-from tiltlm.seeds import Stream
-from tiltlm.target import Target
+from tiltlm.samples import Samples
 
 
 class Critic(Protocol):
@@ -141,14 +137,9 @@ class PPO(Policy):
         if not 0 <= self.lam <= 1:
             raise ValueError(f"lam must lie within [0, 1]; got {self.lam}")
 
-    def experience(self, experience: Any, lesson: Lesson) -> LiveActor:
+    def experience(self, experience: Any, lesson: Lesson) -> Valued:
         """Draws of the policy with the critic's values in front of every token."""
-        learner, problem = lesson.learner, lesson.problem
-        assert learner.policy is not None
-        return LiveActor(
-            learner.policy, learner.critic, problem.target, lambda own: lesson.scene(own)[0], lesson.n, problem.width,
-            lesson.stream,
-        )  # fmt: skip
+        return Valued(experience, lesson.learner.critic)
 
     def prepare(self, batch: Rollout) -> Judged:
         samples = batch.samples
@@ -188,26 +179,14 @@ class PPO(Policy):
 
 
 @dataclass(frozen=True)
-class LiveActor:
-    """The experience of PPO: `n` draws of the policy per prompt and step, scored, with the critic's old values.
+class Valued(Around):
+    """Another experience's draws of the policy, with the critic's values in front of every token as they were then."""
 
-    decoder: what draws, sharing the policy's parameters. prompts(stream): a step's prompts.
-    """
-
-    decoder: LanguageModel
     critic: Critic
-    target: Target
-    prompts: Callable[[Stream], Tokens]
-    n: int
-    max_new_tokens: int
-    stream: Stream
 
     @torch.no_grad()
     def batch(self, step: int) -> Rollout:
-        own = self.stream.child(step)
-        prompts = self.prompts(own.child("prompts"))
-        drawn = draw(self.decoder, prompts, n=self.n, max_new_tokens=self.max_new_tokens, stream=own.child("draw"))
-        samples = self.target.scored(drawn)
+        samples: Samples = self.experience.batch(step)
         return Rollout(samples, self.critic.values_before(samples)[..., 0])
 
 

@@ -169,3 +169,43 @@ def curve_plot(rows: Rows, metric: str, path: str | Path, title: str = "") -> Pa
     axes.set_xscale("log", base=2)
     axes.legend(frameon=False)
     return _save(figure, path)
+
+
+def budget_plot(rows: Rows, path: str | Path, title: str = "against labels bought") -> Path:
+    """Reward and J against labels, and how often the judge is right against updates; bands: one s.e. over seeds."""
+    from matplotlib.figure import Figure
+
+    found = {(r["method"], r["metric"], r["updates"]): r for r in rows}
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    panels = [
+        ("reward", "labels", "gold reward"),
+        ("objective", "labels", "J"),
+        ("judge_accuracy", "updates", "judge right"),
+    ]
+    panels = [panel for panel in panels if any(r["metric"] == panel[0] for r in rows)]
+    figure = Figure(figsize=(4.4 * len(panels), 4.2), dpi=130, layout="constrained")
+    for axes, (metric, against, label) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for k, method in enumerate(methods):
+            own = [r for r in rows if (r["method"], r["metric"]) == (method, metric)]
+            own.sort(key=lambda r: r["updates"])
+            at = [
+                r["updates"] if against == "updates" else found[method, "labels", r["updates"]]["value"]
+                for r in own
+            ]
+            y, error = (np.array([r[name] or 0.0 for r in own]) for name in ("value", "stderr"))
+            alike = len(set(at)) == 1 < len(own)  # all labels were bought before the first step: where it ends
+            at, y, error = (at[-1:], y[-1:], error[-1:]) if alike else (at, y, error)
+            color = COLORS[k % len(COLORS)]
+            axes.plot(
+                at, y, color=color, marker=MARKERS[k % len(MARKERS)], markersize=3.5, linewidth=1.3, label=method
+            )
+            axes.fill_between(at, y - error, y + error, color=color, alpha=0.15, linewidth=0)
+        axes.set(xlabel=against if against == "updates" else "labels bought", ylabel=label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    handles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return _save(figure, path)

@@ -1,0 +1,120 @@
+"""What a problem can feed a method, and why not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tiltlm.feeds.settings import NEW, AnyFeed, Feed, TwistFeed
+from tiltlm.method import Method
+from tiltlm.problem import Facts, Fed, Source
+from tiltlm.twists.objective import TwistMethod
+
+
+def owned(facts: Facts, fed: Fed) -> bool:
+    """Whether the data holds it, or what it can be made of."""
+    made_of: dict[Fed, set[Fed]] = {
+        "judged": {"judged", "pairs", "groups"}, "groups": {"groups", "pairs"}, "pairs": {"pairs", "groups"}
+    }  # fmt: skip
+    return bool(made_of.get(fed, {fed}) & facts.owns)
+
+
+def source_of(facts: Facts, method: Method, feed: AnyFeed) -> Source:
+    """Where the rows come from."""
+    fed = method.fed
+    if fed == "live":
+        return "live"
+    if isinstance(feed, TwistFeed) or fed in ("draws", "nothing"):
+        return "fresh"
+    if feed.source != "task":
+        return feed.source
+    if method.source is not None:
+        return method.source
+    if fed == "answers":
+        return "own" if owned(facts, fed) else "fresh"
+    if facts.source == "own":
+        return "own" if owned(facts, fed) else "fresh"
+    return facts.source
+
+
+def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
+    """Why such a problem cannot feed the method so, or None."""
+    fed = method.fed
+    if isinstance(feed, TwistFeed):
+        return _why_no_twist(facts, feed) or _unheeded(method, feed)
+    source = source_of(facts, method, feed)
+    if fed == "live" and feed.source not in ("task", "live"):
+        return f"it learns from the policy's own draws, and from no others: leave --feed.source {feed.source} out"
+    if source == "live" and fed in ("answers", "values"):
+        of = "answers of pi* or the data" if fed == "answers" else "draws of the reference"
+        return f"it learns from {of}, not from the policy's own: --feed.source task"
+    if 0 < feed.n < method.least and facts.prompts != "one":
+        return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
+    if feed.n and source in NEW and facts.prompts == "one":
+        return "there is one prompt, and a step's batch is all of it: --feed.n does nothing, set --fit.batch-size"
+    if source == "own" and not owned(facts, fed):
+        holds = ", ".join(sorted(facts.owns)) or "nothing of its own"
+        return f"it learns from {fed}, and the data holds {holds}: take --feed.source stored or fresh"
+    if source == "stored" and facts.prompts != "several":
+        return "stored draws are for many prompts; here fresh ones cost the same: --feed.source fresh"
+    if source == "stored" and fed == "answers":
+        return "answers to imitate are the data's own, or fresh exact draws: --feed.source own or fresh"
+    if source == "stored" and fed in ("groups", "pairs", "judged") and feed.size > feed.draws.n:
+        wanted = f"groups of {feed.size} (--feed.size) want as many draws of a prompt"
+        return f"{wanted}, and {feed.draws.n} are stored: --feed.draws.n {feed.size}"
+    if source == "fresh" and fed == "answers":
+        why = facts.no_exact_draws()
+        return None if why is None else f"it imitates exact draws of pi*, and {why}"
+    return None
+
+
+def _why_no_twist(facts: Facts, feed: TwistFeed) -> str | None:
+    if feed.supply == "stored" and facts.prompts != "one":
+        return "stored exact draws (--feed.supply stored) are of one prompt; leave supply at fresh"
+    if feed.prefixes and not facts.network:
+        return "a table's prompts are numbers, and nothing can be drawn behind a prefix: leave --feed.prefixes out"
+    return facts.no_exact_draws() if feed.wants_exact else None
+
+
+def _unheeded(method: Method, feed: TwistFeed) -> str | None:
+    """What the feed asks for and the method would not look at, or None."""
+    plain = isinstance(method, TwistMethod) and method.plain
+    if not plain:
+        return (
+            "prefixes with labels of their own are FUDGE's: leave --feed.prefixes out" if feed.prefixes else None
+        )
+    if feed.drawn_by != "q" or feed.tempered != 1:
+        return (
+            "FUDGE draws from the reference, and its psi is a probability: leave --feed.drawn-by and --feed.tempered out; "
+            f"got drawn-by {feed.drawn_by}, tempered {feed.tempered:g}"
+        )
+    if feed.prefixes != (feed.positives != "particles"):
+        return (
+            "FUDGE learns from draws of the reference, and with prefixes from exact ones too: set prefixes and positives "
+            f"together; got prefixes {feed.prefixes}, positives {feed.positives}"
+        )
+    return None
+
+
+def unshared(facts: Facts, feed: Feed, batch_size: int) -> str | None:
+    """Why a batch of new rows cannot be shared out among prompts, or None."""
+    if facts.prompts == "one" or feed.n <= batch_size:
+        return None
+    return f"{feed.n} draws of a prompt (--feed.n) do not fit a batch of {batch_size} (--fit.batch-size)"
+
+
+def shares(facts: Facts, feed: Feed, batch_size: int) -> tuple[int, int]:
+    """(prompts of a step, rows of each): the batch shared out. Raises ValueError where it cannot be."""
+    if facts.prompts == "one":
+        return 1, batch_size
+    why, n = unshared(facts, feed, batch_size), feed.n or min(4, batch_size)
+    if why is not None:
+        raise ValueError(why)
+    return batch_size // n, n
+
+
+def default_feed(method: Method, facts: Facts) -> AnyFeed:
+    """The feed of a method's kind with its defaults: of many prompts a few a step, with fewer particles each."""
+    if method.fed != "draws":
+        several = facts.prompts != "one"
+        return Feed(n=1) if method.source == "live" and several else Feed()
+    return replace(TwistFeed(), prompts=4, particles=24) if facts.prompts == "several" else TwistFeed()

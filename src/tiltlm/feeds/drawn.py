@@ -1,0 +1,84 @@
+"""Rows that are drawn at every step: by the reference, or by the policy itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from tiltlm.experience import Experience, Generated, Live
+from tiltlm.feeds.available import shares, source_of
+from tiltlm.feeds.fixed import as_wanted, judged
+from tiltlm.feeds.settings import Feed
+from tiltlm.fit import Fit
+from tiltlm.groups import Groups
+from tiltlm.method import Learner, Lesson, Method
+from tiltlm.problem import Problem
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.scenes import Scene
+from tiltlm.samples import Pairs, Samples
+from tiltlm.seeds import Stream
+
+
+def drawn_rows(
+    problem: Problem, method: Method, learner: Learner, feed: Feed, fit: Fit, called: str
+) -> Experience:
+    """Rows that are new at every step."""
+    count, n = shares(problem.facts, feed, fit.batch_size)
+    several = problem.facts.prompts == "several"
+    if several:
+        count = min(count, len(problem.prompts["train"]))
+    own = problem.stream.child(called, "data" if several and method.fed == "live" else "draws")
+    scene = problem.scene(count, n if method.fed == "answers" else None)
+    found: Experience
+    if method.fed == "live" and problem.fresh is None:
+        assert learner.policy is not None
+        found = Live(
+            learner.policy, problem.target.reward, problem.prompts["train"], count, problem.width, own, n,
+            problem.reference if method.wants_reference else None,
+        )  # fmt: skip
+    else:
+        found = Generated(_maker(problem, method, learner, feed, scene, n), own)
+    return as_wanted(method, found, Lesson(problem, learner, scene, n, own))
+
+
+def _maker(
+    problem: Problem, method: Method, learner: Learner, feed: Feed, scene: Scene, n: int
+) -> Callable[[Stream], Any]:
+    """stream -> the rows of a step."""
+    live = source_of(problem.facts, method, feed) == "live"
+    model: Any = learner.policy if live else problem.reference
+
+    def drawn(own: Stream, each: int) -> Samples:
+        prompts = scene(own.child("conditions"))[0]
+        some = draw(model, prompts, n=each, max_new_tokens=problem.width, stream=own)
+        return problem.target.scored(some.with_(log_ref=some.log_q) if model is problem.reference else some)
+
+    def answers(own: Stream) -> Any:
+        return scene(own)[1]
+
+    def pairs(own: Stream) -> Pairs:
+        return by_coin(drawn(own, 2 * n), n, own.child("coin"))
+
+    makers: dict[str, Callable[[Stream], Any]] = {
+        "answers": answers,
+        "values": lambda own: drawn(own, n),
+        "live": lambda own: drawn(own, n),
+        "groups": lambda own: Groups(drawn(own, n * feed.size), feed.size),
+        "pairs": pairs,
+        "judged": lambda own: judged(pairs(own)),
+    }
+    return makers[method.fed]
+
+
+def by_coin(drawn: Samples, n: int, coin: Stream) -> Pairs:
+    """2n scored draws a prompt as n pairs, the winner by a Bradley–Terry coin of the reward: P(first) = σ(r_1 − r_2)."""
+    assert drawn.reward is not None
+    reward = drawn.reward.reshape(-1, 2, n)
+    gap = (reward[:, 0] - reward[:, 1]).flatten()
+    first = coin.uniform(range(len(gap)), 1)[:, 0].to(gap.device) < logsigmoid(gap.double()).exp()
+    block = torch.arange(len(reward), device=gap.device)[:, None] * 2 * n
+    a = (block + torch.arange(n, device=gap.device)).flatten()
+    return Pairs(drawn.select(torch.where(first, a, a + n)), drawn.select(torch.where(first, a + n, a)))

@@ -1,0 +1,102 @@
+"""What a method is fed, as settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tiltlm.problem import Source
+from tiltlm.settings import SPEED, at_least_one
+
+NEW: tuple[Source, ...] = ("fresh", "live")
+"""Rows that are drawn at every step."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Completions of the reference that are stored and labelled."""
+
+    n: int = 4
+    """Of every prompt."""
+
+    prompts: int = 0
+    """Training prompts that are answered (0: all)."""
+
+    batch_size: int = field(default=64, metadata=SPEED)
+    """Rows drawn at once."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n", "batch_size")
+        if self.prompts < 0:
+            raise ValueError(f"prompts of Draws must be 1 or more, or 0 for all; got {self.prompts}")
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a policy or a value learns from."""
+
+    source: Literal["task", "own", "stored", "fresh", "live"] = "task"
+    """The data's own rows, stored draws of the reference, fresh ones at every step, the policy's own at every step; task:
+    what the method names (online ones: live), or else what the task takes first."""
+
+    draws: Draws = Draws()
+    size: int = 2
+    """Completions of a prompt that meet in a group (of stored ones others at every step), or that pairs are made of."""
+
+    pairing: Literal["best-worst", "all"] = "best-worst"
+    """Pairs of stored draws: the best and the worst of the first `size`, or every two; ties are left out."""
+
+    n: int = 0
+    """Draws of each prompt in a step, live or fresh, of several (0: 4; of one prompt, all of the batch)."""
+
+    def __post_init__(self) -> None:
+        if self.size < 2 or self.n < 0:
+            raise ValueError(f"a group has two completions or more, and n is not negative; got {self}")
+
+
+@dataclass(frozen=True)
+class TwistFeed:
+    """What a twist learns from. (Its batch is its particles: fit.batch-size does nothing.)"""
+
+    particles: int = 100
+    """Draws per prompt and step."""
+
+    prompts: int = 1
+    """Prompts (conditions) a step."""
+
+    positives: Literal["particles", "exact", "csmc"] = "particles"
+    """What stands for pi*: the draws by their weights, exact draws, or conditional SMC around one exact draw."""
+
+    supply: Literal["fresh", "stored"] = "fresh"
+    """Where exact draws come from: a fresh search at every step, or the stored ones (over-fits)."""
+
+    drawn_by: Literal["q", "reference", "mixed", "resampled", "exact"] = "q"
+    """Who draws: the twist-induced proposal, the reference, half of each, q resampled, or exact draws."""
+
+    tempered: float = 1.0
+    """Power of the twist while drawing."""
+
+    prefixes: bool = False
+    """FUDGE: half of the prefixes from exact draws, labelled by fresh rollouts (the original's bce_psigma)."""
+
+    @property
+    def wants_exact(self) -> bool:
+        """Whether its steps take exact draws of pi*."""
+        return self.positives != "particles" or self.drawn_by == "exact"
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "particles", "prompts")
+        if not 0 <= self.tempered < math.inf:
+            raise ValueError(f"tempered is a power, 0 or more; got {self.tempered}")
+        if self.drawn_by == "mixed" and self.particles % 2:
+            raise ValueError(f"mixed draws are half q's, half the reference's: not of {self.particles} particles")
+        if self.supply == "stored" and not self.wants_exact:
+            raise ValueError("supply says where exact draws come from: set positives to exact or csmc as well")
+        if self.prefixes and self.positives == "particles":
+            raise ValueError(
+                "`prefixes` are those of exact draws: set positives to exact or csmc as well; got positives particles"
+            )
+
+
+AnyFeed = Feed | TwistFeed
