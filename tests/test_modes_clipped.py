@@ -164,10 +164,10 @@ def names_of(found: dict[str, Any]) -> list[str]:
 
 
 def test_other_draws_end_at_the_same_place():
-    """G 8 with two seeds: KL(pi*‖p) within one percent."""
+    """G 8 with two seeds: KL(pi*‖p) within a thousandth, which rounds that are not averaged would miss."""
     ends = [Clipped(Modes(), also=(), rounds=120, seed=seed) for seed in (0, 1)]
     far = [stage.world(0.1).measure(eight(stage.ends(stage.world(0.1))).log())["kl_from_target"] for stage in ends]
-    assert far[0] == pytest.approx(far[1], rel=0.01) and far[0] != far[1]
+    assert far[0] == pytest.approx(far[1], rel=1e-3) and far[0] != far[1]
 
 
 def eight(ends: list[End]) -> Tensor:
