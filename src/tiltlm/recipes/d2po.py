@@ -15,6 +15,7 @@ from tiltlm.feeds import Draws, Feed
 from tiltlm.fit import Fit
 from tiltlm.nets import Net
 from tiltlm.policies.dpo import DPO
+from tiltlm.policies.opo import OPO
 from tiltlm.policies.ppo import PPO
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.recipes import exo
@@ -40,7 +41,7 @@ TASKS: dict[str, str] = {
     "ultra": "Tulu-2-7B, UltraFeedback's prompts, Eurus-RM-7b, 254 tokens: the published settings (wants a GPU)",
 }
 
-METHODS = ("reference", "rloo", "ppo", "dpo")
+METHODS = ("reference", "opo", "rloo", "ppo", "dpo")
 """What a comparison takes where none are named."""
 
 BETA = 0.05
@@ -105,6 +106,11 @@ def stories() -> Language:
     return Language(found("models", "stories260K"), new_tokens=48)
 
 
+def small_cells() -> dict[str, Cell]:
+    """Soft labels, the whole network."""
+    return cells(SMALL, OPO(beta_pi=BETA), PPO())
+
+
 def words_small() -> Preset:
     """Collecting words of children's stories."""
     return story_task(f"bagofwords:{','.join(WORDS)}")
@@ -117,25 +123,25 @@ def nouns_small() -> Preset:
 
 def story_task(reward: str) -> Preset:
     """Going on from the openings of stories."""
-    return Preset(Mine(stories(), "stories:250", test_rows=50, reward=reward, beta=BETA), cells(SMALL), RULER)
+    return Preset(Mine(stories(), "stories:800", test_rows=100, reward=reward, beta=BETA), small_cells(), RULER)
 
 
 def distill_small() -> Preset:
     """Two models of the project's own, two layers against five."""
     return Preset(
-        Distilled(Language(new_tokens=48, layers=2, fit=replace(FIT, steps=200)), beta=BETA), cells(SMALL), RULER
+        Distilled(Language(new_tokens=48, layers=2, fit=replace(FIT, steps=200)), beta=BETA), small_cells(), RULER
     )
 
 
 def math_small() -> Preset:
     """Arithmetic, one token a character; the longest solution has 36."""
     language = Language(new_tokens=40, stop=("0",), text="arithmetic", stories=12000, fit=replace(FIT, steps=1000))
-    return Preset(Mine(language, "arithmetic:1200", test_rows=200, reward="math", beta=BETA), cells(SMALL), RULER)
+    return Preset(Mine(language, "arithmetic:1200", test_rows=200, reward="math", beta=BETA), small_cells(), RULER)
 
 
 def ultra_small() -> Preset:
     """The dialogues of preference alignment: as there, the gold reward is a model of preferences."""
-    return Preset(replace(exo.dialogues().task, beta=BETA, beta_pi=BETA), cells(SMALL), replace(RULER, n=1))  # type: ignore[type-var]
+    return Preset(replace(exo.dialogues().task, beta=BETA, beta_pi=BETA), small_cells(), replace(RULER, n=1))  # type: ignore[type-var]
 
 
 SMALLER = {
@@ -165,21 +171,24 @@ TARGETS: Mapping[str, Mine] = {
 
 
 def published(name: str) -> Preset:
-    """A constant rate, no clipping, adapters of rank 16, 2000 steps; a checkpoint to measure every hundred."""
+    """Hard labels, a constant rate, no clipping, adapters of rank 16, 2000 steps; a checkpoint to measure every hundred."""
     row = PUBLISHED[name]
     fit = Fit(
         lr=5e-5, steps=2000, batch_size=2 * row.texts, decay="none", clip=0.0, precision="bfloat16", micro_batch=8,
         checkpoints=20,
     )  # fmt: skip
     ruler = RulerSettings(prompts=200, n=1, batch_size=32, absolute=False, checkpoints=20)
-    return Preset(TARGETS[name], cells(fit, Net(policy="lora", lora_rank=16), row.passes), ruler)
+    opo, ppo = OPO("hard", beta_pi=BETA, passes=row.passes), PPO(passes=row.passes)
+    return Preset(TARGETS[name], cells(fit, opo, ppo, Net(policy="lora", lora_rank=16)), ruler)
 
 
-def cells(fit: Fit, net: Net = WHOLE, passes: int = 4) -> dict[str, Cell]:
-    """Policies on their own draws, two of each prompt; DPO on stored pairs, twice over, as the original's baseline."""
+def cells(fit: Fit, opo: OPO, ppo: PPO, net: Net = WHOLE) -> dict[str, Cell]:
+    """Policies on their own draws, two of each prompt, as many rows a step as the pairs have; DPO on stored pairs, twice
+    over, as the original's baseline."""
     offline = replace(fit, steps=Fit().steps, epochs=2.0, warmup=min(100, fit.steps // 10))
     return {
+        "opo": Cell(opo, Feed(n=1), replace(fit, batch_size=fit.batch_size // 2), net),
         "rloo": Cell(Reinforce("leave_one_out", None), Feed(n=2), fit, net),
-        "ppo": Cell(PPO(passes=passes), Feed(n=2), fit, net),
+        "ppo": Cell(ppo, Feed(n=2), fit, net),
         "dpo": Cell(DPO(BETA), Feed("stored", Draws(2)), offline, net),
     }

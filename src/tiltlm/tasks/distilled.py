@@ -44,10 +44,10 @@ class Distilled(OfLanguage):
 
     language: Flat = field(default_factory=lambda: Language(layers=2, fit=replace(FIT, steps=200)))
     larger: Larger = Larger()
-    prompts: str = "stories:250"
+    prompts: str = "stories:800"
     """Prompts to train on, as of the task `mine`."""
 
-    test_rows: int = 50
+    test_rows: int = 100
     """How many of them are held out at random, and measured on."""
 
     beta: float = 1.0
