@@ -122,7 +122,29 @@ def small_cells() -> dict[str, Cell]:
 
 def words_small() -> Preset:
     """Collecting words of children's stories."""
-    return story_task(f"bagofwords:{','.join(WORDS)}")
+    made = story_task(f"bagofwords:{','.join(WORDS)}")
+    return replace(made, figures={"budget": compared(made.cells)})
+
+
+def compared(found: Mapping[str, Cell]) -> dict[str, Cell]:
+    """What the figure of labels compares: every pair labelled by gold, a judge that learns from some (and what it buys,
+    and when), one that learnt from as many before the first step, and pairs of the reference alone."""
+    live = replace(JUDGE, monitor=True)
+    judges = {
+        "d2po": live,
+        "d2po-random": replace(live, select="random"),
+        "d2po-first": replace(live, allocation="first"),
+        "d2po-pool": replace(live, allocation="pool"),
+        "opo-static": replace(live, warm=live.budget, relabels=0, monitor=True),
+    }
+    d2po, dpo = found["d2po"], found["dpo"]
+    offline = replace(dpo.feed, draws=replace(dpo.feed.draws, prompts=JUDGE.budget))
+    return {
+        "opo-gold": found["opo"],
+        "opo-gold-hard": replace(found["opo"], method=replace(found["opo"].method, labels="hard")),
+        **{name: replace(d2po, feed=replace(d2po.feed, judge=judge)) for name, judge in judges.items()},
+        "dpo-offline": replace(dpo, feed=offline),
+    }
 
 
 def nouns_small() -> Preset:
