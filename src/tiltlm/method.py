@@ -62,6 +62,9 @@ class Method:
     critic: ClassVar[bool] = False
     """Whether it trains a critic beside its policy."""
 
+    judged: ClassVar[bool] = False
+    """Whether a judge scores its rows, in the place of the reward."""
+
     source: ClassVar[Source | None] = None
     """Where its rows come from if the feed does not say; None: what the task takes first."""
 
@@ -83,6 +86,11 @@ class Method:
     def least(self) -> int:
         """Completions of one prompt that a batch must hold."""
         return 1
+
+    @property
+    def caution(self) -> str:
+        """What is to be said once before it trains, whatever it learns from."""
+        return ""
 
     def about(self, rows: Any) -> str:
         """What is to be said of the fixed rows that it is going to learn from."""
