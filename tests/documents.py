@@ -24,13 +24,14 @@ from tiltlm.commands.report import Report
 from tiltlm.commands.run import Usage, grid, parse, side_by_side, value_of
 from tiltlm.commands.sample import Sample
 from tiltlm.commands.score import Score
+from tiltlm.commands.serve import Serve
 from tiltlm.methods import names
 from tiltlm.recipes import STAGES, preset_of, recipe, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, type] = {
     "measure": Measure, "report": Report, "sample": Sample, "score": Score, "prepare": Prepare, "doctor": Doctor,
-    "calibrate": Calibrate, "demo": Demo,
+    "calibrate": Calibrate, "demo": Demo, "serve": Serve,
 }  # fmt: skip
 """Commands whose options are one class of settings."""
 
