@@ -62,6 +62,9 @@ class Method:
     critic: ClassVar[bool] = False
     """Whether it trains a critic beside its policy."""
 
+    judged: ClassVar[bool] = False
+    """Whether a judge scores its rows, in the place of the reward."""
+
     source: ClassVar[Source | None] = None
     """Where its rows come from if the feed does not say; None: what the task takes first."""
 

@@ -38,7 +38,8 @@ class Score:
     f(prompts, completions, **columns), that returns one number for each completion; `reward-model:MODEL`, a sequence
     classifier with one output; `classifier:MODEL:LABEL`, log P(label | prompt and completion), and
     `log-odds:MODEL:LABEL`; MODEL is a folder, a hub name, or a run; an `https://` endpoint; `toxicity`, `nontoxicity` and
-    `sentiment:STARS` (1 to 5) by the published hub models; or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'."""
+    `sentiment:STARS` (1 to 5) by the published hub models; a gold reward (bagofwords, nouns, math, judge:MODEL@URL, …:
+    `tiltlm list gold` has a line on each); or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'."""
 
     rows: Annotated[Path, tyro.conf.Positional]
     """The .jsonl file of completions: a `completion` a line, or a list of `completions`, which get `rewards`."""

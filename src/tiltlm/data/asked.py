@@ -1,18 +1,20 @@
 """Prompts of a file: rows with a `prompt` (text, messages or token ids) or `messages`, and their other columns.
 
-Read are the files of `tables`, and .txt: a prompt a line, blank lines left out.
+Read are the files of `tables`, and .txt: a prompt a line, blank lines left out. `stories:200` are prompts of the project's
+own making (`own_prompts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tiltlm.data.chat import asked_in, is_messages, opened, tools_in
-from tiltlm.data.tables import rows_of
+from tiltlm.data.own_prompts import own_prompts
+from tiltlm.data.tables import Placed, rows_of
 from tiltlm.jsonl import open_text, reading
 
 TALK = ("prompt", "messages", "tools")
@@ -40,15 +42,20 @@ def read_prompts(source: str, split: str = "train") -> list[Asked]:
 @cache
 def _read(source: str, split: str, changed: int) -> tuple[Asked, ...]:
     """changed: when the file was written last; another one of its name is read again."""
-    path = Path(source)
-    found = _lines(path) if path.suffix == ".txt" else rows_of(source, split)
-    asked = tuple(_asked(where, row) for where, row in found)
+    asked = tuple(_asked(where, row) for where, row in _rows(source, split))
     if not asked:
         raise ValueError(f"{source} has no prompts: every row is one, with a column `prompt` or `messages`")
     return asked
 
 
-def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _rows(source: str, split: str) -> Iterable[Placed]:
+    own, path = own_prompts(source), Path(source)
+    if own is not None:
+        return [(f"{source}[{k}]", {"prompt": text}) for k, text in enumerate(own)]
+    return _lines(path) if path.suffix == ".txt" else rows_of(source, split)
+
+
+def _lines(path: Path) -> list[Placed]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with reading(path), open_text(path) as file:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiltlm import methods
+from tiltlm.literals import literal
 from tiltlm.mistakes import nearest
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def tasks() -> dict[str, tuple[str, str]]:
     return {
         name: (f"tiltlm.recipes.{path.stem}", line)
         for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))
-        for name, line in methods.literal(path, "TASKS").items()
+        for name, line in literal(path, "TASKS").items()
     }
 
 

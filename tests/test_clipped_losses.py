@@ -348,7 +348,7 @@ def test_overlong_answers_are_kept_masked_or_punished():
     base = DAPO(std=False)
     close(replace(base, overlong="punish", longest=2, margin=1.0).prepare(cut).advantage, 0.25, -0.25)
     close(base.prepare(cut).advantage, 0.5, -0.5)
-    model = Given(torch.full((2, 2), log(0.5)).double())
+    model = Given(torch.full((2, 2), log(0.5), dtype=torch.float64))
     masked = replace(base, overlong="mask")
     assert masked.loss(model, masked.prepare(cut)).loss.tolist() == [0.0, 0.5]
     assert base.loss(model, base.prepare(cut)).loss.tolist() == [-1.0, 0.5]
