@@ -82,8 +82,8 @@ def test_advantages_by_hand():
 
 
 def test_a_float32_tie_has_no_advantage_at_all():
-    """0.1 thrice: the mean is off by rounding, which a std of 1e-6 would make a thousandth."""
-    found, _ = group_advantage(torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int64), std=True)
+    """1000.1 thrice: the mean is off by its last bit, which a std as small would make an advantage of 0.8."""
+    found, _ = group_advantage(torch.full((3,), 1000.1), torch.zeros(3, dtype=torch.int64), std=True)
     assert (found == 0).all()
 
 

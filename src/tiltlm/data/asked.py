@@ -14,7 +14,7 @@ from typing import Any
 
 from tiltlm.data.chat import asked_in, is_messages, opened, tools_in
 from tiltlm.data.own_prompts import own_prompts
-from tiltlm.data.tables import Placed, rows_of
+from tiltlm.data.tables import Placed, file_of, rows_of
 from tiltlm.jsonl import open_text, reading
 
 TALK = ("prompt", "messages", "tools")
@@ -46,6 +46,11 @@ def _read(source: str, split: str, changed: int) -> tuple[Asked, ...]:
     if not asked:
         raise ValueError(f"{source} has no prompts: every row is one, with a column `prompt` or `messages`")
     return asked
+
+
+def of_hub(source: str) -> bool:
+    """Whether `source` can only be the name of a data set of the hub. Raises FileNotFoundError for a file that is gone."""
+    return own_prompts(source) is None and Path(source).suffix != ".txt" and file_of(source) is None
 
 
 def _rows(source: str, split: str) -> Iterable[Placed]:

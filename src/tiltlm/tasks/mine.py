@@ -14,7 +14,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from tiltlm.data.asked import Asked, ids_of, read_prompts
+from tiltlm.data.asked import Asked, ids_of, of_hub, read_prompts
 from tiltlm.data.wording import Wording
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.objective import positive
@@ -38,8 +38,8 @@ class Mine(OfLanguage):
     language: Flat = Language(prompt="Once upon a time")
     prompts: str = ""
     """Prompts to train on: a file (.jsonl, .json, .csv, .tsv, .parquet, .txt), folder or hub data set of rows with `prompt`
-    or `question` (text, messages or token ids); or stories:N, N openings of stories of the project's own making. Empty: the
-    one text of --task.prompt."""
+    or `question` (text, messages or token ids); or of the project's own making, stories:N (openings) or arithmetic:N.
+    Empty: the one text of --task.prompt."""
 
     test_prompts: str = ""
     """Prompts to measure on, likewise (empty: those to train on)."""
@@ -95,10 +95,11 @@ class Mine(OfLanguage):
         )  # fmt: skip
 
     def several(self, split: str = "train") -> bool:
-        """Whether there are several prompts of a split; of a file that is not here any more, as of a run that is read
-        elsewhere, that is taken to be so."""
+        """Whether there are several prompts of a split. Of a data set of the hub, which is not asked for that, and of a
+        file that is not here any more, as of a run that is read elsewhere, that is taken to be so."""
+        source = (split == "test" and self.test_prompts) or self.prompts
         try:
-            return len(self.rows(split)) > 1
+            return (bool(source) and of_hub(source)) or len(self.rows(split)) > 1
         except FileNotFoundError:
             return True
 
