@@ -34,9 +34,8 @@ from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import Measure
 
 METHODS = (
-    "rloo", "ppo", "grpo", "dr-grpo", "dr-grpo-kl", "dapo", "gspo", "cispo", "opo", "opo-sampled", "opo-hard", "online-ipo", "online-exo",
-    "online-dpo-rw", "rebel", "log-variance", "trajectory-balance", "trajectory-balance-learnt",
-    "a-star-po",
+    "rloo", "ppo", "grpo", "dr-grpo", "dr-grpo-kl", "dapo", "gspo", "cispo", "opo", "opo-sampled", "opo-hard", "online-ipo",
+    "online-exo", "online-dpo-rw", "rebel", "log-variance", "trajectory-balance", "trajectory-balance-learnt", "a-star-po",
 )  # fmt: skip
 GROUP = 4
 """Completions of a prompt in a step; those of methods on groups are all in one, but pairs are two."""
