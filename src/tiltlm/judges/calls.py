@@ -50,8 +50,8 @@ class Calls:
         content, answer = self._answers.get(call.request, (call.content, None))
         if content != call.content:
             raise Conflict(
-                f"request {call.request!r} was asked before with other rows: a new request wants an id of its own, and a new "
-                "run a judge in a new folder"
+                f"request {call.request!r} was asked before with other rows: a new request wants an id of its own, and a "
+                "new run a judge in a new folder"
             )
         return answer
 

@@ -2,7 +2,8 @@
 
     L = −log σ( r_phi(x, y_w) − r_phi(x, y_l) )        AdamW, a constant rate
 
-Scoring runs in evaluation mode, without dropout, and reads rows by their true lengths: a row's score depends on no other row.
+Scoring runs in evaluation mode, without dropout, and reads rows by their true lengths: a row's score depends on no other
+row.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from tiltlm.engine import Engine, Optim
 from tiltlm.judges.base import Row
 from tiltlm.judges.rows import Preference
-from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, comparisons
-from tiltlm.samples import Samples
+from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons
+from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream
 from tiltlm.tensors import load_tensors, save_tensors
 
@@ -60,7 +61,7 @@ class Discriminator:
     def train(self, preferences: Sequence[Preference], epochs: int, own: Stream) -> None:
         """So many passes over the verdicts, every one in a new order. Raises FloatingPointError where one diverges."""
         for member, (network, engine) in enumerate(zip(self.networks, self.engines, strict=True)):
-            data = comparisons(network, *(list(side) for side in zip(*preferences, strict=True)))
+            data = compared(network, preferences, engine.device)
             with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
                 network.train()
                 self._passes(engine, data, epochs, own.child(member))
@@ -103,6 +104,15 @@ class Discriminator:
 def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training moves, by name."""
     return {name: x for name, x in network.named_parameters() if x.requires_grad}
+
+
+def compared(network: Network, preferences: Sequence[Preference], device: torch.device) -> Comparisons:
+    """Verdicts in the network's tokens; the two sides of one see equally much of their prompt."""
+    n = len(preferences)
+    prompts, chosen, rejected = ([each[k] for each in preferences] for k in range(3))
+    both = network.encode([*prompts, *prompts], [*chosen, *rejected], together=2)
+    pairs = Pairs(both.select(slice(0, n)), both.select(slice(n, 2 * n)))
+    return Comparisons(pairs, torch.zeros(n, device=device))
 
 
 @torch.no_grad()

@@ -51,9 +51,9 @@ class Standing:
 class LearningJudge:
     """The judge of an online method, in this process.
 
-    discriminator: None where callers bring scores. gold: rows' gold reward, for requests that bring none. folder: where what
-    was bought and answered is written down (`purchases.jsonl`, `calls.jsonl`); it outlives interruptions, and a new run
-    wants a new one.
+    discriminator: None where callers bring scores. gold: rows' gold reward, for requests that bring none. folder: where
+    what was bought and answered is written down (`purchases.jsonl`, `calls.jsonl`); it outlives interruptions, and a new
+    run wants a new one.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class LearningJudge:
         self.discriminator, self.gold, self.settings, self.stream = discriminator, gold, settings, stream
         self.purchases, self.calls = Purchases(folder / "purchases.jsonl"), Calls(folder / "calls.jsonl")
         self.now = Standing(Ledger(settings.budget))
+        self._diverged = ""
 
     # ---- the judge's interface -----------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ class LearningJudge:
         write_whole(folder / "judge.json", json.dumps(asdict(self.now)))
 
     def restore(self, folder: Path) -> None:
-        self.now = standing(read_json(folder / "judge.json"), folder)
+        self.now, self._diverged = standing(read_json(folder / "judge.json"), folder), ""
         if self.discriminator is not None:
             self.discriminator.restore(folder / "discriminator")
 
@@ -117,7 +118,13 @@ class LearningJudge:
         return known
 
     def _answer(self, call: Call, gold: GoldOfRows | None) -> Labelled:
-        return self._warmed(call, gold) if call.kind == "warm" else self._labelled(call, gold)
+        if self._diverged:  # half a training is in the weights, and half a request in the ledger
+            raise FloatingPointError(f"this judge's training diverged before: {self._diverged}")
+        try:
+            return self._warmed(call, gold) if call.kind == "warm" else self._labelled(call, gold)
+        except FloatingPointError as error:
+            self._diverged = str(error)
+            raise
 
     def _labelled(self, call: Call, gold: GoldOfRows | None) -> Labelled:
         now, how = self.now, self.settings
@@ -175,8 +182,8 @@ class LearningJudge:
         budget = self.settings.budget
         if budget and len(self.purchases) + len(pairs) > budget:
             raise ValueError(
-                f"{len(self.purchases)} of {budget} verdicts are paid for, in {self.purchases.path}, and this run would buy "
-                f"{len(pairs)} others: it is not the run that bought those; begin in a new folder, or raise the budget"
+                f"{len(self.purchases)} of {budget} verdicts are paid for, in {self.purchases.path}, and this run would "
+                f"buy {len(pairs)} others: it is not the run that bought those; begin in a new folder, or raise the budget"
             )
         rewards = gold(pairs)
         bad = [k for k, two in enumerate(rewards) if not all(map(math.isfinite, two))]
@@ -249,9 +256,11 @@ def pairs_of(call: Call, scores: Scores) -> list[Pair]:
 def standing(found: Any, folder: Path) -> Standing:
     """What `LearningJudge.save` wrote. Raises ValueError for anything else."""
     try:
+        pending, learnt = ([Preference(*each) for each in found[name]] for name in ("pending", "learnt"))
+        open_pairs = [Pair(*each) for each in found["open"]]
         return Standing(
-            Ledger(**found["ledger"]), found["calls"], found["version"], Window(**found["window"]),
-            [Pair(*each) for each in found["open"]], *([Preference(*each) for each in found[name]] for name in ("pending", "learnt")),
+            Ledger(**found["ledger"]), found["calls"], found["version"], Window(**found["window"]), open_pairs,
+            pending, learnt,
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder}: not what a judge wrote ({type(error).__name__}: {error})") from None

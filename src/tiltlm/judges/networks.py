@@ -22,7 +22,8 @@ from tiltlm.samples import Samples, Tokens
 class LogRatio(nn.Module):
     """beta·h of texts under `policy`, h taken against `base`, which stays as it is.
 
-    Completions end in the model's end token, where it has one. Prompts and completions are cut to half of `most_tokens` each.
+    Completions end in the model's end token, where it has one. Prompts and completions are cut to half of `most_tokens`
+    each.
     """
 
     def __init__(self, policy: CausalLM, base: LanguageModel, beta: float = 0.05, most_tokens: int = 512) -> None:

@@ -4,8 +4,8 @@
     first    the whole quota on the window's first requests, as D2PO's published code spends it
     pool     the whole quota at the window's end, out of all its pairs
 
-With `first` a selector sees the pairs of a window's first request and no others: where the quota is as large as that request,
-it selects nothing.
+With `first` a selector sees the pairs of a window's first requests and no others: where the quota is as large as one of
+these, it selects nothing.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Judging:
     """Which pairs: any, those whose scores are closest, or those about which the members of an ensemble differ most."""
 
     allocation: Allocation = "spread"
-    """When: evenly over the window, on its first pairs, or at its end out of all of them (their labels stay the judge's)."""
+    """When: evenly over the window, on its first pairs, or at its end out of them all (their labels stay the judge's)."""
 
     epochs: int = 4
     """Passes over a window's verdicts, once its quota is used up."""
