@@ -30,11 +30,12 @@ from tiltlm.recipes import preset_of
 from tiltlm.recipes.stages import measured
 from tiltlm.ruler.estimate import mean
 from tiltlm.run import Run, find
+from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import Measure
 
 METHODS = (
-    "rloo", "ppo", "grpo", "dr-grpo", "dapo", "gspo", "cispo", "opo", "opo-sampled", "opo-hard", "online-ipo", "online-exo",
-    "online-dpo-rw", "rebel", "log-variance", "trajectory-balance", "a-star-po",
+    "rloo", "ppo", "grpo", "dr-grpo", "dr-grpo-kl", "dapo", "gspo", "cispo", "opo", "opo-sampled", "opo-hard", "online-ipo",
+    "online-exo", "online-dpo-rw", "rebel", "log-variance", "trajectory-balance", "trajectory-balance-learnt", "a-star-po",
 )  # fmt: skip
 GROUP = 4
 """Completions of a prompt in a step; those of methods on groups are all in one, but pairs are two."""
@@ -62,6 +63,10 @@ TASKS = {
 }
 
 
+ESTIMATED = ("dialogues", "math-small")
+"""Where log Z is estimated, of 64 prompts, by 2000 draws of the reference for each."""
+
+
 def variant(name: str) -> Any:
     """The method of a row of the table."""
     base, _, labels = name.partition("-") if name.startswith("opo-") else (name, "", "")
@@ -74,15 +79,27 @@ def made(task: str, name: str, seed: int) -> Measure:
     preset, how, chosen = preset_of(task), TASKS[task], variant(name)
     recipe = measured(preset, name.removesuffix("-sampled").removesuffix("-hard"))
     one = preset.task.facts().prompts == "one"
-    pairs, groups = chosen.fed == "pairs" or name.startswith(("opo", "online-ipo", "rebel")), chosen.fed == "groups"
+    pairs, groups = (
+        chosen.fed == "pairs" or name.startswith(("opo", "online-ipo", "rebel")),
+        chosen.fed == "groups",
+    )
     size = 2 if pairs else GROUP
     rows = how.rows // size if groups or pairs else how.rows
     n = 0 if one else GROUP // size if groups or pairs else GROUP
     fit = Fit(lr=how.lr, steps=how.steps, batch_size=rows, decay="none", warmup=5)
+    if task in ESTIMATED:
+        ruler = replace(recipe.ruler, prompts=64, n=8, absolute=True)
+        recipe = replace(recipe, ruler=ruler, log_z=LogZSettings(by="reference", draws=2000, prompts=64))
     return replace(
         recipe, method=chosen, feed=Feed(size=size, n=n), fit=fit, net=replace(recipe.net, policy="full"), called=name,
         seed=seed, ruler=replace(recipe.ruler, checkpoints=1, also=()),
     )  # fmt: skip
+
+
+def reference(task: str, seed: int) -> Measure:
+    """The recipe that measures the reference, by the same ruler."""
+    like = made(task, "rloo", seed)
+    return replace(measured(preset_of(task), "reference"), seed=seed, ruler=like.ruler, log_z=like.log_z)
 
 
 def build(tasks: Sequence[str], names: Sequence[str], seeds: int, jobs: int) -> None:
@@ -90,7 +107,7 @@ def build(tasks: Sequence[str], names: Sequence[str], seeds: int, jobs: int) -> 
     for seed in range(seeds):
         for task in tasks:
             recipes = [made(task, name, seed) for name in names]
-            recipes.append(replace(measured(preset_of(task), "reference"), seed=seed))
+            recipes.append(reference(task, seed))
             for each in recipes:
                 try:
                     build_all([find(each, runs_root())], jobs, f"python bench/online_methods.py --tasks {task}")
@@ -103,7 +120,12 @@ def line(runs: Sequence[Run[Any]]) -> str:
     reports = [read_json(run.folder / "report.json") for run in runs]
     cells = []
     for metric in METRICS:
-        own = [r["value"] for rows in reports for r in rows if (r["method"], r["metric"]) == (runs[0].recipe.called, metric)]
+        own = [
+            r["value"]
+            for rows in reports
+            for r in rows
+            if (r["method"], r["metric"]) == (runs[0].recipe.called, metric)
+        ]
         e = mean(torch.tensor(own, dtype=torch.float64)) if len(own) == len(runs) else None
         cells.append("" if e is None else f"{e.value:.3f}" + (f" ± {e.stderr:.3f}" if e.stderr > 0 else ""))
     return f"| {runs[0].recipe.called} | " + " | ".join(cells) + f" | {len(runs)} |"
@@ -115,10 +137,7 @@ def page(tasks: Sequence[str], names: Sequence[str], seeds: int) -> list[str]:
     for task in tasks:
         how, lines = TASKS[task], []
         for name in ("reference", *names):
-            recipes = [
-                made(task, name, s) if name != "reference" else replace(measured(preset_of(task), name), seed=s)
-                for s in range(seeds)
-            ]
+            recipes = [made(task, name, s) if name != "reference" else reference(task, s) for s in range(seeds)]
             done = [run for run in (find(each, runs_root()) for each in recipes) if run.done]
             lines += [line(done)] if done else []
         head = "| method | " + " | ".join(METRICS.values()) + " | seeds |"

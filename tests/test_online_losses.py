@@ -16,9 +16,10 @@ from families import build
 from laws.test_fixed_points import PromptValues
 from tiltlm.api.learning import learn
 from tiltlm.experience import Keeps, Offline
-from tiltlm.feeds import Feed, Stores, course_of, source_of
+from tiltlm.feeds import Feed, Stores, course_of, source_of, why_not
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups, extremes
+from tiltlm.judges.settings import Judging
 from tiltlm.methods import method
 from tiltlm.models.table import TableLM
 from tiltlm.nets import Net, learner
@@ -425,6 +426,13 @@ def test_what_wraps_a_learning_experience_hands_on_what_it_keeps(tmp_path):
     plain.save(tmp_path / "nothing")
     plain.restore(tmp_path / "nothing")
     assert plain.numbers() == {} and not (tmp_path / "nothing").exists()
+
+
+def test_a_judge_in_the_reward_s_place_is_refused_where_the_reward_is_asked_beside():
+    """V̂* would come from the gold reward, and in no ledger."""
+    feed, facts = Feed(n=2, judge=Judging(kind="reward-model")), few_prompts().facts
+    assert "asks the reward of draws of its own" in str(why_not(facts, method("a-star-po"), feed))
+    assert why_not(facts, method("log-variance"), feed) is None
 
 
 def test_groups_without_a_reference_are_refused():

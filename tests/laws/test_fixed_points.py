@@ -47,6 +47,7 @@ from tiltlm.models.table import TableLM, TableValues
 from tiltlm.policies.a_star_po import AStarPO, Valued
 from tiltlm.policies.apo import APO, Anchor
 from tiltlm.policies.cdpo import CDPO
+from tiltlm.policies.d2po import D2PO
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.dpo_rw import DpoRw
 from tiltlm.policies.dr_grpo import DrGRPO
@@ -275,6 +276,7 @@ FIXED_POINTS = {
     "reinforce, leave_one_out": Law(Reinforce, lambda w, m: of_reinforce(w, m, "leave_one_out", w.beta)),
     "opo": Law(OPO, lambda w, m: of_live(w, m, OPO("soft", 0.5, w.beta / 0.5))),
     "opo, pairs drawn evenly": Law(OPO, lambda w, m: of_live(w, m, OPO("soft", 0.3, w.beta / 0.3), True)),
+    "d2po, no verdict bought": Law(D2PO, lambda w, m: of_live(w, m, D2PO("soft", 0.5, w.beta / 0.5))),
     "online exo": Law(OnlineExo, lambda w, m: of_live(w, m, OnlineExo(0.5, w.beta / 0.5))),
     "online dpo-rw": Law(OnlineDpoRw, lambda w, m: of_live(w, m, OnlineDpoRw(0.5, w.beta / 0.5))),
     "online ipo": Law(

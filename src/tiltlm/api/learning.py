@@ -183,8 +183,8 @@ class _silent:
 
 
 def _stores(problem: Problem, method: Method, feed: Any, called: str) -> Stores:
-    """Labelled draws of the reference, exact draws to train on: made when they are first asked for; a judge with its journal
-    in a folder of its own."""
+    """Labelled draws of the reference, exact draws to train on: made when they are first asked for; a judge with its
+    journal in a folder of its own."""
     if isinstance(feed, TwistFeed):
         own = problem.stream.child("training")
         return Stores(exact=lambda: problem.exact_draws(problem.prompts["train"], ExactSettings().n, own))

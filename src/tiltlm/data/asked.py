@@ -42,7 +42,7 @@ def read_prompts(source: str, split: str = "train") -> list[Asked]:
 @cache
 def _read(source: str, split: str, changed: int) -> tuple[Asked, ...]:
     """changed: when the file was written last; another one of its name is read again."""
-    asked = tuple(_asked(where, row) for where, row in _rows(source, split))
+    asked = tuple(_asked(where, row) for where, row in prompt_rows(source, split))
     if not asked:
         raise ValueError(f"{source} has no prompts: every row is one, with a column `prompt` or `messages`")
     return asked
@@ -53,7 +53,8 @@ def of_hub(source: str) -> bool:
     return own_prompts(source) is None and Path(source).suffix != ".txt" and file_of(source) is None
 
 
-def _rows(source: str, split: str) -> Iterable[Placed]:
+def prompt_rows(source: str, split: str = "train") -> Iterable[Placed]:
+    """(where, row) of every prompt of a source, as `read_prompts` takes it; rows are not looked into."""
     own, path = own_prompts(source), Path(source)
     if own is not None:
         return [(f"{source}[{k}]", {"prompt": text}) for k, text in enumerate(own)]

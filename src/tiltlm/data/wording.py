@@ -54,9 +54,11 @@ class Wording:
 
     def around(self, row: Asked) -> Asked:
         """A bare prompt in its template, where it is a text."""
-        if not self.template or not isinstance(row.prompt, str):
-            return row
-        return replace(row, prompt=self.text.replace(PLACE, row.prompt))
+        return replace(row, prompt=self.said(row.prompt)) if isinstance(row.prompt, str) else row
+
+    def said(self, prompt: str) -> str:
+        """The text of a bare prompt in its template."""
+        return self.text.replace(PLACE, prompt) if self.template else prompt
 
     @property
     def text(self) -> str:

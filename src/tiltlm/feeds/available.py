@@ -78,6 +78,8 @@ def _unjudged(facts: Facts, method: Method, feed: Feed, source: Source) -> str |
     """Why a judge cannot score such rows, or None."""
     if source not in NEW or method.fed not in ("live", "groups"):
         return "a judge scores new rows that are drawn in pairs or groups: leave --feed.judge out"
+    if method.asks:
+        return "it asks the reward of draws of its own, which no judge scores or counts: leave --feed.judge out"
     if facts.conditioned:
         return "a judge reads prompt and completion, and here a condition decides as well: leave --feed.judge out"
     if method.fed == "groups" and feed.size % 2:

@@ -116,6 +116,7 @@ class AStarPO(PerRow, Policy):
 
     fed: ClassVar[Fed] = "groups"
     source: ClassVar[Source | None] = "live"
+    asks: ClassVar[bool] = True
     optimum: ClassVar[str] = "pi* of the same beta: on policy whatever V̂* is, on other draws as n grows"
 
     def __post_init__(self) -> None:

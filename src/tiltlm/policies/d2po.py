@@ -3,9 +3,9 @@
     labels as OPO's, of r_phi in the place of r; of a few pairs gold's verdict is bought, which overrides r_phi's order and
     teaches r_phi (`judges/`)
 
-The labels bought, not the completions drawn, are what it is to save. It ends at pi* of r_phi as that then is, not of the gold
-reward: with labels bought for every pair it is OPO with hard labels, with none OPO on a fixed reward model. Verdicts are
-hard labels: they have no finite optimum of their own.
+The labels bought, not the completions drawn, are what it is to save. It ends at pi* of r_phi as that then is, not of the
+gold reward: with labels bought for every pair it is OPO with hard labels, with none OPO on a fixed reward model. Verdicts
+are hard labels: they have no finite optimum of their own.
 """
 
 from __future__ import annotations

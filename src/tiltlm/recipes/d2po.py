@@ -166,7 +166,7 @@ def distill_small() -> Preset:
 
 def math_small() -> Preset:
     """Arithmetic, one token a character; the longest solution has 36."""
-    language = Language(new_tokens=40, stop=("0",), text="arithmetic", stories=12000, fit=replace(FIT, steps=1000))
+    language = Language(new_tokens=40, stop=("0",), text="arithmetic", stories=30000, fit=replace(FIT, steps=2500))
     return Preset(Mine(language, "arithmetic:1200", test_rows=200, reward="math", beta=BETA), small_cells(), RULER)
 
 
