@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tiltlm.models.reward_model import RewardModel
     from tiltlm.models.table import TableLM
     from tiltlm.nets import Net
+    from tiltlm.policies.a_star_po import AStarPO
     from tiltlm.policies.apo import APO
     from tiltlm.policies.cdpo import CDPO
     from tiltlm.policies.dpo import DPO
@@ -41,13 +42,19 @@ if TYPE_CHECKING:
     from tiltlm.policies.hinge import Hinge
     from tiltlm.policies.ipo import IPO
     from tiltlm.policies.kto import KTO
+    from tiltlm.policies.log_variance import LogVariance
+    from tiltlm.policies.online_exo import OnlineDpoRw, OnlineExo
+    from tiltlm.policies.online_ipo import OnlineIPO
+    from tiltlm.policies.opo import OPO
     from tiltlm.policies.orpo import ORPO
     from tiltlm.policies.ppo import PPO
+    from tiltlm.policies.rebel import REBEL
     from tiltlm.policies.reinforce import Reinforce
     from tiltlm.policies.robust_dpo import RobustDPO
     from tiltlm.policies.rpo import RPO
     from tiltlm.policies.sft import SFT
     from tiltlm.policies.simpo import SimPO
+    from tiltlm.policies.trajectory_balance import LearntTrajectoryBalance, TrajectoryBalance
     from tiltlm.problem import Facts, Problem
     from tiltlm.rewards.by_name import TextReward
     from tiltlm.rewards.classifier import (
@@ -96,6 +103,7 @@ _HOMES = {
     "models.reward_model": "RewardModel",
     "models.table": "TableLM",
     "nets": "Net",
+    "policies.a_star_po": "AStarPO",
     "policies.apo": "APO",
     "policies.cdpo": "CDPO",
     "policies.dpo": "DPO",
@@ -105,13 +113,19 @@ _HOMES = {
     "policies.hinge": "Hinge",
     "policies.ipo": "IPO",
     "policies.kto": "KTO",
+    "policies.log_variance": "LogVariance",
+    "policies.online_exo": "OnlineDpoRw OnlineExo",
+    "policies.online_ipo": "OnlineIPO",
+    "policies.opo": "OPO",
     "policies.orpo": "ORPO",
     "policies.ppo": "PPO",
+    "policies.rebel": "REBEL",
     "policies.reinforce": "Reinforce",
     "policies.robust_dpo": "RobustDPO",
     "policies.rpo": "RPO",
     "policies.sft": "SFT",
     "policies.simpo": "SimPO",
+    "policies.trajectory_balance": "LearntTrajectoryBalance TrajectoryBalance",
     "problem": "Facts Problem",
     "rewards.by_name": "TextReward",
     "rewards.classifier": "ClassProbability LogOdds Threshold",
@@ -145,13 +159,15 @@ _HOMES = {
 _PLACES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: RUF022
-    "APO", "best_of", "BestOf", "CausalLM", "CD", "CDPO", "ClassProbability", "compare", "Conditioned",
-    "Continuation", "CTL", "Differences", "DPG", "DPO", "DpoRw", "draw", "Draws", "ExactAnswer", "ExoPref", "ExoRw",
-    "Facts", "Feed", "Fit", "Fudge", "FudgeLearning", "Groups", "Guided", "Hinge", "IPO", "KTO", "learn",
-    "LearnedTwist", "Learnt", "LogOdds", "LogZ", "measure", "Measurement", "Mixture", "Net", "ORPO", "Pairs", "PPO",
-    "Problem", "QSharp", "Ready", "Reference", "Reinforce", "reject", "Rejection", "report", "RewardModel", "RobustDPO",
-    "RPO", "Ruler", "Samples", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding", "SoftQ", "Stream", "stream",
-    "Table", "TableLM", "Target", "TextClassifier", "TextReward", "Threshold", "Tokens", "TwistFeed", "WordHits",
+    "APO", "AStarPO", "best_of", "BestOf", "CausalLM", "CD", "CDPO", "ClassProbability", "compare", "Conditioned",
+    "Continuation", "CTL", "Differences", "DPG", "DPO", "DpoRw", "draw", "Draws", "ExactAnswer", "ExoPref",
+    "ExoRw", "Facts", "Feed", "Fit", "Fudge", "FudgeLearning", "Groups", "Guided", "Hinge", "IPO", "KTO", "learn",
+    "LearnedTwist", "Learnt", "LearntTrajectoryBalance", "LogOdds", "LogVariance", "LogZ", "measure",
+    "Measurement", "Mixture", "Net", "OnlineDpoRw", "OnlineExo", "OnlineIPO", "OPO", "ORPO", "Pairs", "PPO",
+    "Problem", "QSharp", "Ready", "REBEL", "Reference", "Reinforce", "reject", "Rejection", "report",
+    "RewardModel", "RobustDPO", "RPO", "Ruler", "Samples", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding",
+    "SoftQ", "Stream", "stream", "Table", "TableLM", "Target", "TextClassifier", "TextReward", "Threshold",
+    "Tokens", "TrajectoryBalance", "TwistFeed", "WordHits",
 ]  # fmt: skip
 
 

@@ -52,6 +52,24 @@ class Keeps(Protocol):
         """Go on from what `save` wrote."""
 
 
+@dataclass(frozen=True)
+class Around:
+    """What adds something to another experience's batches: a checkpoint holds what that one keeps, if it does."""
+
+    experience: Experience
+
+    def numbers(self) -> dict[str, float]:
+        return self.experience.numbers() if isinstance(self.experience, Keeps) else {}
+
+    def save(self, folder: Path) -> None:
+        if isinstance(self.experience, Keeps):
+            self.experience.save(folder)
+
+    def restore(self, folder: Path) -> None:
+        if isinstance(self.experience, Keeps):
+            self.experience.restore(folder)
+
+
 def rows_of_step(size: int, batch_size: int, step: int, stream: Stream) -> Tensor:
     """Which of `size` rows step `step` uses: each epoch is one random order, cut into whole batches."""
     if not 1 <= batch_size <= size:

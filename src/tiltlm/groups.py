@@ -86,6 +86,15 @@ def best_and_worst(groups: Groups) -> tuple[Pairs, int]:
     return pairs, len(groups) - len(kept)
 
 
+def extremes(groups: Groups) -> Groups:
+    """Every group's best and worst row as a group of two, never one row twice; groups of two as they are."""
+    if groups.size == 2:
+        return groups
+    order = groups.reward.sort(dim=1, descending=True, stable=True).indices[:, [0, -1]]
+    base = torch.arange(len(groups), device=order.device)[:, None] * groups.size
+    return Groups(groups.samples.select((base + order).flatten()), 2)
+
+
 def all_pairs(groups: Groups) -> tuple[Pairs, int]:
     """Every two rows of a group of unlike reward, the better one chosen, and how many pairs tied and were left out."""
     first, second = torch.combinations(torch.arange(groups.size), 2).t().to(groups.samples.device)

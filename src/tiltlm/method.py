@@ -84,6 +84,11 @@ class Method:
         """Completions of one prompt that a batch must hold."""
         return 1
 
+    @property
+    def caution(self) -> str:
+        """What is to be said once before it trains, whatever it learns from."""
+        return ""
+
     def about(self, rows: Any) -> str:
         """What is to be said of the fixed rows that it is going to learn from."""
         return ""

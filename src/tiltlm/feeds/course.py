@@ -30,6 +30,8 @@ def course_of(
 ) -> Course:  # fmt: skip
     """What `method` learns from, step by step. called: what its random numbers are named after."""
     stores = stores or Stores()
+    if method.caution:
+        tell(method.caution)
     if isinstance(feed, TwistFeed):
         return Course(twist_draws(problem, method, learner, feed, called, stores), fit.of(None), None)
     if source_of(problem.facts, method, feed) in NEW:
