@@ -21,7 +21,7 @@ ORDER = [
     {"data"},
     {"problem"},
     {"experience"},
-    {"method"},
+    {"method", "clipped"},
     {"policies"},
     {"twists"},
     {"engine"},

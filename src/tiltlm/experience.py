@@ -70,6 +70,13 @@ class Around:
             self.experience.restore(folder)
 
 
+class Redrawable(Experience, Protocol):
+    """An experience that can draw a step's rows once more."""
+
+    def batch(self, step: int, again: int = 0) -> Any:
+        """The batch of a step; again = 1, 2, …: other draws for the same step, of a sub-stream of their own."""
+
+
 def rows_of_step(size: int, batch_size: int, step: int, stream: Stream) -> Tensor:
     """Which of `size` rows step `step` uses: each epoch is one random order, cut into whole batches."""
     if not 1 <= batch_size <= size:
@@ -97,8 +104,12 @@ class Generated:
     make: Callable[[Stream], Any]
     stream: Stream
 
-    def batch(self, step: int) -> Any:
-        return self.make(self.stream.child(step))
+    def batch(self, step: int, again: int = 0) -> Any:
+        return self.make(_once_more(self.stream.child(step), again))
+
+
+def _once_more(stream: Stream, again: int) -> Stream:
+    return stream.child("again", again) if again else stream
 
 
 @dataclass(frozen=True)
@@ -117,15 +128,16 @@ class Live:
     n: int = 1
     reference: LanguageModel | None = None
 
-    def batch(self, step: int) -> Samples:
-        chosen = rows_of_step(len(self.prompts), self.batch_size, step, self.stream.child("prompts"))
+    def batch(self, step: int, again: int = 0) -> Samples:
+        order = _once_more(self.stream.child("prompts"), again)
+        chosen = rows_of_step(len(self.prompts), self.batch_size, step, order)
         chosen = chosen.to(self.prompts.device)
         drawn = draw(
             self.policy,
             self.prompts.select(chosen),
             n=self.n,
             max_new_tokens=self.max_new_tokens,
-            stream=self.stream.child("draw", step),
+            stream=_once_more(self.stream.child("draw", step), again),
         )
         samples = replace(drawn, prompts=self.prompts, prompt_index=chosen[drawn.prompt_index])
         scored = samples if self.reward is None else samples.with_(reward=self.reward(samples))

@@ -23,15 +23,20 @@ import tiltlm.policies
 import tiltlm.twists
 from families import VOCAB as HF_VOCAB
 from families import build
+from laws.test_clipped import BIASED as CLIPPED_BIASED
+from laws.test_clipped import of_dr_grpo
 from laws.test_twist_objectives import LAWS as TWIST_LAWS
 from laws.world import (
+    CLEARLY,
     N_PROMPTS,
     VOCAB,
     WORLDS,
+    ZERO,
     World,
     all_batches,
     expected_gradient,
     flat_gradient,
+    on_policy,
     perturbed,
     world,
 )
@@ -43,6 +48,7 @@ from tiltlm.policies.apo import APO, Anchor
 from tiltlm.policies.cdpo import CDPO
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.dpo_rw import DpoRw
+from tiltlm.policies.dr_grpo import DrGRPO
 from tiltlm.policies.exo_pref import ExoPref
 from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.policies.hinge import Hinge
@@ -57,9 +63,6 @@ from tiltlm.policies.sft import SFT
 from tiltlm.policies.simpo import SimPO
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.twists.value import ValueLearning
-
-ZERO = 1e-10  # identities
-CLEARLY = 1e-2  # the norm of a gradient that is not zero; those below are 0.03 to 1
 
 Point = Callable[[World], nn.Module]
 
@@ -98,13 +101,6 @@ def preferences(w: World, *, hard: bool = False, turned: float = 0.0) -> tuple[P
     p = p_ref[first] * p_ref[second]
     chosen, rejected = torch.cat([first, second]), torch.cat([second, first])
     return Pairs(samples.select(chosen), samples.select(rejected)), torch.cat([p * wins, p * (1 - wins)])
-
-
-def on_policy(w: World, model: nn.Module) -> tuple[Samples, Tensor]:
-    """Every completion as `model` itself would draw it: log_q filled in, probability per row."""
-    samples = w.samples()
-    log_q = model.log_prob(samples).detach()
-    return samples.with_(log_q=log_q), log_q.sum(1).exp() / N_PROMPTS
 
 
 # ---- exact expected gradients -------------------------------------------------------------------------------
@@ -218,6 +214,7 @@ FIXED_POINTS = {
     "ipo": Law(IPO, of_ipo, ipo_optimum, (lambda w: w.reference, World.optimum)),
     "dpo": Law(DPO, of_dpo),
     "rpo with alpha = 0 (dpo)": Law(RPO, lambda w, m: of_rpo(w, m, 0.0, "sum")),
+    "dr-grpo, pull in the reward": Law(DrGRPO, of_dr_grpo),
     "reinforce": Law(Reinforce, lambda w, m: of_reinforce(w, m, "none", w.beta)),
     "reinforce, batch_mean": Law(Reinforce, lambda w, m: of_reinforce(w, m, "batch_mean", w.beta)),
     "reinforce, leave_one_out": Law(Reinforce, lambda w, m: of_reinforce(w, m, "leave_one_out", w.beta)),
@@ -236,7 +233,7 @@ BIASED = {
     ORPO: "test_orpo_is_likelihood_plus_odds_ratio_and_knows_no_reference",
     KTO: "test_kto_pushes_by_the_sign_of_the_weighted_votes",
 }
-"""Objectives whose `optimum` says so, each with the test of precisely that claim."""
+"""Objectives whose `optimum` says so, each with the test of precisely that claim (clipped ones: laws/test_clipped.py)."""
 
 
 def in_each_world() -> list[Any]:
@@ -269,6 +266,7 @@ def objectives(module: ModuleType) -> list[type]:
 
 def lawless(found: list[type]) -> list[str]:
     lawful = {law.objective for law in [*FIXED_POINTS.values(), *TWIST_LAWS.values()]} | set(BIASED)
+    lawful |= set(CLIPPED_BIASED)
     return [cls.__qualname__ for cls in found if cls not in lawful]
 
 
@@ -292,7 +290,7 @@ def test_an_objective_without_a_law_is_found_out():
 
 def test_what_calls_itself_biased_is_registered_as_biased_and_nothing_else_is():
     found = [x for package in (tiltlm.policies, tiltlm.twists) for m in modules(package) for x in objectives(m)]
-    assert {x for x in found if x.optimum.startswith("biased")} == set(BIASED)
+    assert {x for x in found if x.optimum.startswith("biased")} == set(BIASED) | set(CLIPPED_BIASED)
     assert all(name in globals() for name in BIASED.values())
 
 

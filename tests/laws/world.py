@@ -24,6 +24,9 @@ PROMPTS = Tokens.of([[p] for p in range(N_PROMPTS)])
 BINARY = (0.0, 1.0)
 GRADED = (-0.5, 0.0, 0.3, 1.0)
 
+ZERO = 1e-10  # identities
+CLEARLY = 1e-2  # the norm of a gradient that is not zero; those below are 0.03 to 1
+
 Prefix = tuple[int, ...]  # the prompt's number, then tokens
 
 
@@ -203,6 +206,13 @@ def expected_gradient(objective: Any, model: nn.Module, batch: Any, p: Tensor) -
     prepared = objective.prepare(batch)
     total = (p * objective.loss(model, prepared).loss).sum() / (p * objective.weight(prepared)).sum()
     return flat_gradient(total, model)
+
+
+def on_policy(w: World, model: nn.Module) -> tuple[Samples, Tensor]:
+    """Every completion as `model` itself would draw it: log_q filled in, probability per row."""
+    samples = w.samples()
+    log_q = model.log_prob(samples).detach()
+    return samples.with_(log_q=log_q), log_q.sum(1).exp() / N_PROMPTS
 
 
 def flat_gradient(total: Tensor, model: nn.Module) -> Tensor:
