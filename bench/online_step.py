@@ -179,7 +179,12 @@ def online_dpo(case: Case) -> Any:
     policy, reference = networks(case.size)
     texts = texts_of(case)
     trainer = OnlineDPOTrainer(
-        policy, reference, reward_of(case), settings, train_dataset=data(texts), processing_class=words(case.size.vocab)
+        policy,
+        reference,
+        reward_of(case),
+        settings,
+        train_dataset=data(texts),
+        processing_class=words(case.size.vocab),
     )
     drawn = remembered(trainer, "_generate")
 
@@ -263,9 +268,13 @@ def report(name: str, found: dict[str, Side]) -> list[str]:
     their_steps = peer.results[0]
     again = replayed(case, their_steps)
     difference = apart(again, their_steps)
-    print(f"{name:12s} TRL's draws: losses {[round(x['loss'], 5) for x in again]}, apart by at most {difference:.1e}")
+    print(
+        f"{name:12s} TRL's draws: losses {[round(x['loss'], 5) for x in again]}, apart by at most {difference:.1e}"
+    )
     if not difference < APART:
-        raise SystemExit(f"{name}: not the same work: {again}, TRL {[(x['loss'], x['norm']) for x in their_steps]}")
+        raise SystemExit(
+            f"{name}: not the same work: {again}, TRL {[(x['loss'], x['norm']) for x in their_steps]}"
+        )
     print(f"{name:12s} wall {mine.wall / peer.wall:.2f}, total peak {mine.peak / peer.peak:.2f} of the peer's")
     kind, size = name.split("-")
     return [
