@@ -16,7 +16,7 @@ from tiltlm.cli import COMMANDS
 from tiltlm.commands.calibrate import Calibrate
 from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
-from tiltlm.commands.list import narrowed
+from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
 from tiltlm.commands.options import by_flag
 from tiltlm.commands.prepare import Prepare
@@ -123,7 +123,11 @@ def wrong_list(rest: list[str]) -> str:
     )
     if {word for word in rest if word.startswith("-")} - {"--matrix", "--help"}:
         return f"tiltlm list has no option in {' '.join(rest)}"
-    missing = [word for word in words if not word.isupper() and not narrowed(known | names() | STAGES, word)]
+    missing = [
+        word
+        for word in words
+        if not word.isupper() and not (narrowed(known | names() | STAGES, word) or gold_rewards(word))
+    ]
     return f"tiltlm list finds nothing called {missing[0]}" if missing else ""
 
 

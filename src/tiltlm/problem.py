@@ -143,6 +143,7 @@ class Problem:
     beta_pi     temperature of the log-ratios at which distances within groups are measured (its reward's: beta / beta_pi)
     counts      check -> bool [test prompts]: those on which it means something (all, where none are named)
     test_stream the stream of what is drawn to measure
+    reward_of_texts  (prompts, completions) -> rewards, where the reward is one of texts
     reference_name   what tells the reference from others, for caches; empty: no cache
     """
 
@@ -173,6 +174,7 @@ class Problem:
     beta_pi: float = 1.0
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     test_stream: Stream | None = None
+    reward_of_texts: Callable[[Sequence[Any], Sequence[Any]], list[float]] | None = None
     reference_name: str = ""
 
     def __post_init__(self) -> None:

@@ -1,15 +1,17 @@
-"""`tiltlm list`: tasks, methods by road, stages and papers, without importing torch; `--matrix` asks every cell whether it
-makes sense."""
+"""`tiltlm list`: tasks, methods by road, stages, gold rewards and papers, without importing torch; `--matrix` asks every
+cell whether it makes sense."""
 
 from __future__ import annotations
 
 import builtins
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tiltlm import recipes
 from tiltlm.methods import ROADS, catalogue
 from tiltlm.mistakes import nearest
+from tiltlm.rewards import gold
 
 USAGE = """\
 usage: tiltlm list [WORD] [--matrix]   tasks, methods and stages (whose name or line contains WORD), one line each
@@ -18,6 +20,8 @@ A recipe is TASK/STAGE; a method's name is a stage: `tiltlm run animals/ctl` tra
 --matrix prints every task against every method: ✓ where the cell makes sense, – with a reason where it does not."""
 
 WIDTH = 118
+
+GOLD = "gold rewards, for --task.reward and tiltlm score (`tiltlm list gold`: a line on each)"
 
 
 def list(args: Sequence[str]) -> int:
@@ -44,16 +48,36 @@ def _listed(word: str) -> int:
         for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
     }
     stages, papers = narrowed(recipes.STAGES, word), narrowed(papers_of(), word)
-    if not (chosen or any(roads.values()) or stages or papers):
+    rewards = gold_rewards(word)
+    if not (chosen or any(roads.values()) or stages or rewards or papers):
         known = [*recipes.tasks(), *(name for found in catalogue().values() for name in found), *recipes.STAGES]
+        known += gold.catalogue()
         print(f"nothing here is called {word!r}.{nearest(word, known)} `tiltlm list` shows everything")
         return 0
-    for title, found in {"tasks": chosen, **roads, "stages that every task has": stages, "papers": papers}.items():
+    shown = {"tasks": chosen, **roads, "stages that every task has": stages, GOLD: rewards, "papers": papers}
+    for title, found in shown.items():
         if found:
             print(f"{title[0].upper()}{title[1:]}")
-            print("\n".join(_column(found) if len(found) < 9 or title == "tasks" else _columns(found)))
+            print("\n".join(_lines(title, found, word)))
     print("\ntiltlm run TASK/STAGE, TASK/evaluate --methods A B …; `--help` behind it shows the settings")
     return 0
+
+
+def gold_rewards(word: str) -> dict[str, str]:
+    """Gold rewards whose name or line contains `word`; all of them where the word is "gold"."""
+    found = {name: each.line for name, each in gold.catalogue().items()}
+    return found if word.lower() == "gold" else narrowed(found, word)
+
+
+def _lines(title: str, found: Mapping[str, str], word: str) -> builtins.list[str]:
+    """What stands under a title; of gold rewards their names alone, unless a word asks for more."""
+    if title == GOLD and not word:
+        return textwrap.wrap(", ".join(found), WIDTH, initial_indent="  ", subsequent_indent="  ")
+    if title == GOLD:
+        indent = " " * (4 + max(map(len, found)))
+        pairs = zip(_column(found), (gold.catalogue()[name].needs for name in found), strict=True)
+        return [part for line, needs in pairs for part in (line, f"{indent}[{needs}]")[: 1 + bool(needs)]]
+    return _column(found) if len(found) < 9 or title == "tasks" else _columns(found)
 
 
 def narrowed(found: Mapping[str, str], word: str) -> dict[str, str]:

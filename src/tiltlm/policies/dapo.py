@@ -37,7 +37,7 @@ from tiltlm.clipped import (
     truncated,
     watched,
 )
-from tiltlm.experience import Redrawable
+from tiltlm.experience import Around, Redrawable
 from tiltlm.method import Lesson, Method, Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Objective, Outcome
@@ -61,7 +61,7 @@ class Redrawn:
 
 
 @dataclass(frozen=True)
-class Untied:
+class Untied(Around):
     """Live draws whose groups of equal reward are drawn again, `tries` times at most; always as many groups."""
 
     experience: Redrawable
@@ -195,7 +195,5 @@ class DAPO(Policy):
         return Outcome(loss, watched(batch, seen, seen.mean(ratio), seen.mean(out.to(ratio))))
 
 
-NAMES: dict[str, str] = {
-    "dapo": "DAPO: GRPO with a higher clip and a token mean, tied groups drawn again, no pull"
-}
+NAMES: dict[str, str] = {"dapo": "DAPO: GRPO, tied groups drawn again, no pull"}
 METHODS: dict[str, Method] = {"dapo": DAPO()}

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from tiltlm.experience import Experience
+from tiltlm.experience import Around
 from tiltlm.method import Lesson, Method, Policy
 from tiltlm.objective import Outcome, positive, stated
 from tiltlm.problem import Fed
@@ -179,15 +179,14 @@ class PPO(Policy):
 
 
 @dataclass(frozen=True)
-class Valued:
+class Valued(Around):
     """Another experience's draws of the policy, with the critic's values in front of every token as they were then."""
 
-    live: Experience
     critic: Critic
 
     @torch.no_grad()
     def batch(self, step: int) -> Rollout:
-        samples: Samples = self.live.batch(step)
+        samples: Samples = self.experience.batch(step)
         return Rollout(samples, self.critic.values_before(samples)[..., 0])
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiltlm import methods
+from tiltlm.literals import literal
 from tiltlm.mistakes import nearest
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ STAGES: dict[str, str] = {
     "exact": "exact draws of pi*",
     "log-z": "the one log Z of a comparison",
     "generate, label": "stored draws of the reference, and their rewards",
+    "budget": "gold reward and J against the labels bought: online methods with and without a judge",
     "bounds": "bounds of log Z against the number of particles",
     "frontier": "reward against KL to the reference over temperatures",
     "qualitative": "samples of one SMC run by weight, ESS trace, genealogy",
@@ -41,7 +42,7 @@ def tasks() -> dict[str, tuple[str, str]]:
     return {
         name: (f"tiltlm.recipes.{path.stem}", line)
         for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))
-        for name, line in methods.literal(path, "TASKS").items()
+        for name, line in literal(path, "TASKS").items()
     }
 
 

@@ -12,6 +12,7 @@ from tiltlm.mistakes import nearest
 from tiltlm.recipes.preset import Preset
 from tiltlm.run import Recipe
 from tiltlm.stages.bounds import Bounds, BoundsSettings
+from tiltlm.stages.budget import Budget
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import Draws, Labels
 from tiltlm.stages.evaluate import Evaluate
@@ -82,6 +83,12 @@ COMMON: dict[str, Callable[[Preset], Recipe]] = {
     "label": lambda p: Labels.of(p.task, _draws(p), p.seed),
     "bounds": lambda p: Bounds(p.task, cell(p, "ctl"), p.figures.get("bounds", BoundsSettings()), p.exact, p.seed),
     "reach": lambda p: Reach(p.task, cell(p, "ctl"), p.figures.get("reach", ReachSettings()), p.exact, p.seed),
+    "budget": lambda p: Budget(
+        p.task,
+        p.figures.get("budget") or {name: cell(p, name) for name in ("opo", "d2po")},
+        replace(p.ruler, absolute=False, checkpoints=10),
+        seed=p.seed,
+    ),
     "qualitative": lambda p: Qualitative(
         p.task, cell(p, "ctl"), p.figures.get("qualitative", Shown()), p.exact, p.seed
     ),

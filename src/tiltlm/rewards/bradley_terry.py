@@ -76,4 +76,4 @@ def comparisons(
     n = len(prompts)
     both = model.encode([*prompts, *prompts], [*chosen, *rejected], together=2)
     pairs = Pairs(both.select(slice(0, n)), both.select(slice(n, 2 * n)))
-    return Comparisons(pairs, torch.tensor(margin or [0.0] * n, device=model.device))
+    return Comparisons(pairs, torch.tensor(margin or [0.0] * n, device=both.device))

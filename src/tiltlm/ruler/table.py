@@ -146,6 +146,22 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[
     return out
 
 
+ALONG = ("reward", "kl_to_reference", "objective")
+"""Metrics of a curve's table."""
+
+
+def curve_table(curve: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """One line per checkpoint of a measurement's curve, by updates: E[r], KL to the reference, J, with standard errors."""
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    headings = HEADINGS | {"objective": "J(q)"}
+    for name in ("updates", *(headings[each] for each in ALONG)):
+        out.add_column(escape(name), justify="right", no_wrap=True)
+    for updates in sorted({row["updates"] for row in curve}):
+        found = {row["metric"]: possible(row) for row in curve if row["updates"] == updates}
+        out.add_row(str(updates), *(cell(found.get(name)) for name in ALONG))
+    return out
+
+
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of the same method and metric averaged over seeds.
 

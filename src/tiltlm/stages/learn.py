@@ -9,9 +9,10 @@ from typing import Any
 
 from tiltlm.feeds import Feed, Stores, TwistFeed, course_of, source_of
 from tiltlm.fit import Fit
+from tiltlm.judges.base import Judge
 from tiltlm.method import Learner
 from tiltlm.models.base import LanguageModel
-from tiltlm.nets import Net, learner, loaded
+from tiltlm.nets import Net, judge_of, learner, loaded
 from tiltlm.problem import Problem
 from tiltlm.progress import note
 from tiltlm.ruler.measure import Measurement
@@ -111,7 +112,13 @@ class Learn(OfTask):
             partial(referring, run.folder.parents[1] / "log_ref", problem, self.fit.precision)
             if isinstance(self.feed, Feed)
             else None,
+            self.judge(run, problem) if isinstance(self.feed, Feed) and self.feed.judge.kind != "none" else None,
         )
+
+    def judge(self, run: Run[Any], problem: Problem) -> Judge:
+        """The judge of new rows; its journal outlives interruptions."""
+        own = problem.stream.child(self.stage, "judge")
+        return judge_of(problem, self.feed.judge, own, run.folder / "judge")
 
     def learnt(self, run: Run[Any], problem: Problem, folder: Path | None = None) -> Learner:
         """What the best checkpoint, or the one in `folder`, holds."""

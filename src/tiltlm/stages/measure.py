@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rich.console import Console
 from torch import Tensor
 
 from tiltlm.fit import Fit
@@ -17,6 +18,7 @@ from tiltlm.problem import Problem
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Measurement, Ruler
+from tiltlm.ruler.table import curve_table, read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.settings import SPEED, at_least_one
@@ -244,6 +246,9 @@ class Measure(OfTask):
 
     def show(self, run: Run[Any]) -> None:
         super().show(run)
+        if (run.folder / "curve.json").is_file():
+            curve = read_report(run.folder / "curve.json")
+            Console(width=130, highlight=False).print(curve_table(curve, f"{self.name}: on the way"))
         say_doubts([run])
         if "log_z" in run.inputs:
             print(LogZ.from_json(read_json(run.inputs["log_z"].folder / "log_z.json")))
