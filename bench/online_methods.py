@@ -56,10 +56,10 @@ class Budget:
 
 
 TASKS = {
-    "animals": Budget(96, 128, 3e-4),
-    "star-graph": Budget(128, 128, 3e-4),
-    "dialogues": Budget(64, 128, 2e-4),
-    "math-small": Budget(64, 128, 3e-4),
+    "animals": Budget(64, 80, 5e-4),
+    "star-graph": Budget(64, 80, 3e-4),
+    "dialogues": Budget(64, 80, 5e-4),
+    "math-small": Budget(64, 80, 5e-4),
 }
 
 
