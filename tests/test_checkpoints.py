@@ -12,19 +12,9 @@ from tiltlm.ruler.table import curve_table
 
 OWN = ["--task.model", "", "--task.stories", "40", "--task.fit.steps", "2", "--task.new-tokens", "5"]
 SMALL = [
-    "--fit.steps",
-    "4",
-    "--fit.batch-size",
-    "8",
-    "--fit.checkpoints",
-    "2",
-    "--ruler.checkpoints",
-    "2",
-    "--ruler.n",
-    "2",
-    "--ruler.prompts",
-    "6",
-]
+    "--fit.steps", "4", "--fit.batch-size", "8", "--fit.checkpoints", "2", "--ruler.checkpoints", "2", "--ruler.n", "2",
+    "--ruler.prompts", "6"
+]  # fmt: skip
 
 
 def lines(path: Path) -> list[dict]:

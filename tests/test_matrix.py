@@ -116,7 +116,7 @@ MATRIX: dict[str, Callable[[], Preset]] = {
         **OWN
         | {
             "language.layers": 1,
-            "larger.layers": 1,
+            "larger.layers": 2,
             "larger.fit.steps": 2,
             "prompts": "stories:6",
             "test_rows": 2,
