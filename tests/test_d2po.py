@@ -44,7 +44,9 @@ def problem(reward: Any = untied) -> Problem:
     return replace(made, target=Target(made.reference, reward, made.beta))
 
 
-def course(made: Problem, method: Method, folder: Path, judge: Judging | None = None, pairs: int = 12, size: int = 2) -> Any:
+def course(
+    made: Problem, method: Method, folder: Path, judge: Judging | None = None, pairs: int = 12, size: int = 2
+) -> Any:
     """(policy, objective, experience) of a training on a judge's labels, or the reward's."""
     _, who = learner(made, method, Net(), stream(1, "init"))
     feed = Feed("live" if method.fed == "groups" else "task", size=size, n=2, judge=judge or Judging())
@@ -53,7 +55,9 @@ def course(made: Problem, method: Method, folder: Path, judge: Judging | None = 
     return who.module, method.objective(made), found.experience
 
 
-def trained(made: Problem, method: Method, folder: Path, judge: Judging | None = None, steps: int = 8) -> list[Tensor]:
+def trained(
+    made: Problem, method: Method, folder: Path, judge: Judging | None = None, steps: int = 8
+) -> list[Tensor]:
     """The policy's tables after some updates."""
     policy, objective, experience = course(made, method, folder, judge)
     engine = Engine(policy, Optim(lr=0.05))
@@ -85,7 +89,9 @@ def test_with_none_bought_it_is_opo_on_the_judge_as_it_is(tmp_path):
     _, _, experience = course(made, D2PO(), tmp_path / "first", still)
     warm = experience.begin()
     prompts, completions = experience.rows(warm)
-    judge.warm("warm", prompts, completions, lambda rows: made.target.reward(warm.select(torch.tensor(rows))).tolist())
+    judge.warm(
+        "warm", prompts, completions, lambda rows: made.target.reward(warm.select(torch.tensor(rows))).tolist()
+    )
 
     def scores(samples: Samples) -> Tensor:
         return torch.tensor(judge.score(*experience.rows(samples)))
@@ -120,7 +126,9 @@ class Stop(Exception):
 
 def train(folder: Path, until: int | None = None) -> tuple[list[Tensor], list[Any], str]:
     """Ten steps with checkpoints at 4 and 8; until: killed after so many steps. (tables, log, what was bought)"""
-    how = Judging("reward-model", budget=40, warm=6, window=48, relabels=8, batch_size=8, select="random", replay=4)
+    how = Judging(
+        "reward-model", budget=40, warm=6, window=48, relabels=8, batch_size=8, select="random", replay=4
+    )
     policy, objective, experience = course(problem(twos), D2PO(), folder / "judge", how)
 
     def on_step(step: int, limit: int, metrics: dict[str, float]) -> None:
@@ -128,7 +136,15 @@ def train(folder: Path, until: int | None = None) -> tuple[list[Tensor], list[An
             raise Stop
 
     training = Training(
-        policy, Engine(policy, Optim(lr=0.05)), objective, experience, Pace(10), stream(3, "train"), folder, 4, on_step
+        policy,
+        Engine(policy, Optim(lr=0.05)),
+        objective,
+        experience,
+        Pace(10),
+        stream(3, "train"),
+        folder,
+        4,
+        on_step,
     )
     if until is not None:
         with pytest.raises(Stop):
@@ -161,7 +177,9 @@ def test_a_verdict_exchanges_scores_that_say_otherwise():
 def test_any_live_method_can_be_judged(method, tmp_path):
     _, objective, experience = course(problem(), method, tmp_path, replace(ALL, relabels=4))
     batch = experience.batch(0)
-    assert len(objective.prepare(batch)) == 12 and experience.numbers()["labels_bought"] == (4 if method.fed == "groups" else 2)
+    assert len(objective.prepare(batch)) == 12 and experience.numbers()["labels_bought"] == (
+        4 if method.fed == "groups" else 2
+    )
 
 
 def test_the_policy_itself_can_be_the_judge(tmp_path):
