@@ -65,6 +65,7 @@ class Facts:
     halved     whether the data's rows for values are half successes, whatever the reference's rate of them (pairs)
     teacherless  whether the reference predicts all tokens at once, without reading a completion's own
     untrained    whether it is known what the reference was before it was trained
+    paid       whether the reward costs money
     test_prompts  how many there are to measure on, where that is not as it is with those to train on
     """
 
@@ -82,6 +83,7 @@ class Facts:
     teacherless: bool = False
     untrained: bool = False
     test_prompts: Literal["one", "several"] | None = None
+    paid: bool = False
 
     def __post_init__(self) -> None:
         if self.r_max is not None and not math.isfinite(self.r_max):

@@ -80,6 +80,10 @@ def _unjudged(facts: Facts, method: Method, feed: Feed, source: Source) -> str |
         return "a judge scores new rows that are drawn in pairs or groups: leave --feed.judge out"
     if method.asks:
         return "it asks the reward of draws of its own, which no judge scores or counts: leave --feed.judge out"
+    if facts.paid and not (feed.judge.budget or feed.judge.url):
+        return "the reward costs money: say how many of its verdicts may be bought, --feed.judge.budget"
+    if facts.paid and feed.judge.monitor:
+        return "the reward costs money, and watching the judge would ask it for every row: leave --feed.judge.monitor out"
     if facts.conditioned:
         return "a judge reads prompt and completion, and here a condition decides as well: leave --feed.judge out"
     if method.fed == "groups" and feed.size % 2:

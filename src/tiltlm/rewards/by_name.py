@@ -151,6 +151,12 @@ def text_function(name: str, device: str = "cpu") -> TextFunction:
 
 
 @cache
+def is_paid(name: str) -> bool:
+    """Whether asking the reward called `name` costs money, as its kind says; nothing is looked up."""
+    return any(of_texts(term.name).paid for term in terms_of(name))
+
+
+@cache
 def most_of(name: str) -> float:
     """What no reward called `name` is larger than, as its kind says: nothing is looked up, no file of yours is imported."""
     terms = terms_of(name)

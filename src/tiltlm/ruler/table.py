@@ -28,6 +28,7 @@ HEADINGS = {
     "kl_from_target": "KL(pi*‖q)",
     "objective_gap": "J(pi*) − J(q)",
     "objective_at_least": "J(q) ≥",
+    "labels": "labels bought",
 }
 """Metrics of the standard table, in its order, and what stands over them."""
 

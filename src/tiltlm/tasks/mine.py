@@ -19,7 +19,7 @@ from tiltlm.data.wording import Wording
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.objective import positive
 from tiltlm.problem import Facts, Problem, without_ends
-from tiltlm.rewards.by_name import TextFunction, TextReward, files_of, most_of, text_function
+from tiltlm.rewards.by_name import TextFunction, TextReward, files_of, is_paid, most_of, text_function
 from tiltlm.run import Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
@@ -92,6 +92,7 @@ class Mine(OfLanguage):
         return Facts(
             self.beta, "several" if self.several() else "one", r_max=None if most is None or math.isinf(most) else most,
             atoms=self.atoms or None, test_prompts="several" if self.several("test") else "one",
+            paid=self.reward not in ("", NONE) and is_paid(self.reward),
         )  # fmt: skip
 
     def several(self, split: str = "train") -> bool:
