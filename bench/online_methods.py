@@ -56,6 +56,7 @@ class Budget:
 
 
 TASKS = {
+    "tree": Budget(64, 500, 0.03),
     "animals": Budget(64, 80, 5e-4),
     "star-graph": Budget(64, 80, 3e-4),
     "dialogues": Budget(64, 80, 5e-4),
