@@ -7,6 +7,7 @@ They are the same in every run, no two alike, and more of them begin with those 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -21,7 +22,8 @@ TRIES = 200
 """Prompts made for each one that is wanted, at most."""
 
 
-def own_prompts(source: str) -> list[str] | None:
+@cache
+def own_prompts(source: str) -> tuple[str, ...] | None:
     """The prompts that `source`, KIND:N, stands for; None where it names something else.
 
     Raises ValueError for an N that is no number above 0, and where there are not so many.
@@ -36,6 +38,6 @@ def own_prompts(source: str) -> list[str] | None:
     n, rng, found = int(count), stream(0, "prompts", kind).numpy(), dict[str, None]()
     for _ in range(TRIES * n):
         if len(found) == n:
-            return list(found)
+            return tuple(found)
         found[MAKERS[kind](rng)] = None
     raise ValueError(f"{source}: no more than {len(found)} were found that differ; name fewer")
