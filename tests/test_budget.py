@@ -41,12 +41,17 @@ def test_labels_are_counted_and_averaged_over_seeds(tmp_path):
     assert {v for k, v in labels.items() if k[0] == "offline"} == {12}
     assert found["judge", 4]["n"] == 2 and found["judge", 4]["stderr"] == 0
     rewards = [
-        {(r["updates"], r["metric"]): r["value"] for r in read_json(run.inputs[f"gold/{seed}"].folder / "curve.json")}
+        {
+            (r["updates"], r["metric"]): r["value"]
+            for r in read_json(run.inputs[f"gold/{seed}"].folder / "curve.json")
+        }
         for seed in (0, 1)
     ]
     mean = next(r for r in rows if (r["method"], r["metric"], r["updates"]) == ("gold", "reward", 4))
     assert mean["value"] == pytest.approx(sum(each[4, "reward"] for each in rewards) / 2)
-    assert any(r["metric"] == "judge_accuracy" for r in rows) and (run.folder / "budget.png").stat().st_size > 10_000
+    assert (
+        any(r["metric"] == "judge_accuracy" for r in rows) and (run.folder / "budget.png").stat().st_size > 10_000
+    )
     report = json.loads((run.inputs["judge/0"].folder / "report.json").read_text())
     assert [r["value"] for r in report if r["metric"] == "labels"] == [11]
 
