@@ -31,7 +31,7 @@ RULER = RulerSettings(n=20, absolute=False, checkpoints=2)
 
 
 def test_labels_are_counted_and_averaged_over_seeds(tmp_path):
-    """Six pairs a step without a judge; five at first and then two a step with one, until eleven; a pair of two draws each."""
+    """Six pairs a step without a judge; with one five at first, then two a step until eleven; a pair of two draws each."""
     run = ensure(Budget(Toy(), CELLS, RULER, seeds=2), tmp_path)
     rows = read_json(run.folder / "curve.json")
     found = {(r["method"], r["updates"]): r for r in rows if r["metric"] == "labels"}
