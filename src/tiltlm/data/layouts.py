@@ -126,8 +126,8 @@ def _as_it_is(row: Row, tokenizer: Any) -> Row:
 
 
 def _margined(row: Row, made: Row) -> Row:
-    """`made` with the row's magnitude, else the difference of score_chosen and score_rejected, as its margin; as it is where
-    it has one, or there are no such numbers."""
+    """`made` with the row's magnitude, else the difference of score_chosen and score_rejected, as its margin; as it is
+    where it has one, or there are no such numbers."""
     good, bad = row.get("score_chosen"), row.get("score_rejected")
     if "margin" not in made and "magnitude" in row:
         return made | {"margin": row["magnitude"]}
