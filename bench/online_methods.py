@@ -57,7 +57,7 @@ class Budget:
 
 TASKS = {
     "tree": Budget(64, 500, 0.03),
-    "animals": Budget(64, 80, 5e-4),
+    "animals": Budget(64, 80, 2e-4),
     "star-graph": Budget(64, 80, 3e-4),
     "dialogues": Budget(64, 80, 5e-4),
     "math-small": Budget(64, 80, 5e-4),
@@ -78,7 +78,8 @@ def variant(name: str) -> Any:
 def made(task: str, name: str, seed: int) -> Measure:
     """The recipe that measures a method on a task at the task's budget."""
     preset, how, chosen = preset_of(task), TASKS[task], variant(name)
-    recipe = measured(preset, name.removesuffix("-sampled").removesuffix("-hard"))
+    called = name.removesuffix("-sampled").removesuffix("-hard")
+    recipe = measured(preset, called)
     one = preset.task.facts().prompts == "one"
     pairs, groups = (
         chosen.fed == "pairs" or name.startswith(("opo", "online-ipo", "rebel")),
@@ -92,7 +93,7 @@ def made(task: str, name: str, seed: int) -> Measure:
         ruler = replace(recipe.ruler, prompts=64, n=8, absolute=True)
         recipe = replace(recipe, ruler=ruler, log_z=LogZSettings(by="reference", draws=2000, prompts=64))
     return replace(
-        recipe, method=chosen, feed=Feed(size=size, n=n), fit=fit, net=replace(recipe.net, policy="full"), called=name,
+        recipe, method=chosen, feed=Feed(size=size, n=n), fit=fit, net=replace(recipe.net, policy="full"), called=called,
         seed=seed, ruler=replace(recipe.ruler, checkpoints=1, also=()),
     )  # fmt: skip
 
@@ -116,7 +117,7 @@ def build(tasks: Sequence[str], names: Sequence[str], seeds: int, jobs: int) -> 
                     note(f"[red]{task}/{each.called}, seed {seed}: {one_line(error)}[/]")
 
 
-def line(runs: Sequence[Run[Any]]) -> str:
+def line(name: str, runs: Sequence[Run[Any]]) -> str:
     """A row of the table: means over the seeds that there are."""
     reports = [read_json(run.folder / "report.json") for run in runs]
     cells = []
@@ -129,7 +130,7 @@ def line(runs: Sequence[Run[Any]]) -> str:
         ]
         e = mean(torch.tensor(own, dtype=torch.float64)) if len(own) == len(runs) else None
         cells.append("" if e is None else f"{e.value:.3f}" + (f" ± {e.stderr:.3f}" if e.stderr > 0 else ""))
-    return f"| {runs[0].recipe.called} | " + " | ".join(cells) + f" | {len(runs)} |"
+    return f"| {name} | " + " | ".join(cells) + f" | {len(runs)} |"
 
 
 def page(tasks: Sequence[str], names: Sequence[str], seeds: int) -> list[str]:
@@ -140,7 +141,7 @@ def page(tasks: Sequence[str], names: Sequence[str], seeds: int) -> list[str]:
         for name in ("reference", *names):
             recipes = [made(task, name, s) if name != "reference" else reference(task, s) for s in range(seeds)]
             done = [run for run in (find(each, runs_root()) for each in recipes) if run.done]
-            lines += [line(done)] if done else []
+            lines += [line(name, done)] if done else []
         head = "| method | " + " | ".join(METRICS.values()) + " | seeds |"
         said = f"{how.steps} steps of {how.rows} completions, learning rate {how.lr:g}."
         out += [f"### {task}", "", said, "", head, "|---|" + "--:|" * (len(METRICS) + 1), *lines, ""]

@@ -123,7 +123,7 @@ def small_cells() -> dict[str, Cell]:
 def words_small() -> Preset:
     """Collecting words of children's stories."""
     made = story_task(f"bagofwords:{','.join(WORDS)}")
-    return replace(made, figures={"budget": compared(made.cells)})
+    return replace(made, variants=compared(made.cells))
 
 
 def compared(found: Mapping[str, Cell]) -> dict[str, Cell]:
