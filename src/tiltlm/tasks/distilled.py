@@ -53,6 +53,9 @@ class Distilled(OfLanguage):
     beta: float = 1.0
     """Divides the reward: smaller leans harder on it."""
 
+    plain: tyro.conf.Suppress[bool] = False
+    """The reference alone, without a reward: what its draws depend on."""
+
     name: tyro.conf.Suppress[str] = "distilled"
     shows: ClassVar[tuple[str, ...]] = (
         "prompts",
@@ -87,12 +90,16 @@ class Distilled(OfLanguage):
         return self.judged_by(NONE).files()
 
     def needs(self, seed: int) -> dict[str, Recipe]:
+        if self.plain:
+            return super().needs(seed)
         larger = replace(self.language, layers=self.larger.layers, fit=self.larger.fit)
         return super().needs(seed) | {"larger": larger.base(self.name, seed)}
 
     def untilted(self) -> Self:
-        return replace(self, larger=Larger(), beta=1.0)
+        return replace(self, larger=Larger(), beta=1.0, plain=True)
 
     def problem(self, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
+        if self.plain:
+            return self.judged_by(NONE).problem(runs, seed)
         larger = best_checkpoint(runs["larger"].folder)
         return self.judged_by(f"contrastivedistill:{larger}:{self.language.place(runs)}").problem(runs, seed)
