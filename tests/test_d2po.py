@@ -208,3 +208,24 @@ def test_what_cannot_be_judged_is_refused():
     assert "even number" in (why_not(facts, RLOO, replace(judge, n=3)) or "")
     assert "part into pairs" in (why_not(facts, OPO(), replace(judge, size=3)) or "")
     assert "new rows" in (why_not(facts, OPO(), replace(judge, source="own")) or "")
+
+
+def test_the_judge_reads_what_the_reward_reads(tmp_path):
+    """A template stands around what the policy goes on from; judge and gold are asked about the bare prompt."""
+    from tiltlm.recipes import preset_of
+    from tiltlm.run import ensure
+    from tiltlm.tasks.language import Language
+
+    language = Language("", new_tokens=4, stories=60, fit=Fit(steps=2, batch_size=4))
+    template = "Say: {prompt} ->"
+    task = replace(preset_of("words-small").task, language=language, prompts="stories:8", test_rows=2, template=template)
+    runs = {name: ensure(each, tmp_path) for name, each in task.needs(0).items()}
+    made = task.problem(runs, 0)
+    how = Judging("reward-model", window=8, relabels=2, allocation="pool")
+    _, _, experience = course(made, D2PO(), tmp_path / "judge", how, pairs=4)
+    batch = experience.batch(0)
+    prompts, _ = experience.rows(batch.samples)
+    asked = made.tokenizer.batch_decode(batch.samples.row_prompts.lists(), skip_special_tokens=True)
+    assert all(f"Say: {bare} ->" == text for bare, text in zip(prompts, asked, strict=True))
+    assert {row["prompts"][0] for row in read_rows(tmp_path / "judge" / "calls.jsonl")} == {prompts[0]}
+    assert experience.numbers()["labels_bought"] == 2

@@ -145,7 +145,8 @@ class Problem:
     beta_pi     temperature of the log-ratios at which distances within groups are measured (its reward's: beta / beta_pi)
     counts      check -> bool [test prompts]: those on which it means something (all, where none are named)
     test_stream the stream of what is drawn to measure
-    reward_of_texts  (prompts, completions) -> rewards, where the reward is one of texts
+    texts       samples -> what a reward of texts reads: prompts without a template, completions without their end
+    reward_of_texts  (prompts, completions), as `texts` has them -> rewards
     reference_name   what tells the reference from others, for caches; empty: no cache
     """
 
@@ -176,6 +177,7 @@ class Problem:
     beta_pi: float = 1.0
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     test_stream: Stream | None = None
+    texts: Callable[[Samples], tuple[list[Any], list[Any]]] | None = None
     reward_of_texts: Callable[[Sequence[Any], Sequence[Any]], list[float]] | None = None
     reference_name: str = ""
 

@@ -71,7 +71,7 @@ def _judged_by(
         assert samples.log_q is not None and samples.log_ref is not None
         return beta_pi * (samples.log_q - samples.log_ref).sum(1)
 
-    rows = partial(as_rows, tokenizer=problem.tokenizer, eos_ids=problem.reference.eos_ids)
+    rows = problem.texts or partial(as_rows, tokenizer=problem.tokenizer, eos_ids=problem.reference.eos_ids)
     return JudgedBy(
         found, stores.judge, problem.target.reward, rows,
         implicit if judging.kind == "self" else None, begin if judging.warm else None, judging.monitor,

@@ -173,7 +173,7 @@ class Mine(OfLanguage):
             Target(reference, without_ends(judged, reference.eos_ids), self.beta), prompts,  # type: ignore[arg-type]
             self.language.new_tokens, stream(seed, "mine"), self.facts(), tokenizer,
             checks=reward_terms(judged, reference), begin=lambda: steady(reference),
-            reward_of_texts=judged.of if isinstance(judged, TextReward) else None,
+            **of_texts(judged, reference),
         )  # fmt: skip
 
     def encoded(self, rows: Sequence[Asked], reference: CausalLM) -> Tokens:
@@ -213,3 +213,10 @@ class Mine(OfLanguage):
 def nothing(samples: Samples) -> Tensor:
     """r = 0."""
     return torch.zeros(len(samples), device=samples.device)
+
+
+def of_texts(judged: Reward, reference: CausalLM) -> dict[str, Any]:
+    """What a judge of texts needs of a problem; nothing where the reward is none of texts."""
+    if not isinstance(judged, TextReward):
+        return {}
+    return {"texts": without_ends(judged.texts, reference.eos_ids), "reward_of_texts": judged.of}  # type: ignore[arg-type]
