@@ -23,7 +23,7 @@ USAGE = """\
 tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in nats how close you came.
 
   tiltlm demo                                   the whole story on a laptop CPU: a table and a picture
-  tiltlm list                                   tasks, methods and stages, one line each; --matrix: which go together
+  tiltlm list                                   tasks, methods and stages on two screens; --matrix: which go together
   tiltlm run   animals/ctl --task.beta 0.5      measure a method on a task (and build what that needs first)
   tiltlm run   animals/evaluate --methods ctl dpo rloo
                                                 several methods against one target, side by side

@@ -1,5 +1,5 @@
 """`tiltlm list`: tasks, methods by road, stages, gold rewards and papers, without importing torch; `--matrix` asks every
-cell whether it makes sense."""
+cell whether it makes sense. Two screens in all: the longest parts are names alone, until a word asks for their lines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from tiltlm.rewards import gold
 USAGE = """\
 usage: tiltlm list [WORD] [--matrix]   tasks, methods and stages (whose name or line contains WORD), one line each
 
+Some parts are names alone until WORD is theirs: policies, gpu, gold.
+
 A recipe is TASK/STAGE; a method's name is a stage: `tiltlm run animals/ctl` trains and measures it.
 --matrix prints every task against every method: ✓ where the cell makes sense, – with a reason where it does not."""
 
 WIDTH = 118
 
-GOLD = "gold rewards, for --task.reward and tiltlm score (`tiltlm list gold`: a line on each)"
+SHORT = ("gpu", "policies", "gold")
+"""Parts that are names alone where no word is given; the word says a line on each."""
 
 
 def list(args: Sequence[str]) -> int:
@@ -42,25 +45,38 @@ def list(args: Sequence[str]) -> int:
 
 
 def _listed(word: str) -> int:
-    chosen = narrowed({name: line for name, (_, line) in recipes.tasks().items()}, word)
-    roads = {
-        f"{what} ({folder})": narrowed({name: line for name, (_, line) in found.items()}, word)
-        for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
-    }
-    stages, papers = narrowed(recipes.STAGES, word), narrowed(papers_of(), word)
-    rewards = gold_rewards(word)
-    if not (chosen or any(roads.values()) or stages or rewards or papers):
+    shown = {part: (title, found) for part, (title, found) in _parts(word).items() if found}
+    if not shown:
         known = [*recipes.tasks(), *(name for found in catalogue().values() for name in found), *recipes.STAGES]
         known += gold.catalogue()
         print(f"nothing here is called {word!r}.{nearest(word, known)} `tiltlm list` shows everything")
         return 0
-    shown = {"tasks": chosen, **roads, "stages that every task has": stages, GOLD: rewards, "papers": papers}
-    for title, found in shown.items():
-        if found:
-            print(f"{title[0].upper()}{title[1:]}")
-            print("\n".join(_lines(title, found, word)))
+    for part, (title, found) in shown.items():
+        short = part in SHORT and not word
+        print(f"{title[0].upper()}{title[1:]}" + (f" (`tiltlm list {part}`: a line on each)" if short else ""))
+        print("\n".join(_names(found) if short else _lines(part, found)))
     print("\ntiltlm run TASK/STAGE, TASK/evaluate --methods A B …; `--help` behind it shows the settings")
     return 0
+
+
+def _parts(word: str) -> dict[str, tuple[str, Mapping[str, str]]]:
+    """Part of the list -> its title, and what the word leaves of it."""
+    tasks = narrowed({name: line for name, (_, line) in recipes.tasks().items()}, word)
+    published = {name: line for name, line in tasks.items() if line.endswith("(wants a GPU)")}
+    roads = {
+        folder: (what, {name: line for name, (_, line) in found.items()})
+        for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
+    }
+    return {
+        "tasks": ("tasks", {name: line for name, line in tasks.items() if name not in published}),
+        "gpu": ("tasks that want a GPU, with published settings", published),
+        **{
+            road: (what, found if word == road else narrowed(found, word)) for road, (what, found) in roads.items()
+        },
+        "stages": ("stages that every task has", narrowed(recipes.STAGES, word)),
+        "gold": ("gold rewards, for --task.reward and tiltlm score", gold_rewards(word)),
+        "papers": ("papers", narrowed(papers_of(), word)),
+    }
 
 
 def gold_rewards(word: str) -> dict[str, str]:
@@ -69,15 +85,19 @@ def gold_rewards(word: str) -> dict[str, str]:
     return found if word.lower() == "gold" else narrowed(found, word)
 
 
-def _lines(title: str, found: Mapping[str, str], word: str) -> builtins.list[str]:
-    """What stands under a title; of gold rewards their names alone, unless a word asks for more."""
-    if title == GOLD and not word:
-        return textwrap.wrap(", ".join(found), WIDTH, initial_indent="  ", subsequent_indent="  ")
-    if title == GOLD:
+def _names(found: Mapping[str, str]) -> builtins.list[str]:
+    return textwrap.wrap(
+        ", ".join(found), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
+
+
+def _lines(part: str, found: Mapping[str, str]) -> builtins.list[str]:
+    """What stands under a title: a line on each, of gold rewards what they need as well."""
+    if part == "gold":
         indent = " " * (4 + max(map(len, found)))
         pairs = zip(_column(found), (gold.catalogue()[name].needs for name in found), strict=True)
-        return [part for line, needs in pairs for part in (line, f"{indent}[{needs}]")[: 1 + bool(needs)]]
-    return _column(found) if len(found) < 9 or title == "tasks" else _columns(found)
+        return [each for line, needs in pairs for each in (line, f"{indent}[{needs}]")[: 1 + bool(needs)]]
+    return _column(found) if len(found) < 9 or part in ("tasks", "gpu", "policies") else _columns(found)
 
 
 def narrowed(found: Mapping[str, str], word: str) -> dict[str, str]:

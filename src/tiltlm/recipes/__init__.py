@@ -27,7 +27,7 @@ STAGES: dict[str, str] = {
     "exact": "exact draws of pi*",
     "log-z": "the one log Z of a comparison",
     "generate, label": "stored draws of the reference, and their rewards",
-    "budget": "gold reward and J against the labels bought: online methods with and without a judge",
+    "budget": "gold reward and J against the labels bought, with a judge and without",
     "bounds": "bounds of log Z against the number of particles",
     "frontier": "reward against KL to the reference over temperatures",
     "qualitative": "samples of one SMC run by weight, ESS trace, genealogy",
