@@ -218,7 +218,9 @@ def test_the_judge_reads_what_the_reward_reads(tmp_path):
 
     language = Language("", new_tokens=4, stories=60, fit=Fit(steps=2, batch_size=4))
     template = "Say: {prompt} ->"
-    task = replace(preset_of("words-small").task, language=language, prompts="stories:8", test_rows=2, template=template)
+    task = replace(
+        preset_of("words-small").task, language=language, prompts="stories:8", test_rows=2, template=template
+    )
     runs = {name: ensure(each, tmp_path) for name, each in task.needs(0).items()}
     made = task.problem(runs, 0)
     how = Judging("reward-model", window=8, relabels=2, allocation="pool")
