@@ -6,6 +6,7 @@ Tables (`models.table`) have tables in the place of heads.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -150,7 +151,7 @@ def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path) -> Judge
     if how.url:
         from tiltlm.judges.client import RemoteJudge
 
-        return RemoteJudge(how.url)
+        return RemoteJudge(how.url, called=f"{folder.parent.name}-{folder.name}/")  # runs may share a judge
     if how.kind == "self":
         return LearningJudge(None, problem.reward_of_texts, how, own, folder)
     if how.allocation == "pool" and problem.reward_of_texts is None:
@@ -172,10 +173,12 @@ def _judging(problem: Problem, how: Judging, own: Stream, folder: Path) -> Any:
         with torch.random.fork_rng(devices=[]):
             own.seed_everything()
             return LastValue(head(problem, Net(judges="last")))
-    reference: Any = problem.reference
     body = folder / "body"
     if not how.start and not body.is_dir():
-        reference.save(body)
+        aside = folder / ".body.tmp"
+        shutil.rmtree(aside, ignore_errors=True)
+        problem.copy().save(aside)  # with adapters, problem.reference is no model of its own
+        aside.rename(body)
     with torch.random.fork_rng(devices=[]):
         return network_on_texts(how, how.start or body, own, problem.device)
 
