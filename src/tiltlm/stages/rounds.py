@@ -32,7 +32,7 @@ from tiltlm.progress import note
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Pairs, Samples
-from tiltlm.stages.answers import GREEDY, Answers, greedy, right_from
+from tiltlm.stages.answers import GREEDY, OVER, Answers, greedy, right_from
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import referring, score
 from tiltlm.stages.learn import Stop
@@ -40,9 +40,6 @@ from tiltlm.stages.reporting import Row, estimate, row
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train
 from tiltlm.train import best_checkpoint, checkpoints, step_of
-
-OVER = "over.json"
-"""What a round that ends the chain writes: why."""
 
 
 @dataclass(frozen=True)
