@@ -1,0 +1,154 @@
+"""Paired accuracies: McNemar and power by hand, the top group's error rate by simulation; `compare`, `power`, sweeps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tiltlm.ruler.compare import difference_of, holm, paired
+from tiltlm.ruler.intervals import bootstrap_t, of_mean, wilson
+from tiltlm.ruler.mcnemar import McNemar
+from tiltlm.ruler.measure import Measurement
+from tiltlm.ruler.power import (
+    before_a_run,
+    discordance_of_samples,
+    least_difference,
+    normal_errors,
+    questions_needed,
+)
+from tiltlm.ruler.standing import standings
+from tiltlm.seeds import stream
+
+ROOT = stream(23, "test-statistics")
+
+
+def answers(both: int, first: int, second: int, neither: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right and wrong answers of two models with these counts."""
+    one = [1.0] * (both + first) + [0.0] * (second + neither)
+    other = [1.0] * both + [0.0] * first + [1.0] * second + [0.0] * neither
+    return torch.tensor(one), torch.tensor(other)
+
+
+# ---- one accuracy, two, several -------------------------------------------------------------------------------------
+
+
+def test_wilson_of_1404_questions():
+    """z²/n = 0.0027361: middle (0.65 + 0.001368)/1.0027361 = 0.649591, half 1.96·√(0.2275/1404 + 4.87e-7)/1.0027361."""
+    assert wilson(0.65, 1404) == pytest.approx((0.6247, 0.6745), abs=5e-5)
+    found = of_mean(answers(913, 0, 0, 491)[0], rate=True)  # 913 of 1404: 0.65028
+    assert found.kind == "Wilson" and (found.low, found.high) == pytest.approx(wilson(913 / 1404, 1404))
+
+
+def test_mcnemar_by_hand():
+    """5 against 1: P(Bin(6, ½) ≤ 1) = (1 + 6)/64, twice that is 7/32. 3 against 3: more than 1 is 1. 8 against 0: 2/256."""
+    found = McNemar.of(*answers(10, 5, 1, 4))
+    assert found == McNemar(10, 5, 1, 4) and found.p == pytest.approx(7 / 32)
+    assert found.n == 20 and found.discordance == pytest.approx(0.3)
+    assert McNemar(0, 3, 3, 0).p == 1.0 and McNemar(7, 0, 0, 2).p == 1.0
+    assert McNemar(0, 0, 8, 0).p == pytest.approx(2 / 256)
+
+
+def test_right_and_wrong_are_tested_by_mcnemar_and_averages_by_student_s_t():
+    one, other = answers(10, 5, 1, 4)
+    (found,) = paired(Measurement({"accuracy": one.double()}), Measurement({"accuracy": other.double()}))
+    assert (found.test, found.p) == ("exact McNemar", pytest.approx(7 / 32))
+    assert found.estimate.value == pytest.approx(4 / 20)
+    halves = difference_of("accuracy", one / 2, other)
+    assert halves.test == "Student's t"
+
+
+@pytest.mark.parametrize("n", [12, 400])
+def test_mcnemar_s_false_verdicts(n):
+    """Two models that are right with chance 0.6: at most 5% + 4 s.e.; with many questions not far less."""
+    right = (ROOT.child("null", n).uniform(range(4000), n) < 0.6).double().reshape(2000, 2, n)
+    share = sum(McNemar.of(*pair).p <= 0.05 for pair in right) / 2000
+    assert share <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
+    assert n == 12 or share > 0.02
+
+
+def test_the_paired_bootstrap_covers_a_difference_of_averages():
+    """Two averages of four answers to each of 60 questions of unlike difficulty, the second 0.05 better: 500 intervals."""
+    p = 0.9 * ROOT.child("difficulty").uniform(range(500), 60)
+    draws = [ROOT.child("answers", k).uniform(range(500), 240).reshape(500, 60, 4) for k in (0, 1)]
+    first, second = (
+        (u < (p + shift)[..., None]).double().mean(2) for u, shift in zip(draws, (0.0, 0.05), strict=True)
+    )
+    ends = [bootstrap_t(apart) for apart in second - first]
+    held = sum(low <= 0.05 <= high for low, high in ends) / 500
+    assert 0.95 - 4 * math.sqrt(0.05 * 0.95 / 500) <= held <= 0.99
+
+
+def test_the_best_and_what_is_not_told_apart_from_it():
+    """100 questions. a right on 80; b on 79 of them; c on 30 of them: b − a has one discordant question, c − a fifty."""
+    a, b, c = ((torch.arange(100) < k).double() for k in (80, 79, 30))
+    found = standings({"c": c, "a": a, "b": b})
+    assert [(each.name, each.top) for each in found] == [("a", True), ("b", True), ("c", False)]
+    assert found[0].behind is None and found[1].behind.p == 1.0
+    assert found[2].behind.p == pytest.approx(3 * 2 * 0.5**50) and found[2].behind.together == 3
+    assert found[2].behind.estimate.value == pytest.approx(-0.5)
+    assert (found[0].interval.low, found[0].interval.high) == pytest.approx(wilson(0.8, 100))
+
+
+def test_of_nine_equal_models_none_is_told_apart_from_the_best_nineteen_times_in_twenty():
+    """By Holm over all 36 pairs. Over the eight pairs with the best, chosen by the same answers: one in eight."""
+    draws = torch.randn(150, 9, 60, generator=ROOT.child("equal").generator(), dtype=torch.float64)
+    families = [{str(k): x for k, x in enumerate(each)} for each in draws]
+    found = [standings(each) for each in families]
+    apart = sum(not all(each.top for each in some) for some in found)
+    with_best = sum(
+        any(d.p <= 0.05 for d in holm([difference_of("", each[s.name], each[some[0].name]) for s in some[1:]]))
+        for each, some in zip(families, found, strict=True)
+    )
+    assert apart <= 150 * (0.05 + 4 * math.sqrt(0.05 * 0.95 / 150)) and apart < with_best and with_best > 10
+
+
+# ---- power ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("discordance", "points", "questions"), [(0.1, 2.36, 7849), (0.2, 3.34, 15698), (0.3, 4.10, 23547)]
+)
+def test_what_1404_questions_show(discordance, points, questions):
+    assert 100 * least_difference(1404, discordance) == pytest.approx(points, abs=0.005)
+    assert questions_needed(0.01, discordance) == questions
+
+
+@pytest.mark.parametrize(("samples", "points"), [(1, 3.5), (4, 1.75), (10, 1.1)])
+def test_what_averages_of_samples_show(samples, points):
+    """E[p(1 − p)] = 0.11: two samples of one model disagree on 22% of the questions."""
+    found = least_difference(1404, discordance_of_samples(0.11, samples))
+    assert 100 * found == pytest.approx(points, abs=0.01)
+
+
+def test_the_least_difference_is_shown_four_times_in_five():
+    """2000 comparisons on 1000 questions of which a fifth is discordant, split so that the accuracies differ by the least
+    difference: McNemar shows 80% ± 4 s.e. (3.6%), and 2% for its discreteness and for taking d without its square."""
+    n, d = 1000, 0.2
+    size = least_difference(n, d)
+    u = ROOT.child("power").uniform(range(2000), n)
+    first, second = u < (d + size) / 2, u > 1 - (d - size) / 2
+    shown = sum(McNemar.of(a.double(), b.double()).p <= 0.05 for a, b in zip(first, second, strict=True)) / 2000
+    assert abs(shown - 0.8) < 4 * math.sqrt(0.16 / 2000) + 0.02
+
+
+def test_the_line_before_a_run():
+    assert normal_errors() == pytest.approx(2.802, abs=5e-4)
+    said = before_a_run(1404, 0.2)
+    assert "1,404 questions" in said and "3.34 points" in said and "15,698" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (lambda: least_difference(0, 0.2), "one question or more; got 0"),
+        (lambda: least_difference(10, 1.5), "at most 1; got 1.5"),
+        (lambda: questions_needed(0.0, 0.2), "above 0"),
+        (lambda: discordance_of_samples(0.4, 1), "at most 0.25; got 0.4"),
+        (lambda: discordance_of_samples(0.1, 0), "1 sample a question or more; got 0"),
+    ],
+)
+def test_what_has_no_power(asked, told):
+    with pytest.raises(ValueError, match=told):
+        asked()
