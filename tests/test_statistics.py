@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+import toy_world
+from command import tiltlm
+from tiltlm.commands.models import load_run
+from tiltlm.commands.observed import Observed, of_file, of_runs, shared
+from tiltlm.commands.run import grid
 from tiltlm.ruler.compare import difference_of, holm, paired
 from tiltlm.ruler.intervals import bootstrap_t, of_mean, wilson
 from tiltlm.ruler.mcnemar import McNemar
@@ -152,3 +159,178 @@ def test_the_line_before_a_run():
 def test_what_has_no_power(asked, told):
     with pytest.raises(ValueError, match=told):
         asked()
+
+
+# ---- joined by question ---------------------------------------------------------------------------------------------
+
+
+def observed(questions: list[str], x: list[float], name: str = "a") -> Observed:
+    return Observed(name, questions, Measurement({"accuracy": torch.tensor(x).double()}))
+
+
+def test_questions_are_joined_by_name_and_not_by_place():
+    """Shared: r and q, in the first one's order; p and s are in one of the two alone."""
+    one, other = shared([observed(["p", "r", "q"], [1, 0, 1]), observed(["q", "s", "r"], [0, 1, 1])])
+    assert one.questions == other.questions == ["r", "q"]
+    assert one.measurement.values["accuracy"].tolist() == [0, 1]
+    assert other.measurement.values["accuracy"].tolist() == [1, 0]
+    with pytest.raises(
+        ValueError, match="a has 1 questions, like 'p'; b has 1 questions, like 's': none is in all"
+    ):
+        shared([observed(["p"], [1]), observed(["s"], [1], "b")])
+
+
+def test_rows_of_one_question_are_its_samples(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"index": 7, "score": 1}\n{"index": 7, "score": 0}\n{"index": 3, "scores": [1, 1]}\n'
+    )
+    (tmp_path / "b.csv").write_text('indices,scores,raw_responses\n3,1.0,"so, A"\n7,False,"B"\n')
+    found = [of_file(tmp_path / name) for name in ("a.jsonl", "b.csv")]
+    assert [each.questions for each in found] == [["7", "3"], ["3", "7"]]
+    assert [each.measurement.values["accuracy"].tolist() for each in found] == [[0.5, 1.0], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            '{"id": 1, "score": 1}\n',
+            "a.jsonl:1: a row needs one of the columns index, indices, prompt; this one has id",
+        ),
+        ('{"index": 1, "grade": 1}\n', "score, scores, reward, rewards; this one has index, grade"),
+        (
+            '{"index": 1, "score": 1}\n{"index": 2, "score": "A"}\n',
+            "a.jsonl:2: 'score' is a number for each answer",
+        ),
+        ('{"index": 1, "score": null}\n', "got None"),
+        ('{"index": 1, "scores": []}\n', "a question without scores"),
+        ("", "has no rows"),
+    ],
+)
+def test_what_is_no_file_of_scores(text, told, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        of_file(path)
+    assert told in str(error.value)
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_two_files_of_scores_are_compared(tmp_path):
+    """40 shared questions in other orders: the first alone right on 9, the second on 1: P(Bin(10, ½) ≤ 1)·2 = 22/1024."""
+    one, other = ([int(x) for x in row] for row in answers(20, 9, 1, 10))
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"index": {k}, "score": {x}}}\n' for k, x in enumerate(one)))
+    rows = [f"{k},{x}\n" for k, x in enumerate(other)][::-1]
+    (tmp_path / "b.csv").write_text("indices,scores\n" + "99,1\n" + "".join(rows))
+    shown = tiltlm("compare", "a.jsonl", "b.csv", cwd=tmp_path).stdout
+    assert "40 questions shared (of 40 and 41)" in shown and "exact McNemar" in shown
+    assert "both right 20, the first alone 9, the second alone 1, neither 10" in shown
+    low, high = wilson(29 / 40, 40)
+    assert f"0.7250 [{low:.4f}, {high:.4f}]" in shown and "+0.2000" in shown
+    assert f"{22 / 1024:.3f}" in shown and "higher" in shown
+
+
+def refused(*args: str, cwd: Path) -> str:
+    found = tiltlm(*args, cwd=cwd, check=False)
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found
+    return found.stderr
+
+
+def test_what_cannot_be_compared(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"index": 1, "score": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"index": 2, "score": 1}\n{"index": 3, "score": 0}\n')
+    assert "none is in all of them" in refused("compare", "a.jsonl", "b.jsonl", cwd=tmp_path)
+    assert "a run is compared with a run" in refused("compare", "a.jsonl", ".", cwd=tmp_path)
+    assert "two shared questions or more" in refused("compare", "a.jsonl", "a.jsonl", cwd=tmp_path)
+    assert "no such file" in refused("compare", "a.jsonl", "c.jsonl", cwd=tmp_path)
+    assert "Did you mean accuracy?" in refused(
+        "compare", "b.jsonl", "b.jsonl", "--metrics", "acuracy", cwd=tmp_path
+    )
+
+
+@pytest.fixture
+def toy(monkeypatch) -> None:
+    toy_world.install(monkeypatch)
+
+
+def done(*args: str, cwd: Path) -> Path:
+    """The folder of the run that a command ends with."""
+    return cwd / tiltlm("run", *args, cwd=cwd).stdout.splitlines()[-1]
+
+
+QUICK = ("--fit.steps", "3", "--ruler.n", "20")
+
+
+def test_two_runs_are_compared_on_the_prompts_that_both_have(toy, tmp_path):
+    """Six prompts and four of them; the same measurement with itself is identical."""
+    whole = done("toy/reference", "--ruler.n", "20", cwd=tmp_path)
+    part = done("toy/dpo", *QUICK, "--ruler.prompts", "4", cwd=tmp_path)
+    shown = tiltlm("compare", str(whole), str(part), "--metrics", "reward", cwd=tmp_path).stdout
+    assert "4 questions shared (of 6 and 4)" in shown
+    values = [Measurement.load(run / "measurement.safetensors").values["reward"] for run in (whole, part)]
+    assert f"{float((values[0][:4] - values[1]).mean()):+.4f}" in shown
+    assert "identical" in tiltlm("compare", str(whole), str(whole), cwd=tmp_path).stdout
+    evaluated = done("toy/evaluate", "--methods", "reference", "best-of-n", "--ruler.n", "20", cwd=tmp_path)
+    assert "holds no measurement of its own; it is made of" in refused(
+        "compare", str(evaluated), str(whole), cwd=tmp_path
+    )
+
+
+def test_runs_whose_prompts_differ_are_joined_by_the_questions_ids(toy, tmp_path):
+    whole = done("toy/reference", "--ruler.n", "20", cwd=tmp_path)
+    part = done("toy/dpo", *QUICK, "--ruler.prompts", "3", cwd=tmp_path)
+    (whole / "questions.json").write_text(json.dumps([30, 10, 20, 40, 50, 60]))
+    (part / "questions.json").write_text(json.dumps(["10", "70", "30"]))
+    one, other = shared(of_runs([load_run(whole), load_run(part)]))
+    assert one.questions == ["30", "10"]
+    values = [Measurement.load(run / "measurement.safetensors").values["reward"] for run in (whole, part)]
+    assert torch.equal(one.measurement.values["reward"], values[0][:2])
+    assert torch.equal(other.measurement.values["reward"], values[1][[2, 0]])
+
+
+def test_power_is_said_before_a_run(tmp_path):
+    shown = tiltlm("power", "--questions", "1404", cwd=tmp_path).stdout
+    for number in ("2.36", "3.34", "4.10", "7,849", "15,698", "23,547"):
+        assert number in shown
+    shown = tiltlm("power", "--questions", "1404", "--samples", "4", "--disagreement", "0.11", cwd=tmp_path).stdout
+    assert "1.75" in shown and "4,317" in shown  # 2.8016²·0.055/0.01² = 4316.9
+    assert "belong together" in refused("power", "--questions", "9", "--samples", "4", cwd=tmp_path)
+
+
+def test_the_values_of_a_sweep_s_axis_may_be_the_lines_of_a_file(tmp_path):
+    """Commas, and what looks like an option, are text; empty lines are none."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("Think, then answer.\n\n--no-thinking: A, B\n")
+    points = grid(["--task.prompt", f"@{path}", "--seed", "1,2"])
+    assert [point[0] for point in points[::2]] == [
+        "--task.prompt=Think, then answer.",
+        "--task.prompt=--no-thinking: A, B",
+    ]
+    assert points[1][1:] == ["--seed", "2"] and grid([f"--task.prompt=@{path}"]) == [
+        [point[0]] for point in points[::2]
+    ]
+    for args, told in (([f"@{path}"], "follows no option"), (["--seed", "1,2", f"@{path}"], "follows no option")):
+        with pytest.raises(ValueError, match=told):
+            grid(args)
+    path.write_text("\n \n")
+    with pytest.raises(ValueError, match="has no lines"):
+        grid(["--seed", f"@{path}"])
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        grid(["--seed", "@nowhere.txt"])
+
+
+def test_a_sweep_over_a_file_ends_in_a_table_of_accuracies(toy, tmp_path):
+    """Two rewards on the same six prompts, each between 0 and 1."""
+    (tmp_path / "rewards.txt").write_text("first\nlast\n")
+    shown = tiltlm(
+        "sweep", "toy/reference", "--ruler.n", "20", "--task.reward", "@rewards.txt", cwd=tmp_path
+    ).stdout
+    assert "by accuracy on 6 shared questions (p by Holm over all pairs" in shown
+    ranks = shown[shown.index("by accuracy") :]
+    assert "--task.reward=first" in ranks and "--task.reward=last" in ranks and "*" in ranks
+    assert (
+        "by accuracy"
+        not in tiltlm("sweep", "toy/reference", "--ruler.n", "20", "--seed", "0,1", cwd=tmp_path).stdout
+    )
