@@ -94,6 +94,14 @@ def test_what_a_finished_run_needs_stays(trained, tmp_path):
     assert not policy.parent.exists() and trained.is_dir()
 
 
+def test_what_is_needed_by_a_run_that_is_being_built_stays(trained, tmp_path):
+    policy = policy_of(tmp_path)
+    (trained / "DONE").unlink()
+    with FileLock(trained / ".lock"):
+        assert f"needs {policy}" in refused("rm", policy.name, "--yes", cwd=tmp_path)
+    tiltlm("runs", "rm", policy.name, "--yes", cwd=tmp_path)  # half-way, it builds again what it needs
+
+
 def test_a_model_that_a_run_names_by_its_folder_is_needed(trained, tmp_path):
     policy = policy_of(tmp_path)
     measured = tiltlm("run", "toy/model", "--method.model", str(policy), "--ruler.n", "20", cwd=tmp_path)

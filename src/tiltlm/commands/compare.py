@@ -51,7 +51,7 @@ def compare(args: list[str]) -> int:
     kept = holm(_chosen(raw, settings.metrics))
     sizes = " and ".join(f"{len(each.questions):,}" for each in found)
     out = Console(width=150, highlight=False)
-    print(f"first: {one.name}\nsecond: {two.name}\n{len(one.questions):,} questions shared (of {sizes})")
+    print(f"first: {one.name}\nsecond: {two.name}\n{len(one.questions):,} {one.unit} shared (of {sizes})")
     out.print(_table(one.measurement, two.measurement, kept))
     for each in kept:
         if each.test == "exact McNemar":

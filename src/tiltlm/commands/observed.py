@@ -35,11 +35,15 @@ SWITCHES = {"true": 1.0, "false": 0.0}
 
 @dataclass(frozen=True)
 class Observed:
-    """A measurement, and the ids of its questions: those of its observations, in their order."""
+    """A measurement, and the ids of its questions: those of its observations, in their order.
+
+    unit   what the observations are: questions, or the draws of a single prompt
+    """
 
     name: str
     questions: Sequence[str]
     measurement: Measurement
+    unit: str = "questions"
 
 
 def shared(found: Sequence[Observed]) -> list[Observed]:
@@ -67,7 +71,7 @@ def _on(each: Observed, kept: Sequence[str]) -> Observed:
     place = {question: k for k, question in enumerate(each.questions)}
     rows = torch.tensor([place[question] for question in kept])
     values = {name: x.cpu()[rows] for name, x in each.measurement.values.items() if len(x) == len(each.questions)}
-    return Observed(each.name, kept, replace(each.measurement, values=values))
+    return replace(each, questions=kept, measurement=replace(each.measurement, values=values))
 
 
 # ---- of runs --------------------------------------------------------------------------------------------------------
@@ -82,19 +86,17 @@ def of_runs(runs: Sequence[Run[Any]]) -> list[Observed]:
             raise ValueError(f"{run.folder} ({run.recipe.name}) holds no measurement of its own{inside}")
     by_id = all((run.folder / "questions.json").is_file() for run in runs)
     in_words = not by_id and not all(same_prompts(runs[0], run) for run in runs)
-    return [
-        Observed(
-            f"{task_name(run.recipe)}/{name_of(run)} [{run.key}]",
-            _numbered(_ids(run) if by_id else _prompts(run, in_words), _observations(run)),
-            Measurement.load(run.folder / "measurement.safetensors"),
-        )
-        for run in runs
-    ]
+    return [_of_run(run, _ids(run) if by_id else _prompts(run, in_words)) for run in runs]
 
 
-def _observations(run: Run[Any]) -> int:
-    """How many there are of the metric that has most: one a prompt, or of a single prompt one a draw."""
-    return max(len(x) for x in Measurement.load(run.folder / "measurement.safetensors").values.values())
+def _of_run(run: Run[Any], asked: Sequence[str]) -> Observed:
+    """asked: the ids of its prompts. Of a single one the observations are its draws."""
+    measured = Measurement.load(run.folder / "measurement.safetensors")
+    name = f"{task_name(run.recipe)}/{name_of(run)} [{run.key}]"
+    if len(asked) > 1:
+        return Observed(name, _numbered(asked), measured)
+    draws = max(len(x) for x in measured.values.values())
+    return Observed(name, _numbered([*asked] * draws), measured, "draws of one prompt")
 
 
 def _ids(run: Run[Any]) -> list[str]:
@@ -119,12 +121,11 @@ def _prompts(run: Run[Any], in_words: bool) -> list[str]:
     return asked
 
 
-def _numbered(questions: Sequence[str], observations: int) -> list[str]:
-    """One id an observation: a question that comes again has its number behind it."""
-    each = list(questions) * observations if len(questions) == 1 else list(questions)
+def _numbered(questions: Sequence[str]) -> list[str]:
+    """A question that comes again has its number behind it."""
     seen: Counter[str] = Counter()
     found = []
-    for question in each:
+    for question in questions:
         seen[question] += 1
         found.append(question if seen[question] == 1 else f"{question} ({seen[question]})")
     return found

@@ -42,7 +42,7 @@ def ranked(runs: Sequence[tuple[Run[Any], str]]) -> Table | None:
     called = [name for _, name in runs]
     names = [name if called.count(name) == 1 else f"{name} [{run.key}]" for run, name in runs]
     values = {name: each.measurement.values[metric] for name, each in zip(names, joined, strict=True)}
-    return _table(standings(values, metric), len(joined[0].questions))
+    return _table(standings(values, metric), f"{len(joined[0].questions):,} shared {joined[0].unit}")
 
 
 def _accuracy(found: Sequence[Observed]) -> str | None:
@@ -57,8 +57,8 @@ def _accuracy(found: Sequence[Observed]) -> str | None:
     return None
 
 
-def _table(found: Sequence[Standing], questions: int) -> Table:
-    title = f"by accuracy on {questions:,} shared questions (p by Holm over all pairs; *: the top group)"
+def _table(found: Sequence[Standing], on: str) -> Table:
+    title = f"by accuracy on {on} (p by Holm over all pairs; *: the top group)"
     out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
     out.add_column("")
     out.add_column("method", overflow="fold")

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import tyro
 from filelock import FileLock, Timeout
 
-from tiltlm.commands.folders import folders, in_bytes, named, object_in, size
-from tiltlm.commands.models import load_run
+from tiltlm.commands.folders import folders, in_bytes, named, object_in, size, state_of
+from tiltlm.commands.models import recipe_in
 from tiltlm.lock import LOCK
 from tiltlm.progress import note
-from tiltlm.run import Run
+from tiltlm.run import Run, find
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def within(folder: Path, root: Path) -> Path:
 
 
 def refuse_needed(chosen: Sequence[Path], root: Path) -> None:
-    """Raise ValueError where a finished run that stays needs one of these: as an input, or by a file that it names."""
+    """Raise ValueError where a run that stays, done or being built, needs one of these: as an input, or by a file."""
     for folder in folders(root):
-        if folder.resolve() in chosen or not (folder / "DONE").is_file():
+        if folder.resolve() in chosen or state_of(folder) == "half-way":
             continue
-        needed = [each for each in _needs(folder) if any(each.is_relative_to(gone) for gone in chosen)]
+        needed = [each for each in _needs(folder, root) if any(each.is_relative_to(gone) for gone in chosen)]
         if needed:
             raise ValueError(
                 f"{folder} needs {needed[0]}: remove it as well, or say --force (its report stays, but it can no longer be "
@@ -74,12 +74,14 @@ def refuse_needed(chosen: Sequence[Path], root: Path) -> None:
             )
 
 
-def _needs(folder: Path) -> set[Path]:
-    """What a finished run was made of: its inputs, theirs, and the files its settings name."""
-    files = object_in(folder / "config.json").get("files") or {}
+def _needs(folder: Path, root: Path) -> set[Path]:
+    """What a run is made of: its inputs, theirs, and the files its settings name."""
+    stored = object_in(folder / "config.json")
+    files = stored.get("files") or {}
     found = {Path(name).resolve() for name in files}
     try:
-        return found | {run.folder.resolve() for run in _inputs(load_run(folder))}
+        run = find(recipe_in(stored, folder / "config.json"), root, files)
+        return found | {each.folder.resolve() for each in _inputs(run)}
     except ValueError as error:
         note(f"what {folder} needs is not known ({error})")
         return found
