@@ -14,6 +14,8 @@ from command import tiltlm
 from tiltlm.commands.models import load_run
 from tiltlm.commands.observed import Observed, of_file, of_runs, shared
 from tiltlm.commands.run import grid
+from tiltlm.questions.base import Question
+from tiltlm.questions.grading import Grading
 from tiltlm.ruler.compare import difference_of, holm, paired
 from tiltlm.ruler.intervals import bootstrap_t, of_mean, wilson
 from tiltlm.ruler.mcnemar import McNemar
@@ -26,6 +28,7 @@ from tiltlm.ruler.power import (
     questions_needed,
 )
 from tiltlm.ruler.standing import standings
+from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
 
 ROOT = stream(23, "test-statistics")
@@ -281,13 +284,24 @@ def test_two_runs_are_compared_on_the_prompts_that_both_have(toy, tmp_path):
 def test_runs_whose_prompts_differ_are_joined_by_the_questions_ids(toy, tmp_path):
     whole = done("toy/reference", "--ruler.n", "20", cwd=tmp_path)
     part = done("toy/dpo", *QUICK, "--ruler.prompts", "3", cwd=tmp_path)
-    (whole / "questions.json").write_text(json.dumps([30, 10, 20, 40, 50, 60]))
-    (part / "questions.json").write_text(json.dumps(["10", "70", "30"]))
+    asked = {30: "A", 10: "B", 20: "C", 40: "D", 50: "A", 60: "B", 70: "C"}
+    (whole / "questions.json").write_text(json.dumps([[k, asked[k]] for k in (30, 10, 20, 40, 50, 60)]))
+    (part / "questions.json").write_text(json.dumps([[k, asked[k]] for k in (10, 70, 30)]))
     one, other = shared(of_runs([load_run(whole), load_run(part)]))
     assert one.questions == ["30", "10"]
     values = [Measurement.load(run / "measurement.safetensors").values["reward"] for run in (whole, part)]
     assert torch.equal(one.measurement.values["reward"], values[0][:2])
     assert torch.equal(other.measurement.values["reward"], values[1][[2, 0]])
+    (part / "questions.json").write_text(json.dumps([[10, "A"], [70, "C"], [30, "A"]]))
+    assert "question 10 has the right answer 'A'" in refused("compare", str(whole), str(part), cwd=tmp_path)
+    (part / "questions.json").write_text("[1, 2, 3]")
+    assert "no list of questions, [index, answer]" in refused("compare", str(whole), str(part), cwd=tmp_path)
+
+
+def test_a_measurement_of_questions_says_which_they_are():
+    prompts = Tokens.of([[5], [6, 7]])
+    asked = [([6, 7], Question(70, "b?", "B")), ([5], Question(30, "a?", "A"))]
+    assert Grading.of(asked, None, None).known(prompts) == [(30, "A"), (70, "B")]
 
 
 def test_power_is_said_before_a_run(tmp_path):

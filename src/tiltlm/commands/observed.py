@@ -1,6 +1,6 @@
 """Measurements with the questions they were taken on, so that two are joined by question and never by position alone.
 
-A question is told by its id: of a run those in `questions.json` (one a test prompt, in their order), where all runs at
+A question is told by its id: of a run its index in `questions.json` (one a test prompt, in their order), where all runs at
 hand have that file, else its prompt; of a file of rows its `index` (or `indices`, or `prompt`). What comes several times in
 one run, a prompt that stands twice in the data or the draws of a single prompt, is numbered; rows of a file that share an
 id are samples of one question, and averaged.
@@ -21,6 +21,7 @@ from tiltlm.commands.compared import name_of, same_prompts, task_name
 from tiltlm.data.tables import rows_of
 from tiltlm.jsonl import read_json
 from tiltlm.ruler.measure import Measurement
+from tiltlm.ruler.table import ANEW
 from tiltlm.run import Run
 from tiltlm.samples import Conditioned, Samples
 
@@ -29,6 +30,9 @@ IDS = ("index", "indices", "prompt")
 
 SCORES = ("score", "scores", "reward", "rewards")
 """Columns that hold a number, or a list of them, for each answer."""
+
+QUESTIONS = "questions.json"
+"""[index, right answer] of the question of every test prompt, where a task has such."""
 
 SWITCHES = {"true": 1.0, "false": 0.0}
 
@@ -84,9 +88,13 @@ def of_runs(runs: Sequence[Run[Any]]) -> list[Observed]:
             own = [str(each.folder) for each in run.inputs.values() if (each.folder / "report.json").is_file()]
             inside = f"; it is made of {', '.join(own)}" if own else ""
             raise ValueError(f"{run.folder} ({run.recipe.name}) holds no measurement of its own{inside}")
-    by_id = all((run.folder / "questions.json").is_file() for run in runs)
+    by_id = all((run.folder / QUESTIONS).is_file() for run in runs)
+    if by_id:
+        _refuse_other_questions(runs)
     in_words = not by_id and not all(same_prompts(runs[0], run) for run in runs)
-    return [_of_run(run, _ids(run) if by_id else _prompts(run, in_words)) for run in runs]
+    return [
+        _of_run(run, [index for index, _ in _known(run)] if by_id else _prompts(run, in_words)) for run in runs
+    ]
 
 
 def _of_run(run: Run[Any], asked: Sequence[str]) -> Observed:
@@ -99,12 +107,29 @@ def _of_run(run: Run[Any], asked: Sequence[str]) -> Observed:
     return Observed(name, _numbered([*asked] * draws), measured, "draws of one prompt")
 
 
-def _ids(run: Run[Any]) -> list[str]:
-    path = run.folder / "questions.json"
+def _known(run: Run[Any]) -> list[tuple[str, str]]:
+    """(index, right answer) of the question of every test prompt."""
+    path = run.folder / QUESTIONS
     found = read_json(path)
-    if not isinstance(found, list) or not found:
-        raise ValueError(f"{path} is no list of the questions' ids; remove the run's folder, and build it again")
-    return [str(each) for each in found]
+    if (
+        not isinstance(found, list)
+        or not all(isinstance(each, list) and len(each) == 2 for each in found)
+        or not found
+    ):
+        raise ValueError(f"{path} is no list of questions, [index, answer]; {ANEW}")
+    return [(str(index), str(answer)) for index, answer in found]
+
+
+def _refuse_other_questions(runs: Sequence[Run[Any]]) -> None:
+    """Raise ValueError where one index has two right answers: then the runs' questions are of two data sets."""
+    answers: dict[str, str] = {}
+    for run in runs:
+        for index, answer in _known(run):
+            if answers.setdefault(index, answer) != answer:
+                raise ValueError(
+                    f"{run.folder}: question {index} has the right answer {answer!r}, in another of these runs "
+                    f"{answers[index]!r}: they do not number the same questions"
+                )
 
 
 def _prompts(run: Run[Any], in_words: bool) -> list[str]:
