@@ -50,7 +50,7 @@ def compare(args: list[str]) -> int:
     raw = [each for each in _differences(one, two) if each.metric not in other]
     kept = holm(_chosen(raw, settings.metrics))
     sizes = " and ".join(f"{len(each.questions):,}" for each in found)
-    out = Console(width=150, highlight=False)
+    out = Console(width=165, highlight=False)
     print(f"first: {one.name}\nsecond: {two.name}\n{len(one.questions):,} {one.unit} shared (of {sizes})")
     out.print(_table(one.measurement, two.measurement, kept))
     for each in kept:
