@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tiltlm import recipes
-from tiltlm.methods import ROADS, catalogue
+from tiltlm.methods import ROADS, catalogue, names
 from tiltlm.mistakes import nearest
 
 USAGE = """\
@@ -44,11 +44,15 @@ def _listed(word: str) -> int:
         for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
     }
     stages, papers = narrowed(recipes.STAGES, word), narrowed(papers_of(), word)
-    if not (chosen or any(roads.values()) or stages or papers):
-        known = [*recipes.tasks(), *(name for found in catalogue().values() for name in found), *recipes.STAGES]
+    alone = {
+        "figures that stand alone": narrowed({name: line for name, (_, line) in recipes.figures().items()}, word)
+    }
+    if not (chosen or any(roads.values()) or stages or papers or any(alone.values())):
+        known = [*recipes.tasks(), *recipes.figures(), *names(), *recipes.STAGES]
         print(f"nothing here is called {word!r}.{nearest(word, known)} `tiltlm list` shows everything")
         return 0
-    for title, found in {"tasks": chosen, **roads, "stages that every task has": stages, "papers": papers}.items():
+    common = {"stages that every task has": stages}
+    for title, found in {"tasks": chosen, **roads, **common, **alone, "papers": papers}.items():
         if found:
             print(f"{title[0].upper()}{title[1:]}")
             print("\n".join(_column(found) if len(found) < 9 or title == "tasks" else _columns(found)))
@@ -65,7 +69,8 @@ def papers_of() -> dict[str, str]:
     """File of the catalogue -> its first line."""
     here = Path(recipes.__file__).parent
     found: dict[str, str] = {}
-    for path in sorted({here / f"{module.rpartition('.')[2]}.py" for module, _ in recipes.tasks().values()}):
+    every = [*recipes.tasks().values(), *recipes.figures().values()]
+    for path in sorted({here / f"{module.rpartition('.')[2]}.py" for module, _ in every}):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if text.startswith('"""'):
             found[path.stem] = text[3:].partition("\n")[0].removesuffix('"""')
