@@ -16,7 +16,7 @@ from tiltlm.cli import COMMANDS
 from tiltlm.commands.calibrate import Calibrate
 from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
-from tiltlm.commands.list import narrowed
+from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
 from tiltlm.commands.options import by_flag
 from tiltlm.commands.prepare import Prepare
@@ -24,13 +24,14 @@ from tiltlm.commands.report import Report
 from tiltlm.commands.run import Usage, grid, parse, side_by_side, value_of
 from tiltlm.commands.sample import Sample
 from tiltlm.commands.score import Score
+from tiltlm.commands.serve import Serve
 from tiltlm.methods import names
-from tiltlm.recipes import STAGES, preset_of, recipe, tasks
+from tiltlm.recipes import STAGES, figures, preset_of, recipe, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, type] = {
     "measure": Measure, "report": Report, "sample": Sample, "score": Score, "prepare": Prepare, "doctor": Doctor,
-    "calibrate": Calibrate, "demo": Demo,
+    "calibrate": Calibrate, "demo": Demo, "serve": Serve,
 }  # fmt: skip
 """Commands whose options are one class of settings."""
 
@@ -119,11 +120,15 @@ def wrong_list(rest: list[str]) -> str:
     """`tiltlm list WORD --matrix`, where the word finds something."""
     words, known = (
         [word for word in rest if not word.startswith("-")],
-        {name: line for name, (_, line) in tasks().items()},
+        {name: line for name, (_, line) in (*tasks().items(), *figures().items())},
     )
     if {word for word in rest if word.startswith("-")} - {"--matrix", "--help"}:
         return f"tiltlm list has no option in {' '.join(rest)}"
-    missing = [word for word in words if not word.isupper() and not narrowed(known | names() | STAGES, word)]
+    missing = [
+        word
+        for word in words
+        if not word.isupper() and not (narrowed(known | names() | STAGES, word) or gold_rewards(word))
+    ]
     return f"tiltlm list finds nothing called {missing[0]}" if missing else ""
 
 
@@ -187,7 +192,7 @@ def every_flag() -> frozenset[str]:
     for task in tasks():
         found |= flags_of(f"{task}/evaluate", *names())
         found |= set().union(*(flags_of(f"{task}/{stage}") for stage in stages_of(task)))
-    return frozenset(found)
+    return frozenset(found.union(*(flags_of(name) for name in figures())))
 
 
 def stages_of(task: str) -> list[str]:

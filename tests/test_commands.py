@@ -17,6 +17,7 @@ import toy_world
 from command import Done, environment, tiltlm
 from tiltlm.commands.kinds import converted
 from tiltlm.commands.options import changed, parsed, settings_of
+from tiltlm.methods import catalogue
 from tiltlm.recipes import recipe, tasks
 
 QUICK = ("--fit.steps", "3", "--ruler.n", "20")
@@ -53,7 +54,7 @@ def test_the_list_has_every_task_and_method_on_two_screens(tmp_path):
     assert len(lines) <= 80 and max(map(len, lines)) <= 120
     shown = "\n".join(lines)
     for name in (*tasks(), "dpo", "ctl", "q-sharp", "reference", "model", "evaluate", "twisted_smc"):
-        assert re.search(rf"(^|\s){re.escape(name)}\s", shown), name
+        assert re.search(rf"(^|\s){re.escape(name)}[\s,]", shown), name
 
 
 def test_a_word_narrows_the_list(tmp_path):
@@ -61,6 +62,15 @@ def test_a_word_narrows_the_list(tmp_path):
     assert "toy-sharp" in shown and "star-graph" not in shown and "dpo" not in shown
     assert "Did you mean toy" in tiltlm("list", "toyy", cwd=tmp_path).stdout
     assert "--matrix" in refused("list", "--matrixx", cwd=tmp_path)
+
+
+def test_parts_that_the_list_only_names_are_shown_line_by_line_by_a_word(tmp_path):
+    lines = tiltlm("list", "policies", cwd=tmp_path).stdout.splitlines()
+    shown = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert shown == {*catalogue()["policies"]}
+    lines = tiltlm("list", "gpu", cwd=tmp_path).stdout.splitlines()
+    shown = [line for line in lines if line.startswith("  ")]
+    assert len(shown) > 10 and all(line.endswith("(wants a GPU)") for line in shown)
 
 
 def test_the_list_imports_nothing_heavy():

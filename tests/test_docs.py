@@ -109,6 +109,7 @@ G25 = ("star-graph-g25/evaluate", "star-graph-g25/q-sharp", "star-graph-g25/valu
 TEXT = ("toxicity/evaluate", "toxicity/ctl", "toxicity/ppo", "infill15/ctl", "continuation/ctl", "threshold/bounds",
         "infill15/log-z", "toxicity/frontier", "infill15/qualitative", "mine/ctl", "animals/ctl")  # fmt: skip
 HH = ("hh/evaluate", "hh/exo-rw", "hh/exo-pref", "hh/generate")
+D2PO = ("words/d2po", "words/dpo", "words/ppo", "pairs/reward-model", "words/budget")
 SECTIONS = {
     "## Star graph": G25,
     "### `data/graphs.py`": ("star-graph-g25/graphs",),
@@ -120,6 +121,7 @@ SECTIONS = {
     "### `evaluate_ckpts.py`": ("star-graph-g25/q-sharp", "star-graph-g25/evaluate"),
     "## Twisted sequential Monte Carlo": TEXT,
     "## EXO on HH": HH,
+    "## D2PO": D2PO,
 }
 """Of which recipes the options in a part of the page are; the first is also whose methods are meant."""
 
@@ -148,7 +150,7 @@ def test_what_the_papers_say_has_its_counterpart():
         if (why := unsaid(part, cell, code.text))
     ]
     assert not errors, "\n".join(errors)
-    assert {part for _, part, _ in cells()} == {*SECTIONS.values(), TEXT, HH}
+    assert {part for _, part, _ in cells()} == {*SECTIONS.values(), TEXT, HH, D2PO}
 
 
 def unsaid(part: tuple[str, ...], cell: str, text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "tiltlm"
 ORDER = [
-    {"mistakes", "stopping", "tensors", "jsonl", "progress", "settings"},
+    {"mistakes", "stopping", "tensors", "jsonl", "progress", "settings", "literals"},
     {"seeds", "samples", "lock"},
     {"device"},
     {"groups"},

@@ -111,6 +111,17 @@ MATRIX: dict[str, Callable[[], Preset]] = {
     "infill15-small": lambda: small(preset_of("infill15-small"), **OWN | {"condition_tokens": 2}),
     "continuation": lambda: small(preset_of("continuation"), **OWN, kind="probability"),
     "dialogues": lambda: small(preset_of("dialogues"), **TALK),
+    "distill-small": lambda: small(
+        preset_of("distill-small"),
+        **OWN
+        | {
+            "language.layers": 1,
+            "larger.layers": 2,
+            "larger.fit.steps": 2,
+            "prompts": "stories:6",
+            "test_rows": 2,
+        },
+    ),
     "mine": lambda: small(preset_of("mine"), **MINE()),
     "star-graph": lambda: small(preset_of("star-graph"), **STAR),
     "tree": lambda: small(preset_of("tree")),

@@ -11,15 +11,18 @@ import torch
 from transformers import GPT2Config
 
 import tiltlm as tl
-from tiltlm.data.asked import ids_of, read_prompts
+from tiltlm.data.asked import Asked, ids_of, read_prompts
 from tiltlm.data.stories import stories, train_tokenizer
+from tiltlm.data.wording import Wording
 from tiltlm.models.causal import CausalLM
 from tiltlm.recipes import preset_of, recipe
+from tiltlm.rewards.user_file import function_of
 from tiltlm.ruler.table import read_report
 from tiltlm.run import ensure, find
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.settings import hashed
 from tiltlm.stages.evaluate import Evaluate
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import RulerSettings
@@ -124,6 +127,76 @@ def test_messages_and_ids_are_prompts_too(home, tmp_path):
     first, second, third = problem.prompts["train"].lists()
     text = problem.tokenizer.decode(first, skip_special_tokens=True)
     assert first == second and text.rstrip().endswith("[assistant]") and third == [5, 6, 7]
+
+
+def test_prompts_of_ones_own_making_are_distinct_and_always_the_same(home):
+    task = task_of(home, prompts="stories:40", test_rows=10)
+    train, test = ([row.prompt for row in task.rows(split, 0)] for split in ("train", "test"))
+    assert len(train) == 30 and len(test) == 10 and len({*train, *test}) == 40
+    assert all(len(prompt.split()) == 9 for prompt in train + test)
+    assert [row.prompt for row in read_prompts("stories:7")] == [row.prompt for row in read_prompts("stories:40")][
+        :7
+    ]
+    for source, words in (("stories:0", "a number, stories:200 say; got '0'"), ("stories:x", "got 'x'")):
+        with pytest.raises(ValueError, match=words):
+            read_prompts(source)
+    with pytest.raises(ValueError, match=r"stories:1000: no more than [78]\d\d were found that differ"):
+        read_prompts("stories:1000")
+
+
+def test_a_question_is_a_prompt_where_a_row_has_no_other(home, tmp_path):
+    talk = [{"role": "user", "content": "Hello"}]
+    rows = [{"question": "One day"}, {"question": "x", "prompt": "Tom"}, {"question": "x", "messages": talk}]
+    assert [row.prompt for row in read_prompts(rows_in(tmp_path / "p.jsonl", rows))] == ["One day", "Tom", talk]
+
+
+def test_the_policy_goes_on_from_the_template_and_the_reward_sees_the_bare_prompt(home, tmp_path):
+    talk = {"prompt": [{"role": "user", "content": "Hello"}], "wanted": "z"}
+    path = rows_in(
+        tmp_path / "p.jsonl", [{"prompt": "One day", "wanted": "a"}, {"prompt": "Tom {x}", "wanted": "b"}, talk]
+    )
+    (tmp_path / "seen.py").write_text(
+        "SEEN = []\ndef f(prompts, completions, wanted):\n"
+        "    SEEN.extend(zip(prompts, wanted))\n    return [float(w in y) for w, y in zip(wanted, completions)]\n"
+    )
+    reward = f"{tmp_path / 'seen.py'}:f"
+    problem = task_of(home, prompts=path, template="Say: {prompt}\nSo: ", reward=reward).problem({}, 0)
+    texts = problem.tokenizer.batch_decode(problem.prompts["train"].lists(), skip_special_tokens=True)
+    assert texts[:2] == ["Say: One day\nSo: ", "Say: Tom {x}\nSo: "] and texts[2].endswith("[assistant] ")
+    done = Tokens.of(problem.tokenizer(["bad"] * 3, add_special_tokens=False)["input_ids"])
+    samples = Samples(problem.prompts["train"], torch.arange(3), done.ids, done.mask)
+    assert problem.target.reward(samples).tolist() == [1.0, 1.0, 0.0]
+    assert function_of(reward).__globals__["SEEN"] == [("One day", "a"), ("Tom {x}", "b"), (texts[2], "z")]
+
+
+def test_templates_by_name_are_the_published_ones():
+    asked = Asked("p:1", "Why?", None, {})
+    assert Wording("tulu").around(asked).prompt == "<user>\nWhy?\n<assistant>\n"
+    text = Wording("alpaca").around(asked).prompt
+    assert text.startswith("Below is an instruction") and text.endswith("### Instruction:\nWhy?\n\n### Response:")
+    for template in ("vicuna", "{prompt} and {prompt}"):
+        with pytest.raises(ValueError, match=r"a text with \{prompt\} in it, once, or one of alpaca, tulu"):
+            Mine(template=template)
+    with pytest.raises(ValueError, match="prompt-tokens"):
+        Mine(prompt_tokens=-1)
+
+
+def test_a_prompts_first_tokens_alone_are_kept(home, tmp_path):
+    path = rows_in(tmp_path / "p.jsonl", [{"prompt": "One day, Tom went home"}, {"prompt": [5, 6, 7, 8]}])
+    whole, cut = (
+        task_of(home, prompts=path, prompt_tokens=n).problem({}, 0).prompts["train"].lists() for n in (0, 3)
+    )
+    assert cut == [row[:3] for row in whole]
+    worded = task_of(home, prompts=path, prompt_tokens=3, template="Q {prompt} A").problem({}, 0)
+    kept = worded.tokenizer.decode(whole[0][:3], skip_special_tokens=True)
+    text = worded.tokenizer.decode(worded.prompts["train"].lists()[0], skip_special_tokens=True)
+    assert text == f"Q {kept} A"
+
+
+def test_settings_that_came_later_leave_older_runs_their_keys():
+    before = hashed(Mine())
+    assert "template" not in before and "prompt_tokens" not in before
+    assert "template" in hashed(Mine(template="tulu"))
 
 
 def test_rows_are_held_out_at_random_or_given_apart(home, file, tmp_path):

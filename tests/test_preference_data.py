@@ -213,9 +213,11 @@ def test_a_hub_data_set_is_loaded_by_name_and_folder(monkeypatch):
         ("owner/name[test]:1", ROWS[0]), ("owner/name[test]:2", ROWS[1]),
     ]  # fmt: skip
     list(rows_of("owner/name"))
+    assert next(rows_of("owner/name[test_prefs]", "test"))[0] == "owner/name[test_prefs]:1"
     assert asked == [
         ("owner/name", {"data_dir": "helpful-base", "split": "test"}),
         ("owner/name", {"data_dir": None, "split": "train"}),
+        ("owner/name", {"data_dir": None, "split": "test_prefs"}),
     ]
 
 

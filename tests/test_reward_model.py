@@ -17,9 +17,17 @@ from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.experience import Offline
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.reward_model import RewardModel, _cut_left
-from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons, bradley_terry_loss, comparisons
+from tiltlm.rewards.bradley_terry import (
+    BradleyTerry,
+    Comparisons,
+    bradley_terry_loss,
+    comparisons,
+    preference_over_preferences_loss,
+)
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.settings import hashed
+from tiltlm.stages.reward_model import Judge
 from tiltlm.train import fit
 
 ROOT = stream(0, "test-reward-model")
@@ -57,6 +65,51 @@ def test_the_loss_by_hand():
     got = bradley_terry_loss(r, torch.tensor([0, log(3), 0]), torch.tensor([0, 0, log(3)]))
     torch.testing.assert_close(got, torch.tensor([log(4 / 3), log(4), log(2)]))
     torch.testing.assert_close(bradley_terry_loss(zero, zero, zero), torch.full((3,), log(2)))
+
+
+def test_preferences_over_preferences_by_hand():
+    """Gaps (ln 3, 0) at margins (ln 3, 0): one pair of rows, as far apart as it should be, ln 2; at margins (2 ln 3, 0)
+    σ(−ln 3) = 1/4: ln 4; at margins (0, ln 3) the second row should lead, σ(−2 ln 3) = 1/10: ln 10; equal margins say
+    nothing."""
+    gap = torch.tensor([log(3), 0.0])
+    for margin, rows in (
+        ((log(3), 0), (2 * log(2), 0)), ((2 * log(3), 0), (2 * log(4), 0)), ((0, log(3)), (0, 2 * log(10))),
+        ((1, 1), (0, 0)),
+    ):  # fmt: skip
+        got = preference_over_preferences_loss(gap, torch.tensor(margin))
+        torch.testing.assert_close(got, torch.tensor(rows, dtype=gap.dtype))
+
+
+def test_preferences_over_preferences_are_a_mean_over_ordered_pairs_of_rows():
+    gap, margin = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    margin[3] = margin[1]  # a tie is no pair
+    by_hand = [
+        math.log1p(math.exp(-(gap[i] - gap[j] - margin[i] + margin[j])))
+        for i in range(5) for j in range(5) if margin[i] > margin[j]
+    ]  # fmt: skip
+    assert len(by_hand) == 9
+    close(preference_over_preferences_loss(gap, margin).mean(), gap.new_tensor(sum(by_hand) / 9))
+    ids = torch.arange(5)[:, None] % 4
+    one = Samples(Tokens.of([[0]]), torch.zeros(5, dtype=torch.int64), ids, torch.ones(5, 1, dtype=torch.bool))
+    data = Comparisons(Pairs(one, one.with_(tokens=(ids + 1) % 4)), margin.abs())
+    model = TableRewards([0.3, -1.0, 2.0, 0.0])
+    chosen, rejected = model.score(data.pairs.both()).split(5)
+    plain, both = (BradleyTerry(prefoverpref=weight).loss(model, data).loss for weight in (0.0, 2.0))
+    close(both - plain, 2 * preference_over_preferences_loss(chosen - rejected, data.margin))
+    close(plain, bradley_terry_loss(chosen, rejected, data.margin))
+
+
+def test_a_judge_s_settings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"compares the margins of pairs: say judge\.margin too"):
+        Judge(prefoverpref=1.0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        Judge(margin=-1.0)
+    assert (
+        hashed(Judge(margin=1.0))
+        == hashed(Judge(margin=1.0, prefoverpref=0.0))
+        != hashed(Judge(margin=1.0, prefoverpref=1.0))
+    )
+    assert "prefoverpref" not in hashed(Judge())  # older runs are found as before
 
 
 class TableRewards(nn.Module):
@@ -200,7 +253,7 @@ def test_models_that_are_no_reward_models_are_refused(body, tmp_path):
     found.classifier.model.config.num_labels = 3
     with pytest.raises(ValueError, match="one output; this one has 3 classes"):
         RewardModel(found.classifier.model, found.classifier.tokenizer)
-    with pytest.raises(ValueError, match="center must not be negative"):
+    with pytest.raises(ValueError, match="center and prefoverpref must not be negative"):
         BradleyTerry(-1.0)
     with pytest.raises(ValueError, match="neither prompt nor completion"):
         RewardModel.from_body(body).score(Samples(Tokens.of([[]]), torch.tensor([0]), *_tokens([[]])))

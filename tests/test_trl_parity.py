@@ -15,6 +15,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from tiltlm.experience import Offline, referenced, referenced_pairs
+from tiltlm.groups import Groups
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.objective import Objective
@@ -22,9 +23,11 @@ from tiltlm.policies.apo import APO
 from tiltlm.policies.cdpo import CDPO
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.exo_pref import ExoPref
+from tiltlm.policies.grpo import GRPO
 from tiltlm.policies.hinge import Hinge
 from tiltlm.policies.ipo import IPO
 from tiltlm.policies.kto import KTO, JudgedAnswers
+from tiltlm.policies.opo import OPO
 from tiltlm.policies.orpo import ORPO
 from tiltlm.policies.robust_dpo import RobustDPO
 from tiltlm.policies.sft import SFT
@@ -254,6 +257,79 @@ def test_kto_is_that_of_the_kto_trainer(turned: bool, tmp_path: Path):
     batch = JudgedAnswers(Offline(samples, 5, stream(0, "test-trl")), ours, fixed).batch(0)
     assert bool((batch.z0 > 0.1).all()) != turned
     compare(KTO(BETA, w_good=1.2, w_bad=0.8), (policy, reference), batch, peer, rows)
+
+
+# ---- the policy's own draws ----------------------------------------------------------------------------------
+# Both draw what the test says. Prompts have one length: TRL pads them in front without telling GPT-2 their positions.
+
+
+def points(completion_ids: Rows, **others: Any) -> list[float]:
+    """A reward for TRL's trainers and for ours: without ties, and far above what is added to a standard deviation."""
+    return [100.0 * sum((k + 1) * token for k, token in enumerate(row)) for row in completion_ids]
+
+
+def drawn(prompts: Rows, completions: Rows, reference: Any) -> Samples:
+    """Completions, as many of each prompt, with reward and the reference's log-probabilities."""
+    done = Tokens.of(completions)
+    index = torch.arange(len(prompts)).repeat_interleave(len(completions) // len(prompts))
+    samples = Samples(Tokens.of(prompts), index, done.ids, done.mask, reward=torch.tensor(points(completions)))
+    return referenced(samples, CausalLM(reference))
+
+
+def texts_of(rows: Rows) -> list[str]:
+    return [" ".join(f"t{token}" for token in row) for row in rows]
+
+
+def test_opo_with_hard_labels_is_that_of_the_online_dpo_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    policy, reference = networks()
+    prompts, (first, second) = ids((5,) * 4, 0), (ids(x, k) for k, x in enumerate([(4, 7, 2, 1), (6, 2, 5, 3)], 1))
+    texts = [{"prompt": text} for text in texts_of(prompts)]
+    peer = trainer(OnlineDPOTrainer, OnlineDPOConfig, tmp_path, texts, policy, reference, points, beta=BETA)
+    asked, done = Tokens.of(prompts + prompts), Tokens.of(first + second)
+    monkeypatch.setattr(
+        peer, "_generate", lambda *_: (asked.ids, asked.mask.long(), done.ids, done.mask.long(), None)
+    )
+    theirs = peer.training_step(peer.model, {"prompt": texts_of(prompts)})
+
+    model = CausalLM(copy.deepcopy(policy))
+    side_by_side = [row for pair in zip(first, second, strict=True) for row in pair]
+    batch = Groups(drawn(prompts, side_by_side, reference), 2)
+    mine = loss_of(OPO(labels="hard", beta_r=1.0, beta_pi=BETA), model, batch)
+    mine.backward()
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert abs(mine.item() - loss_of(OPO(beta_r=1e6, beta_pi=BETA), model, batch).item()) > 1e-2
+    ours, other = gradient(model.model), gradient(peer.model)
+    assert other.norm() > 1e-3 and (ours - other).norm() < 1e-4 * other.norm()
+
+
+@pytest.mark.parametrize("std", [True, False])
+def test_grpo_is_that_of_the_grpo_trainer(std: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rows drawn by another policy, so that ratios are not 1 and the clip bites. TRL weighs k3 by the ratio unless told not
+    to; the paper does not."""
+    policy, reference = networks()
+    prompts, completions = ids((5, 5), 0), ids((4, 7, 2, 1, 5, 6, 2, 5), 1)
+    policy.config._name_or_path = str(tmp_path / "reference")  # where it takes its reference from
+    reference.save_pretrained(policy.config._name_or_path)
+    settings = {"per_device_train_batch_size": 8, "num_generations": 4, "loss_type": "grpo", "beta": BETA}
+    settings |= {"scale_rewards": "group" if std else "none", "use_bias_correction_kl": False}
+    asked = [{"prompt": text} for text in texts_of(prompts) for _ in range(4)]
+    peer = trainer(trl.GRPOTrainer, trl.GRPOConfig, tmp_path, asked, policy, points, **settings)
+    rows = [row for row in prompts for _ in range(4)]
+    made = (rows, completions, None, texts_of(completions), None, {}, None, None)
+    monkeypatch.setattr(peer, "_generate", lambda *_: made)
+
+    scale = 1.0 if std else 1e-3  # without a division the rewards would drown k3
+    batch = drawn(prompts, completions, reference)
+    assert batch.reward is not None
+    batch = batch.with_(reward=scale * batch.reward, log_q=batch.log_ref)
+    inputs = peer._generate_and_score_completions(asked)
+    inputs |= {"advantages": scale * inputs["advantages"], "old_per_token_logps": batch.log_ref}
+    model, objective = CausalLM(copy.deepcopy(policy)), GRPO(beta=BETA, std=std)
+    clipped = objective.loss(model, objective.prepare(batch)).metrics["clipped"]
+    assert 0 < clipped.mean() < 1
+    agree(loss_of(objective, model, batch), model.model, peer._compute_loss(peer.model, inputs), peer.model)
 
 
 # ---- supervised, and rewards ---------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""The command line: list | run | sweep | prepare | sample | doctor | score | measure | report | calibrate | demo.
+"""The command line: list | run | sweep | prepare | sample | doctor | merge | score | measure | report | serve |
+calibrate | demo.
 
 A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
 standard output, progress to standard error. Mistakes by the user end in one line that says what to do, and
@@ -22,7 +23,7 @@ USAGE = """\
 tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in nats how close you came.
 
   tiltlm demo                                   the whole story on a laptop CPU: a table and a picture
-  tiltlm list                                   tasks, methods and stages, one line each; --matrix: which go together
+  tiltlm list                                   tasks, methods and stages on two screens; --matrix: which go together
   tiltlm run   animals/ctl --task.beta 0.5      measure a method on a task (and build what that needs first)
   tiltlm run   animals/evaluate --methods ctl dpo rloo
                                                 several methods against one target, side by side
@@ -33,9 +34,11 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
   tiltlm sample MODEL --prompts p.jsonl --n 4 --out y.jsonl
                                                 draw completions from a model folder, hub name or run
   tiltlm doctor MODEL                           what a model is, how it may be run, what it needs
+  tiltlm merge ADAPTERS --out FOLDER            adapters of a folder or run, merged into their model
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
   tiltlm measure RUN… NAME=FOLDER…              finished runs, and models trained elsewhere, compared prompt by prompt
   tiltlm report RUN… --out page.html            their tables, pictures and samples on one page, offline
+  tiltlm serve JUDGE --gold NAME                a judge that learns from a trickle of gold verdicts, behind HTTP
   tiltlm calibrate                              how often the intervals hold, counted in worlds whose truth is known
 
 Every command takes --help; `tiltlm run TASK/STAGE --help` shows the settings that people change first.
@@ -44,7 +47,7 @@ Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, fin
 
 COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
 COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "calibrate": "calibrate"}
-COMMANDS |= {"demo": "demo", "doctor": "doctor"}
+COMMANDS |= {"serve": "serve", "demo": "demo", "doctor": "doctor", "merge": "merge"}
 """Each command, and the module of `commands/` that has the function of its name."""
 
 

@@ -62,6 +62,12 @@ class Method:
     critic: ClassVar[bool] = False
     """Whether it trains a critic beside its policy."""
 
+    judged: ClassVar[bool] = False
+    """Whether a judge scores its rows, in the place of the reward."""
+
+    asks: ClassVar[bool] = False
+    """Whether it asks the reward of further draws, beside those that it learns from."""
+
     source: ClassVar[Source | None] = None
     """Where its rows come from if the feed does not say; None: what the task takes first."""
 

@@ -5,12 +5,12 @@ Each has two literals: NAMES {name: one line} and METHODS {name: its value}. A n
 
 from __future__ import annotations
 
-import ast
 import importlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tiltlm.literals import literal
 from tiltlm.mistakes import nearest
 
 if TYPE_CHECKING:
@@ -36,18 +36,6 @@ def catalogue() -> dict[str, dict[str, tuple[str, str]]]:
         }
         for folder in ROADS
     }
-
-
-def literal(path: Path, name: str) -> dict[str, str]:
-    """The dict literal that a file assigns to `name` (annotated); empty where it has none."""
-    text = path.read_text(encoding="utf-8")
-    if f"\n{name}: " not in text:  # parsing all files takes longer than looking
-        return {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
-            found: dict[str, str] = ast.literal_eval(node.value) if node.value is not None else {}
-            return found
-    return {}
 
 
 def names() -> dict[str, str]:

@@ -13,6 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tiltlm.judges.base import Judge
+from tiltlm.judges.discriminator import Discriminator
+from tiltlm.judges.learning import LearningJudge
+from tiltlm.judges.making import network_on_texts
+from tiltlm.judges.networks import LastValue
+from tiltlm.judges.settings import Judging
 from tiltlm.method import Learner, Method
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
@@ -134,6 +140,44 @@ def head(problem: Problem, net: Net, width: int = 1) -> Any:
         _body(problem, net), width=width, per_token=net.judges == "next", mlp_layers=net.mlp_layers,
         mlp_factor=net.mlp_factor, frozen=net.body == "frozen", reads=_reads(problem),
     )  # fmt: skip
+
+
+def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path) -> Judge:
+    """The judge that the settings describe, its journal in `folder`; own: for first weights, and for what it chooses.
+
+    Without a model of its own it begins as the reference's body: on texts where the problem has a tokenizer, else on ids.
+    """
+    if how.url:
+        from tiltlm.judges.client import RemoteJudge
+
+        return RemoteJudge(how.url)
+    if how.kind == "self":
+        return LearningJudge(None, problem.reward_of_texts, how, own, folder)
+    if how.allocation == "pool" and problem.reward_of_texts is None:
+        raise ValueError(
+            "a pool is bought out of later: it wants a reward of texts; take --feed.judge.allocation spread"
+        )
+    networks = [_judging(problem, how, own.child("member", k), folder) for k in range(how.members)]
+    return LearningJudge(
+        Discriminator(networks, how.lr, how.batch_size), problem.reward_of_texts, how, own, folder
+    )
+
+
+def _judging(problem: Problem, how: Judging, own: Stream, folder: Path) -> Any:
+    if problem.tokenizer is None:
+        if how.kind == "dpo":
+            raise ValueError(
+                "a second policy judges texts, and here there are none: take --feed.judge.kind reward-model"
+            )
+        with torch.random.fork_rng(devices=[]):
+            own.seed_everything()
+            return LastValue(head(problem, Net(judges="last")))
+    reference: Any = problem.reference
+    body = folder / "body"
+    if not how.start and not body.is_dir():
+        reference.save(body)
+    with torch.random.fork_rng(devices=[]):
+        return network_on_texts(how, how.start or body, own, problem.device)
 
 
 def _reads(problem: Problem) -> Literal["tokens", "nothing"]:

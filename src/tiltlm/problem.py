@@ -65,6 +65,7 @@ class Facts:
     halved     whether the data's rows for values are half successes, whatever the reference's rate of them (pairs)
     teacherless  whether the reference predicts all tokens at once, without reading a completion's own
     untrained    whether it is known what the reference was before it was trained
+    paid       whether the reward costs money
     test_prompts  how many there are to measure on, where that is not as it is with those to train on
     """
 
@@ -82,6 +83,7 @@ class Facts:
     teacherless: bool = False
     untrained: bool = False
     test_prompts: Literal["one", "several"] | None = None
+    paid: bool = False
 
     def __post_init__(self) -> None:
         if self.r_max is not None and not math.isfinite(self.r_max):
@@ -143,6 +145,8 @@ class Problem:
     beta_pi     temperature of the log-ratios at which distances within groups are measured (its reward's: beta / beta_pi)
     counts      check -> bool [test prompts]: those on which it means something (all, where none are named)
     test_stream the stream of what is drawn to measure
+    texts       samples -> what a reward of texts reads: prompts without a template, completions without their end
+    reward_of_texts  (prompts, completions), as `texts` has them -> rewards
     reference_name   what tells the reference from others, for caches; empty: no cache
     """
 
@@ -173,6 +177,8 @@ class Problem:
     beta_pi: float = 1.0
     counts: Mapping[str, Tensor] = field(default_factory=dict)
     test_stream: Stream | None = None
+    texts: Callable[[Samples], tuple[list[Any], list[Any]]] | None = None
+    reward_of_texts: Callable[[Sequence[Any], Sequence[Any]], list[float]] | None = None
     reference_name: str = ""
 
     def __post_init__(self) -> None:

@@ -44,8 +44,10 @@ from tiltlm.groups import Groups
 from tiltlm.models.causal import copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableLM, TableValues
+from tiltlm.policies.a_star_po import AStarPO, Valued
 from tiltlm.policies.apo import APO, Anchor
 from tiltlm.policies.cdpo import CDPO
+from tiltlm.policies.d2po import D2PO
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.dpo_rw import DpoRw
 from tiltlm.policies.dr_grpo import DrGRPO
@@ -54,13 +56,19 @@ from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.policies.hinge import Hinge
 from tiltlm.policies.ipo import IPO
 from tiltlm.policies.kto import KTO, Judged
+from tiltlm.policies.log_variance import LogVariance
+from tiltlm.policies.online_exo import OnlineDpoRw, OnlineExo
+from tiltlm.policies.online_ipo import OnlineIPO
+from tiltlm.policies.opo import OPO
 from tiltlm.policies.orpo import ORPO
 from tiltlm.policies.ppo import PPO, ActorCritic, Rollout
+from tiltlm.policies.rebel import REBEL
 from tiltlm.policies.reinforce import Advantages, Baseline, Reinforce
 from tiltlm.policies.robust_dpo import RobustDPO
 from tiltlm.policies.rpo import RPO
 from tiltlm.policies.sft import SFT
 from tiltlm.policies.simpo import SimPO
+from tiltlm.policies.trajectory_balance import LearntTrajectoryBalance, TrajectoryBalance
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.twists.value import ValueLearning
 
@@ -203,6 +211,54 @@ class OddCritic(nn.Module):
         return torch.where(samples.mask, (before.double() * 0.7).sin(), 0.0)[..., None]
 
 
+# ---- groups of the policy's own, or of anybody's --------------------------------------------------------------
+
+
+def live_groups(w: World, model: nn.Module, evenly: bool = False) -> tuple[Groups, Tensor]:
+    """Every pair of completions of a prompt as `model` draws them, or each as likely; log_q is the model's in both."""
+    drawer = torch.full_like(w.reward, 1 / w.reward.shape[1]) if evenly else w.density(model)
+    groups, p = groups_of_two(w, drawer)
+    return Groups(groups.samples.with_(log_q=model.log_prob(groups.samples).detach()), 2), p
+
+
+def of_live(w: World, model: nn.Module, objective: Any, evenly: bool = False) -> Tensor:
+    return expected_gradient(objective, model, *live_groups(w, model, evenly))
+
+
+def of_a_star_po(w: World, model: nn.Module, error: float = 0.0, evenly: bool = False) -> Tensor:
+    """error: of V̂*, in units of the reward."""
+    groups, p = live_groups(w, model, evenly)
+    value = w.beta * w.log_z()[groups.samples.prompt_index[::2]] + error
+    return expected_gradient(AStarPO(w.beta), model, Valued(groups, value), p)
+
+
+class PromptValues(nn.Module):
+    """A critic that says one number of every prompt."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = nn.Parameter(value.clone())
+
+    def values_before(self, samples: Samples) -> Tensor:
+        return self.value[samples.prompt_index][:, None, None].expand(*samples.tokens.shape, 1)
+
+
+def of_learnt_balance(w: World, model: nn.Module, evenly: bool) -> Tensor:
+    """By the policy's parameters and by log Ẑ, which is right."""
+    both = ActorCritic(model, PromptValues(w.log_z()))
+    return expected_gradient(LearntTrajectoryBalance(w.beta), both, *live_groups(w, model, evenly))
+
+
+def nash(w: World, beta_r: float = 1.0) -> nn.Module:
+    """p ∝ pi_ref·exp(P(y ≻ Y')/beta), Y' ~ p, by iteration."""
+    wins = ((w.reward[:, :, None] - w.reward[:, None, :]) / beta_r).sigmoid()
+    h = torch.zeros_like(w.reward)
+    for _ in range(200):
+        p = (w.p_ref().log() + h).softmax(1)
+        h = (h + (wins * p[:, None, :]).sum(2) / w.beta) / 2
+    return w.table_of((w.p_ref().log() + h).softmax(1))
+
+
 FIXED_POINTS = {
     "ppo": Law(PPO, of_ppo),
     "sft": Law(SFT, of_sft),
@@ -218,6 +274,31 @@ FIXED_POINTS = {
     "reinforce": Law(Reinforce, lambda w, m: of_reinforce(w, m, "none", w.beta)),
     "reinforce, batch_mean": Law(Reinforce, lambda w, m: of_reinforce(w, m, "batch_mean", w.beta)),
     "reinforce, leave_one_out": Law(Reinforce, lambda w, m: of_reinforce(w, m, "leave_one_out", w.beta)),
+    "opo": Law(OPO, lambda w, m: of_live(w, m, OPO("soft", 0.5, w.beta / 0.5))),
+    "opo, pairs drawn evenly": Law(OPO, lambda w, m: of_live(w, m, OPO("soft", 0.3, w.beta / 0.3), True)),
+    "d2po, no verdict bought": Law(D2PO, lambda w, m: of_live(w, m, D2PO("soft", 0.5, w.beta / 0.5))),
+    "online exo": Law(OnlineExo, lambda w, m: of_live(w, m, OnlineExo(0.5, w.beta / 0.5))),
+    "online dpo-rw": Law(OnlineDpoRw, lambda w, m: of_live(w, m, OnlineDpoRw(0.5, w.beta / 0.5))),
+    "online ipo": Law(
+        OnlineIPO,
+        lambda w, m: of_live(w, m, OnlineIPO("soft", w.beta)),
+        nash,
+        (lambda w: w.reference, World.optimum),
+    ),
+    "log-variance": Law(LogVariance, lambda w, m: of_live(w, m, LogVariance(w.beta))),
+    "log-variance, drawn evenly": Law(LogVariance, lambda w, m: of_live(w, m, LogVariance(w.beta), True)),
+    "trajectory balance": Law(TrajectoryBalance, lambda w, m: of_live(w, m, TrajectoryBalance(w.beta))),
+    "trajectory balance, drawn evenly": Law(
+        TrajectoryBalance, lambda w, m: of_live(w, m, TrajectoryBalance(w.beta), True)
+    ),
+    "trajectory balance, learnt": Law(LearntTrajectoryBalance, lambda w, m: of_learnt_balance(w, m, False)),
+    "trajectory balance, learnt, drawn evenly": Law(
+        LearntTrajectoryBalance, lambda w, m: of_learnt_balance(w, m, True)
+    ),
+    "rebel": Law(REBEL, lambda w, m: of_live(w, m, REBEL(w.beta))),
+    "rebel, drawn evenly": Law(REBEL, lambda w, m: of_live(w, m, REBEL(w.beta, 0.3), True)),
+    "a-star-po, V too low": Law(AStarPO, lambda w, m: of_a_star_po(w, m, -0.2)),
+    "a-star-po, drawn evenly": Law(AStarPO, lambda w, m: of_a_star_po(w, m, 0.0, True)),
     "values, one logit": values_law(("fixed length, binary", "with eos, binary"), 1),
     "values, two atoms": values_law(("fixed length, binary", "with eos, binary"), 2),
     "values, four atoms": values_law(("fixed length, graded", "with eos, graded"), 4),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from tiltlm.method import Learner, Method
 from tiltlm.methods import method as method_called
 from tiltlm.methods import names
 from tiltlm.models.base import LanguageModel, without_end
-from tiltlm.nets import Net, learner, loaded
+from tiltlm.nets import Net, judge_of, learner, loaded
 from tiltlm.problem import Problem, Split, tokens_of
 from tiltlm.progress import steps as progress_of
 from tiltlm.samplers.ancestral import draw_in_batches
@@ -149,7 +150,9 @@ def _trained(
 ) -> tuple[Learner, list[dict[str, float]]]:
     """The loop of `train.Training`, without a folder."""
     problem, who = learner(problem, method, cell.net, problem.stream.child(called, "init"))
-    course = course_of(problem, method, who, cell.feed, cell.fit, called, _stores(problem, method, cell.feed))
+    course = course_of(
+        problem, method, who, cell.feed, cell.fit, called, _stores(problem, method, cell.feed, called)
+    )
     objective, pace, taken = method.objective(problem), course.fit.pace, Course()
     model, own = who.module.to(problem.device), problem.stream.child(called)
     engine, metrics, step = Engine(model, course.fit.optim), [], 0
@@ -179,11 +182,15 @@ class _silent:
         return None
 
 
-def _stores(problem: Problem, method: Method, feed: Any) -> Stores:
-    """Labelled draws of the reference, exact draws to train on: made when they are first asked for."""
+def _stores(problem: Problem, method: Method, feed: Any, called: str) -> Stores:
+    """Labelled draws of the reference, exact draws to train on: made when they are first asked for; a judge with its
+    journal in a folder of its own."""
     if isinstance(feed, TwistFeed):
         own = problem.stream.child("training")
         return Stores(exact=lambda: problem.exact_draws(problem.prompts["train"], ExactSettings().n, own))
+    if feed.judge.kind != "none":
+        folder = Path(tempfile.mkdtemp(prefix="tiltlm-judge-"))
+        return Stores(judge=judge_of(problem, feed.judge, problem.stream.child(called, "judge"), folder))
     if source_of(problem.facts, method, feed) != "stored":
         return Stores()
     made: dict[Split, Groups] = {}

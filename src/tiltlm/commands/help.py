@@ -79,7 +79,8 @@ def _head(recipe: Any, command: str) -> list[str]:
 def about(recipe: Any) -> str:
     """What a recipe does, in a sentence or two."""
     if recipe.name in figures():
-        return f"{figures()[recipe.name][1].rstrip('.').capitalize()}. It stands alone: no task, no training."
+        line = figures()[recipe.name][1]
+        return f"{line[0].upper()}{line[1:]}. It stands alone: no task, no training."
     task, _, stage = recipe.name.partition("/")
     line = tasks()[task][1] if task in tasks() else task
     does = names().get(stage) or STAGES.get(stage) or (inspect.getdoc(type(recipe)) or "").partition("\n\n")[0]

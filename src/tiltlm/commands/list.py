@@ -1,23 +1,31 @@
-"""`tiltlm list`: tasks, methods by road, stages and papers, without importing torch; `--matrix` asks every cell whether it
-makes sense."""
+"""`tiltlm list`: tasks, methods by road, stages, figures, gold rewards and papers, without importing torch; `--matrix`
+asks every cell whether it makes sense. Two screens in all: the longest parts are names alone, until a word asks for their
+lines."""
 
 from __future__ import annotations
 
 import builtins
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tiltlm import recipes
-from tiltlm.methods import ROADS, catalogue, names
+from tiltlm.methods import ROADS, catalogue
 from tiltlm.mistakes import nearest
+from tiltlm.rewards import gold
 
 USAGE = """\
 usage: tiltlm list [WORD] [--matrix]   tasks, methods and stages (whose name or line contains WORD), one line each
+
+Some parts are names alone until WORD is theirs: policies, gpu, figures, gold.
 
 A recipe is TASK/STAGE; a method's name is a stage: `tiltlm run animals/ctl` trains and measures it.
 --matrix prints every task against every method: ✓ where the cell makes sense, – with a reason where it does not."""
 
 WIDTH = 118
+
+SHORT = ("gpu", "policies", "figures", "gold")
+"""Parts that are names alone where no word is given; the word says a line on each."""
 
 
 def list(args: Sequence[str]) -> int:
@@ -38,26 +46,64 @@ def list(args: Sequence[str]) -> int:
 
 
 def _listed(word: str) -> int:
-    chosen = narrowed({name: line for name, (_, line) in recipes.tasks().items()}, word)
-    roads = {
-        f"{what} ({folder})": narrowed({name: line for name, (_, line) in found.items()}, word)
-        for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
-    }
-    stages, papers = narrowed(recipes.STAGES, word), narrowed(papers_of(), word)
-    alone = {
-        "figures that stand alone": narrowed({name: line for name, (_, line) in recipes.figures().items()}, word)
-    }
-    if not (chosen or any(roads.values()) or stages or papers or any(alone.values())):
-        known = [*recipes.tasks(), *recipes.figures(), *names(), *recipes.STAGES]
+    shown = {part: (title, found) for part, (title, found) in _parts(word).items() if found}
+    if not shown:
+        known = [*recipes.tasks(), *(name for found in catalogue().values() for name in found), *recipes.STAGES]
+        known += [*recipes.figures(), *gold.catalogue()]
         print(f"nothing here is called {word!r}.{nearest(word, known)} `tiltlm list` shows everything")
         return 0
-    common = {"stages that every task has": stages}
-    for title, found in {"tasks": chosen, **roads, **common, **alone, "papers": papers}.items():
-        if found:
-            print(f"{title[0].upper()}{title[1:]}")
-            print("\n".join(_column(found) if len(found) < 9 or title == "tasks" else _columns(found)))
+    for part, (title, found) in shown.items():
+        short = part in SHORT and not word
+        print(f"{title[0].upper()}{title[1:]}" + (f" (`tiltlm list {part}`: a line on each)" if short else ""))
+        print("\n".join(_names(found) if short else _lines(part, found)))
     print("\ntiltlm run TASK/STAGE, TASK/evaluate --methods A B …; `--help` behind it shows the settings")
     return 0
+
+
+def _parts(word: str) -> dict[str, tuple[str, Mapping[str, str]]]:
+    """Part of the list -> its title, and what the word leaves of it."""
+    tasks = narrowed({name: line for name, (_, line) in recipes.tasks().items()}, word)
+    published = {name: line for name, line in tasks.items() if line.endswith("(wants a GPU)")}
+    figures = {name: line for name, (_, line) in recipes.figures().items()}
+    roads = {
+        folder: (what, {name: line for name, (_, line) in found.items()})
+        for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
+    }
+    return {
+        "tasks": ("tasks", {name: line for name, line in tasks.items() if name not in published}),
+        "gpu": ("tasks that want a GPU, with published settings", published),
+        **{
+            road: (what, found if word == road else narrowed(found, word)) for road, (what, found) in roads.items()
+        },
+        "stages": ("stages that every task has", narrowed(recipes.STAGES, word)),
+        "figures": (
+            "figures that stand alone, without a task",
+            figures if word == "figures" else narrowed(figures, word),
+        ),
+        "gold": ("gold rewards, for --task.reward and tiltlm score", gold_rewards(word)),
+        "papers": ("papers", narrowed(papers_of(), word)),
+    }
+
+
+def gold_rewards(word: str) -> dict[str, str]:
+    """Gold rewards whose name or line contains `word`; all of them where the word is "gold"."""
+    found = {name: each.line for name, each in gold.catalogue().items()}
+    return found if word.lower() == "gold" else narrowed(found, word)
+
+
+def _names(found: Mapping[str, str]) -> builtins.list[str]:
+    return textwrap.wrap(
+        ", ".join(found), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
+
+
+def _lines(part: str, found: Mapping[str, str]) -> builtins.list[str]:
+    """What stands under a title: a line on each, of gold rewards what they need as well."""
+    if part == "gold":
+        indent = " " * (4 + max(map(len, found)))
+        pairs = zip(_column(found), (gold.catalogue()[name].needs for name in found), strict=True)
+        return [each for line, needs in pairs for each in (line, f"{indent}[{needs}]")[: 1 + bool(needs)]]
+    return _column(found) if len(found) < 9 or part in ("tasks", "gpu", "policies") else _columns(found)
 
 
 def narrowed(found: Mapping[str, str], word: str) -> dict[str, str]:

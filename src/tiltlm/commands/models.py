@@ -13,6 +13,7 @@ from tiltlm.commands.earlier import refuse_earlier
 from tiltlm.commands.options import from_json
 from tiltlm.data.chat import is_messages, opened, tools_in
 from tiltlm.data.encoding import cut_left
+from tiltlm.data.wording import Wording
 from tiltlm.device import device_of
 from tiltlm.jsonl import read_json
 from tiltlm.models.base import LanguageModel, without_end
@@ -39,6 +40,8 @@ class Decoder:
     tokenizer: Any = None
     most_new_tokens: int | None = None
     room: int | None = None
+    wording: Wording = Wording()
+    """The template that a run puts around its prompts."""
 
     def encode(self, prompt: Any, where: str) -> list[int]:
         """Token ids of a prompt given as text or as ids, cut to what is read. Raises ValueError naming `where`."""
@@ -100,8 +103,9 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
 def _of_run(run: Run[Any]) -> Decoder:
     model = run.recipe.decoder(run)  # first: it says where there is none
     tokenizer, most_new = run.recipe.speech(run)
-    room = run.recipe.room(run) if isinstance(run.recipe, OfTask) else None
-    return Decoder(model, tokenizer, most_new, room)
+    if not isinstance(run.recipe, OfTask):
+        return Decoder(model, tokenizer, most_new)
+    return Decoder(model, tokenizer, most_new, run.recipe.room(run), run.recipe.task.wording)
 
 
 def recipe_in(stored: Any, config: Path) -> Recipe:

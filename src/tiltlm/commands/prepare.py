@@ -20,8 +20,12 @@ from rich.table import Table
 
 from tiltlm.data.mapping import mapping_of
 from tiltlm.data.preference_rows import Loaded, as_pairs, as_rewards, format_named, read_preferences
+from tiltlm.data.relabel import check_relabelling, relabelled
 from tiltlm.data.tables import file_of, weighed
+from tiltlm.device import device_of
 from tiltlm.models.folders import located
+from tiltlm.rewards.by_name import TextFunction, text_function
+from tiltlm.rewards.masking import mask
 from tiltlm.seeds import stream
 
 CONVERSIONS = {"pairs": as_pairs, "rewards": as_rewards}
@@ -62,6 +66,16 @@ class Prepare:
     """`rewards`: pairs become prompt, completions, rewards [1, 0]; `pairs`: the best and worst completion of a
     group become chosen and rejected; `found`: rows keep their shape."""
 
+    relabel: str = ""
+    """A reward by name (as `tiltlm score` takes it): of every pair the side with more of it becomes chosen, and the
+    difference the margin. Ties are dropped and counted."""
+
+    keep_ties: bool = False
+    """Keep the ties of --relabel, as they stood, with the margin 0."""
+
+    device: str = "cpu"
+    """Where a model of --relabel runs: cpu, cuda, cuda:N, mps, or auto."""
+
     limit: int | None = None
     """Write this many rows at most."""
 
@@ -75,11 +89,14 @@ def prepare(args: list[str]) -> int:
     report = settings.out.with_name(f"{settings.out.name}.report.json")
     _check(settings, {settings.out.resolve(), report.resolve()})
     make = format_named(settings.format)
+    reward = _reward(settings)
     tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
     loaded = read_preferences(
         settings.sources, make, settings.split, tokenizer, settings.limit, columns=settings.columns,
         encoding=settings.encoding, convert=CONVERSIONS.get(settings.as_), own=stream(settings.seed, "prepare"),
     )  # fmt: skip
+    if reward is not None and loaded.rows:
+        loaded = relabelled(loaded, reward, settings.keep_ties)
     if not loaded.rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in loaded.dropped.items()) or "there are no rows"
         raise ValueError(f"nothing is left of {', '.join(settings.sources)} to write: {reasons}")
@@ -98,12 +115,23 @@ def _check(settings: Prepare, written: set[Path]) -> None:
     if settings.out.suffix != ".jsonl":
         raise ValueError(f"--out is a .jsonl file; got {settings.out}")
     mapping_of(settings.columns)
+    if settings.keep_ties and not settings.relabel:
+        raise ValueError("--keep-ties is about the ties of --relabel: name a reward there")
     if settings.limit is not None and settings.limit < 1:
         raise ValueError(f"--limit must be 1 or more; got {settings.limit}")
     for source in settings.sources:
         path = file_of(weighed(source)[0], settings.split)
         if path is not None and path.resolve() in written:
             raise ValueError(f"--out must be another file than {path}: results never replace their input")
+
+
+def _reward(settings: Prepare) -> TextFunction | None:
+    """The reward of --relabel, looked at before anything is read."""
+    if not settings.relabel:
+        return None
+    reward = text_function(settings.relabel, str(device_of(settings.device)))
+    check_relabelling(reward)
+    return reward
 
 
 def _tokenizer(name: str) -> Any:
@@ -130,6 +158,8 @@ def _report(settings: Prepare, loaded: Loaded) -> dict[str, Any]:
         "split": settings.split,
         "tokenizer": settings.tokenizer,
         "as": settings.as_,
+        "relabel": mask(settings.relabel),
+        "keep_ties": settings.keep_ties,
         "limit": settings.limit,
         "columns_from": list(settings.columns),
         "encoding": settings.encoding,

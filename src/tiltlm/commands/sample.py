@@ -22,9 +22,11 @@ import tyro
 
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
+from tiltlm.data.asked import prompt_rows
 from tiltlm.data.chat import asked_in, is_messages
+from tiltlm.data.wording import Wording
 from tiltlm.device import device_of
-from tiltlm.jsonl import placed_rows, read_json, whole_lines, write_whole
+from tiltlm.jsonl import read_json, whole_lines, write_whole
 from tiltlm.progress import note, steps
 from tiltlm.samplers.ancestral import Warp, Warped, draw
 from tiltlm.samples import Samples, Tokens
@@ -38,9 +40,10 @@ class Sample:
     model: Annotated[str, tyro.conf.Positional]
     """A folder or hub name that transformers loads, or a run folder of this library."""
 
-    prompts: Path
-    """A .jsonl file with a `prompt` on every line: text, messages ({role, content}; with `tools`, if there are any), or a
-    list of token ids. `messages` serves as well; an answer that they end in is left out."""
+    prompts: str
+    """A file (.jsonl, .json, .csv, .tsv, .parquet, .txt) or hub data set with a `prompt` in every row: text, messages
+    ({role, content}; with `tools`, if there are any), or a list of token ids; `question` and `messages` serve as well, and
+    an answer that these end in is left out. Or stories:N, arithmetic:N, of the project's own making."""
 
     out: Path
     """The .jsonl file to write; if it is there already, it is completed."""
@@ -50,6 +53,13 @@ class Sample:
 
     grouped: bool = False
     """One line per prompt, with a list of `completions`: what alignment on groups reads once they have `rewards`."""
+
+    template: str = ""
+    """A text with {prompt} in it that is put around prompts of text before the model goes on, or alpaca or tulu (default: a
+    run's own, else none). The bare prompt is what is written."""
+
+    columns: tuple[str, str] = ("prompt", "completion")
+    """What a line calls the two: `question response`, say."""
 
     max_new_tokens: int = 64
     """Tokens at most; a completion that has not ended by then is marked finished=false. (A run's are its own.)"""
@@ -84,13 +94,17 @@ def sample(args: list[str]) -> int:
     device_of(settings.device)
     _same_settings(settings)
     done, per = whole_lines(settings.out), 1 if settings.grouped else settings.n
-    asked = [(where, row, asked_in(row, where)) for where, row in placed_rows(settings.prompts)]
+    asked = [(where, row, asked_in(row, where)) for where, row in prompt_rows(settings.prompts)]
     if done >= len(asked) * per:
         note(f"{settings.out} is complete: {done} lines")
         return 0
     decoder = load_decoder(settings.model, settings.device, settings.dtype, settings.stop)
     rows = [_row(decoder, row, decoder.spoken(prompt, where, row)) for where, row, prompt in asked]
-    ids = [decoder.encode(row["prompt"], where) for (where, *_), row in zip(asked, rows, strict=True)]
+    wording = Wording(settings.template) if settings.template else decoder.wording
+    ids = [
+        decoder.encode(wording.said(prompt) if isinstance(prompt, str) else row["prompt"], where)
+        for (where, _, prompt), row in zip(asked, rows, strict=True)
+    ]
     at_once = max(1, settings.batch_size // settings.n)
     with steps("sample") as on_step:
         for begin in range(done // per, len(rows), at_once):
@@ -130,11 +144,12 @@ def _lines(
         stream=stream(settings.seed, "sample"),
         rows=torch.arange(begin * settings.n, (begin + len(ids)) * settings.n),
     )
-    found = list(_rows(drawn, decoder))
+    found, names = list(_rows(drawn, decoder)), dict(zip(("prompt", "completion"), settings.columns, strict=True))
     for k, given in enumerate(rows):
         mine = found[k * settings.n : (k + 1) * settings.n]
         for row in [_together(mine)] if settings.grouped else mine:
-            yield json.dumps(given | row, ensure_ascii=False) + "\n"
+            said = {names.get(name, name): value for name, value in (given | row).items()}
+            yield json.dumps(said, ensure_ascii=False) + "\n"
 
 
 def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:

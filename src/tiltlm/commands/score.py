@@ -25,6 +25,9 @@ Line = dict[str, Any]
 TAKEN = ("prompt", "completion", "completions")
 """Columns that become prompts and completions; all others keep their names."""
 
+AS_WELL = {"prompt": "question", "completion": "response"}
+"""Columns that are read where one of the usual name is missing."""
+
 ONE_EACH = ("completion_ids", "log_q", "finished")
 """Columns that, in a line of several completions, hold a list with one for each."""
 
@@ -38,10 +41,12 @@ class Score:
     f(prompts, completions, **columns), that returns one number for each completion; `reward-model:MODEL`, a sequence
     classifier with one output; `classifier:MODEL:LABEL`, log P(label | prompt and completion), and
     `log-odds:MODEL:LABEL`; MODEL is a folder, a hub name, or a run; an `https://` endpoint; `toxicity`, `nontoxicity` and
-    `sentiment:STARS` (1 to 5) by the published hub models; or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'."""
+    `sentiment:STARS` (1 to 5) by the published hub models; a gold reward (bagofwords, nouns, math, judge:MODEL@URL, …:
+    `tiltlm list gold` has a line on each); or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'."""
 
     rows: Annotated[Path, tyro.conf.Positional]
-    """The .jsonl file of completions: a `completion` a line, or a list of `completions`, which get `rewards`."""
+    """The .jsonl file of completions: a `completion` (or `response`) a line, or a list of `completions`, which get
+    `rewards`."""
 
     out: Path
     """The .jsonl file to write."""
@@ -95,7 +100,9 @@ def one_by_one(lines: Sequence[tuple[str, Line]]) -> Rows:
 
 
 def _completions(line: Line, where: str) -> list[Line]:
-    """A line as lines of one completion each; one of token ids alone is judged by these."""
+    """A line as lines of one completion each; one of token ids alone is judged by these. D2PO's files say question and
+    response."""
+    line = {name: line[other] for name, other in AS_WELL.items() if name not in line and other in line} | line
     if "completions" not in line:
         if "completion" not in line and "completion_ids" not in line:
             raise ValueError(

@@ -1,18 +1,20 @@
 """Prompts of a file: rows with a `prompt` (text, messages or token ids) or `messages`, and their other columns.
 
-Read are the files of `tables`, and .txt: a prompt a line, blank lines left out.
+Read are the files of `tables`, and .txt: a prompt a line, blank lines left out. `stories:200` are prompts of the project's
+own making (`own_prompts`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tiltlm.data.chat import asked_in, is_messages, opened, tools_in
-from tiltlm.data.tables import rows_of
+from tiltlm.data.own_prompts import own_prompts
+from tiltlm.data.tables import Placed, file_of, rows_of
 from tiltlm.jsonl import open_text, reading
 
 TALK = ("prompt", "messages", "tools")
@@ -40,15 +42,26 @@ def read_prompts(source: str, split: str = "train") -> list[Asked]:
 @cache
 def _read(source: str, split: str, changed: int) -> tuple[Asked, ...]:
     """changed: when the file was written last; another one of its name is read again."""
-    path = Path(source)
-    found = _lines(path) if path.suffix == ".txt" else rows_of(source, split)
-    asked = tuple(_asked(where, row) for where, row in found)
+    asked = tuple(_asked(where, row) for where, row in prompt_rows(source, split))
     if not asked:
         raise ValueError(f"{source} has no prompts: every row is one, with a column `prompt` or `messages`")
     return asked
 
 
-def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def of_hub(source: str) -> bool:
+    """Whether `source` can only be the name of a data set of the hub. Raises FileNotFoundError for a file that is gone."""
+    return own_prompts(source) is None and Path(source).suffix != ".txt" and file_of(source) is None
+
+
+def prompt_rows(source: str, split: str = "train") -> Iterable[Placed]:
+    """(where, row) of every prompt of a source, as `read_prompts` takes it; rows are not looked into."""
+    own, path = own_prompts(source), Path(source)
+    if own is not None:
+        return [(f"{source}[{k}]", {"prompt": text}) for k, text in enumerate(own)]
+    return _lines(path) if path.suffix == ".txt" else rows_of(source, split)
+
+
+def _lines(path: Path) -> list[Placed]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with reading(path), open_text(path) as file:

@@ -66,12 +66,15 @@ def opened(tokenizer: Any, prompt: Talk, tools: Tools | None = None) -> str:
 
 
 def asked_in(row: dict[str, Any], where: str) -> Any:
-    """What a row asks for an answer to: its `prompt`, or its `messages` without the answer that they may end in.
+    """What a row asks for an answer to: its `prompt`, its `messages` without the answer that they may end in, or its
+    `question`.
 
-    Raises ValueError naming the place `where`, where it has neither.
+    Raises ValueError naming the place `where`, where it has none of them.
     """
     if "prompt" in row:
         return row["prompt"]
+    if "question" in row and "messages" not in row:
+        return row["question"]
     messages = row.get("messages", [])
     if not is_messages(messages):
         raise ValueError(f"{where}: column 'prompt' is missing; this line has {', '.join(row) or 'nothing'}")

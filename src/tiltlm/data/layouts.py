@@ -4,7 +4,7 @@
 |---|---|
 | conversations: [{from, value}, …] | messages; with chosen and rejected, the prompt of a pair |
 | input: {messages, tools}, preferred_output, non_preferred_output | a pair of messages |
-| question, response_j, response_k | a pair; magnitude is its margin |
+| question, response_j, response_k | a pair; magnitude is its margin, here as in every layout of a pair |
 | prompt, response_0, response_1, better_response_id (or safer_response_id) | a pair |
 | instruction, completions: [{response, overall_score}, …] | a group |
 | instruction, input or question, with chosen and rejected | a pair |
@@ -126,8 +126,11 @@ def _as_it_is(row: Row, tokenizer: Any) -> Row:
 
 
 def _margined(row: Row, made: Row) -> Row:
-    """`made` with the difference of score_chosen and score_rejected as its margin, where the row has these numbers."""
+    """`made` with the row's magnitude, else the difference of score_chosen and score_rejected, as its margin; as it is
+    where it has one, or there are no such numbers."""
     good, bad = row.get("score_chosen"), row.get("score_rejected")
+    if "margin" not in made and "magnitude" in row:
+        return made | {"margin": row["magnitude"]}
     if "margin" in made or not isinstance(good, (int, float)) or not isinstance(bad, (int, float)):
         return made
     return made | {"margin": good - bad}
@@ -169,9 +172,8 @@ def _preferred_output(row: Row, tokenizer: Any) -> Row:
 
 
 def _better_and_worse(row: Row, tokenizer: Any) -> Row:
-    margin = {"margin": row["magnitude"]} if "magnitude" in row else {}
     sides = {"chosen": row["response_j"], "rejected": row["response_k"]}
-    return turns(row, tokenizer, ["question"], sides | margin)
+    return _margined(row, turns(row, tokenizer, ["question"], sides))
 
 
 def _numbered(which: str) -> Layout:

@@ -41,6 +41,15 @@ def stories(n: int, stream: Stream) -> list[str]:
     return [_story(pen) for _ in range(n)]
 
 
+OPENING = 9
+"""Words of a story's opening."""
+
+
+def opening(rng: np.random.Generator) -> str:
+    """How a story begins: its first nine words."""
+    return " ".join(_story(_Pen(rng)).split()[:OPENING])
+
+
 def _story(pen: _Pen) -> str:
     girl = pen(("", "x")) == "x"
     name = pen(GIRLS if girl else BOYS)

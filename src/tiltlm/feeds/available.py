@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tiltlm.feeds.settings import NEW, AnyFeed, Feed, TwistFeed
+from tiltlm.judges.settings import Judging
 from tiltlm.method import Method
 from tiltlm.problem import Facts, Fed, Source
 from tiltlm.twists.objective import TwistMethod
@@ -47,6 +48,12 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if source == "live" and fed in ("answers", "values"):
         of = "answers of pi* or the data" if fed == "answers" else "draws of the reference"
         return f"it learns from {of}, not from the policy's own: --feed.source task"
+    if method.judged and feed.judge.kind == "none":
+        return "its labels are a judge's: --feed.judge.kind reward-model (without a judge it is opo)"
+    if feed.judge.kind != "none":
+        why = _unjudged(facts, method, feed, source)
+        if why is not None:
+            return why
     if 0 < feed.n < method.least and facts.prompts != "one":
         return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
     if feed.n and source in NEW and facts.prompts == "one":
@@ -64,6 +71,27 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if source == "fresh" and fed == "answers":
         why = facts.no_exact_draws()
         return None if why is None else f"it imitates exact draws of pi*, and {why}"
+    return None
+
+
+def _unjudged(facts: Facts, method: Method, feed: Feed, source: Source) -> str | None:
+    """Why a judge cannot score such rows, or None."""
+    if source not in NEW or method.fed not in ("live", "groups"):
+        return "a judge scores new rows that are drawn in pairs or groups: leave --feed.judge out"
+    if method.asks:
+        return "it asks the reward of draws of its own, which no judge scores or counts: leave --feed.judge out"
+    if facts.paid and not (feed.judge.budget or feed.judge.url):
+        return "the reward costs money: say how many of its verdicts may be bought, --feed.judge.budget"
+    if facts.paid and feed.judge.monitor:
+        return "the reward costs money, and watching the judge would ask it for every row: leave --feed.judge.monitor out"
+    if facts.conditioned:
+        return "a judge reads prompt and completion, and here a condition decides as well: leave --feed.judge out"
+    if method.fed == "groups" and feed.size % 2:
+        return (
+            f"a judge buys verdicts on pairs, and groups of {feed.size} do not part into pairs: --feed.size 2 or 4"
+        )
+    if method.fed == "live" and facts.prompts != "one" and (feed.n or 4) % 2:
+        return f"a judge buys verdicts on pairs: an even number of draws of a prompt (--feed.n); got {feed.n}"
     return None
 
 
@@ -112,9 +140,13 @@ def shares(facts: Facts, feed: Feed, batch_size: int) -> tuple[int, int]:
     return batch_size // n, n
 
 
+JUDGE = Judging("reward-model", budget=200, warm=100, warm_epochs=4)
+"""The judge of a method that needs one, if nothing is said of it."""
+
+
 def default_feed(method: Method, facts: Facts) -> AnyFeed:
     """The feed of a method's kind with its defaults: of many prompts a few a step, with fewer particles each."""
     if method.fed != "draws":
-        several = facts.prompts != "one"
-        return Feed(n=1) if method.source == "live" and several else Feed()
+        judge = JUDGE if method.judged else Judging()
+        return Feed(n=1 if method.source == "live" and facts.prompts != "one" else 0, judge=judge)
     return replace(TwistFeed(), prompts=4, particles=24) if facts.prompts == "several" else TwistFeed()

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from tiltlm.experience import Experience, Generated, Live
+from tiltlm.experience import Experience, Generated, Live, referenced
 from tiltlm.feeds.available import shares, source_of
-from tiltlm.feeds.fixed import as_wanted, judged
+from tiltlm.feeds.fixed import Stores, as_wanted, judged
 from tiltlm.feeds.settings import Feed
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
+from tiltlm.judges.judged import JudgedBy, as_rows
+from tiltlm.judges.settings import Judging
 from tiltlm.method import Learner, Lesson, Method
 from tiltlm.problem import Problem
-from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.ancestral import draw, draw_in_batches
 from tiltlm.samplers.scenes import Scene
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream
 
 
 def drawn_rows(
-    problem: Problem, method: Method, learner: Learner, feed: Feed, fit: Fit, called: str
+    problem: Problem, method: Method, learner: Learner, feed: Feed, fit: Fit, called: str, stores: Stores
 ) -> Experience:
-    """Rows that are new at every step."""
+    """Rows that are new at every step, scored by the reward or, where the feed names one, by a judge."""
     count, n = shares(problem.facts, feed, fit.batch_size)
     several = problem.facts.prompts == "several"
     if several:
@@ -33,15 +37,45 @@ def drawn_rows(
     own = problem.stream.child(called, "data" if several and method.fed == "live" else "draws")
     scene = problem.scene(count, n if method.fed == "answers" else None)
     found: Experience
+    asked = feed.judge.kind != "none"
     if method.fed == "live" and problem.fresh is None:
         assert learner.policy is not None
+        reward = None if asked else problem.target.reward
         found = Live(
-            learner.policy, problem.target.reward, problem.prompts["train"], count, problem.width, own, n,
-            problem.reference if method.wants_reference else None,
+            learner.policy, reward, problem.prompts["train"], count, problem.width, own, n,
+            problem.reference if method.wants_reference or asked else None,
         )  # fmt: skip
     else:
         found = Generated(_maker(problem, method, learner, feed, scene, n), own)
+    if asked:
+        found = _judged_by(problem, method, feed.judge, found, stores, own.child("judge"))
     return as_wanted(method, found, Lesson(problem, learner, scene, n, own))
+
+
+def _judged_by(
+    problem: Problem, method: Method, judging: Judging, found: Any, stores: Stores, own: Stream
+) -> JudgedBy:
+    """`found` scored by the judge that the settings describe; the pairs that it starts with are the reference's."""
+    assert stores.judge is not None
+    beta_pi = getattr(method, "beta_pi", problem.beta_pi)
+
+    def begin() -> Samples:
+        prompts = problem.scene(judging.warm)(own.child("warm", "prompts"))[0]
+        n = 2 * -(-judging.warm // len(prompts))
+        drawn = draw_in_batches(
+            problem.reference, prompts, n=n, max_new_tokens=problem.width, stream=own.child("warm"), batch_size=256
+        )
+        return drawn.select(slice(0, 2 * judging.warm))
+
+    def implicit(samples: Samples) -> Tensor:
+        assert samples.log_q is not None and samples.log_ref is not None
+        return beta_pi * (samples.log_q - samples.log_ref).sum(1)
+
+    rows = problem.texts or partial(as_rows, tokenizer=problem.tokenizer, eos_ids=problem.reference.eos_ids)
+    return JudgedBy(
+        found, stores.judge, problem.target.reward, rows,
+        implicit if judging.kind == "self" else None, begin if judging.warm else None, judging.monitor,
+    )  # fmt: skip
 
 
 def _maker(
@@ -54,7 +88,10 @@ def _maker(
     def drawn(own: Stream, each: int) -> Samples:
         prompts = scene(own.child("conditions"))[0]
         some = draw(model, prompts, n=each, max_new_tokens=problem.width, stream=own)
-        return problem.target.scored(some.with_(log_ref=some.log_q) if model is problem.reference else some)
+        some = (
+            some.with_(log_ref=some.log_q) if model is problem.reference else referenced(some, problem.reference)
+        )
+        return some if feed.judge.kind != "none" else problem.target.scored(some)
 
     def answers(own: Stream) -> Any:
         return scene(own)[1]

@@ -12,6 +12,7 @@ from tiltlm.experience import Experience, Offline, Subsets, referenced
 from tiltlm.feeds.available import source_of
 from tiltlm.feeds.settings import Feed
 from tiltlm.groups import Groups, all_pairs, as_groups, best_and_worst
+from tiltlm.judges.base import Judge
 from tiltlm.method import Learner, Lesson, Method
 from tiltlm.problem import Fed, Problem, Split
 from tiltlm.samplers.scenes import OnePrompt
@@ -21,12 +22,13 @@ from tiltlm.seeds import Stream
 
 @dataclass(frozen=True)
 class Stores:
-    """What other runs have stored for this one: labelled groups of a split, exact draws to train on; and how rows get the
-    reference's log-probabilities (samples, split) -> samples."""
+    """What other runs have stored for this one: labelled groups of a split, exact draws to train on; how rows get the
+    reference's log-probabilities (samples, split) -> samples; and the judge of what a learner draws."""
 
     groups: Callable[[Split], Groups] | None = None
     exact: Callable[[], Samples] | None = None
     refer: Callable[[Samples, Split], Samples] | None = None
+    judge: Judge | None = None
 
 
 Tell = Callable[[str], None]

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tiltlm.judges.settings import Judging
 from tiltlm.problem import Source
-from tiltlm.settings import SPEED, at_least_one
+from tiltlm.settings import ADDED, SPEED, at_least_one
 
 NEW: tuple[Source, ...] = ("fresh", "live")
 """Rows that are drawn at every step."""
@@ -49,6 +50,9 @@ class Feed:
 
     n: int = 0
     """Draws of each prompt in a step, live or fresh, of several (0: 4; of one prompt, all of the batch)."""
+
+    judge: Judging = field(default=Judging(), metadata=ADDED)
+    """Who scores new rows in the place of the reward, buying some of the reward's verdicts."""
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.n < 0:

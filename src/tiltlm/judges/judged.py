@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiltlm.judges.base import Judge
 from torch import Tensor
 
 from tiltlm.groups import Groups
+from tiltlm.judges.base import GoldOfRows, Judge
 from tiltlm.models.base import without_end
 from tiltlm.samples import Samples
 from tiltlm.target import Reward
@@ -59,13 +59,15 @@ class JudgedBy:
 
     def batch(self, step: int, again: int = 0) -> Any:
         if not self._begun and self.begin is not None:
-            self._ask(self.begin(), lambda *asked: self.judge.warm("warm", *asked))
+            first = self.begin()
+            self.judge.warm("warm", *self.rows(first), self._gold(first))
         self._begun = True
         batch = self.experience.batch(step, again) if again else self.experience.batch(step)
         request = f"step-{step}-{again}" if again else f"step-{step}"
         samples = batch.samples if isinstance(batch, Groups) else batch
         silver = None if self.own is None else self.own(samples).tolist()
-        found = self._ask(samples, lambda *asked: self.judge.label(request, *asked, silver))
+        prompts, completions = self.rows(samples)
+        found = self.judge.label(request, prompts, completions, self._gold(samples), silver)
         scores = torch.tensor(found.scores, dtype=torch.float32, device=samples.device)
         preferred = torch.tensor(found.preferred, dtype=torch.float32, device=samples.device)
         self._numbers = {f"labels_{name}": float(found.ledger[name]) for name in LEDGER}
@@ -77,11 +79,11 @@ class JudgedBy:
         judged = samples.with_(reward=in_order(scores, preferred))
         return Groups(judged, batch.size) if isinstance(batch, Groups) else judged
 
-    def _ask(self, samples: Samples, asked: Callable[..., Any]) -> Any:
-        def gold(rows: Sequence[int]) -> list[float]:
+    def _gold(self, samples: Samples) -> GoldOfRows:
+        def gold(rows: list[int]) -> list[float]:
             return [float(r) for r in self.reward(samples.select(torch.tensor(rows, device=samples.device)))]
 
-        return asked(*self.rows(samples), gold)
+        return gold
 
     def _looked_at(self, samples: Samples, scores: Tensor) -> dict[str, float]:
         """How often the judge puts a pair in gold's order (its own ties count half; of gold's ties none), and mean gold."""

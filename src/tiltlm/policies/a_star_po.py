@@ -26,10 +26,13 @@ from tiltlm.objective import Outcome, PerRow, positive, stated
 from tiltlm.policies.exo_rw import group_log_ratios
 from tiltlm.policies.log_variance import distance_metrics
 from tiltlm.problem import Fed, Source
-from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samples import Conditioned, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
+
+AT_ONCE = 64
+"""Rows that are drawn at once for V̂*: changes memory, not the result."""
 
 
 def a_star_po_loss(h: Tensor, reward: Tensor, value: Tensor, beta: float) -> Tensor:
@@ -83,8 +86,10 @@ class OptimalValues(Around):
     @torch.no_grad()
     def value(self, prompt: Tokens, name: str) -> float:
         """V̂* of one prompt."""
-        own = self.stream.child("value", name)
-        drawn = draw(self.target.reference, prompt, n=self.n, max_new_tokens=self.width, stream=own)
+        drawn = draw_in_batches(
+            self.target.reference, prompt, n=self.n, max_new_tokens=self.width, stream=self.stream.child("value", name),
+            batch_size=AT_ONCE,
+        )  # fmt: skip
         return float(optimal_value(self.target.reward(drawn)[None], self.beta))
 
 
@@ -111,6 +116,7 @@ class AStarPO(PerRow, Policy):
 
     fed: ClassVar[Fed] = "groups"
     source: ClassVar[Source | None] = "live"
+    asks: ClassVar[bool] = True
     optimum: ClassVar[str] = "pi* of the same beta: on policy whatever V̂* is, on other draws as n grows"
 
     def __post_init__(self) -> None:

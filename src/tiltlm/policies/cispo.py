@@ -98,5 +98,5 @@ class CISPO(Policy):
         return Outcome(loss, watched(batch, seen, seen.mean(ratio), seen.mean(out.to(ratio))))
 
 
-NAMES: dict[str, str] = {"cispo": "CISPO: own samples in groups, importance weights clipped instead of steps"}
+NAMES: dict[str, str] = {"cispo": "CISPO: groups, importance weights clipped"}
 METHODS: dict[str, Method] = {"cispo": CISPO()}

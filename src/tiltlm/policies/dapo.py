@@ -195,7 +195,5 @@ class DAPO(Policy):
         return Outcome(loss, watched(batch, seen, seen.mean(ratio), seen.mean(out.to(ratio))))
 
 
-NAMES: dict[str, str] = {
-    "dapo": "DAPO: GRPO with a higher clip and a token mean, tied groups drawn again, no pull"
-}
+NAMES: dict[str, str] = {"dapo": "DAPO: GRPO, tied groups drawn again, no pull"}
 METHODS: dict[str, Method] = {"dapo": DAPO()}

@@ -92,7 +92,7 @@ class DrGRPO(Policy):
 
 
 NAMES: dict[str, str] = {
-    "dr-grpo": "Dr. GRPO: GRPO without its divisions, no pull",
-    "dr-grpo-kl": "Dr. GRPO with the pull in the reward: ends at pi*",
+    "dr-grpo": "GRPO without its divisions, no pull",
+    "dr-grpo-kl": "the same with the pull in the reward",
 }
 METHODS: dict[str, Method] = {"dr-grpo": DrGRPO(), "dr-grpo-kl": DrGRPO(kl="reward")}

@@ -98,5 +98,5 @@ class GRPO(Policy):
         return Outcome(loss, watched(batch, seen, seen.mean(ratio), seen.mean(out.to(ratio))))
 
 
-NAMES: dict[str, str] = {"grpo": "GRPO: own samples in groups, clipped steps, k3 in the loss"}
+NAMES: dict[str, str] = {"grpo": "GRPO: groups, clipped steps, k3 in the loss"}
 METHODS: dict[str, Method] = {"grpo": GRPO()}

@@ -85,14 +85,14 @@ def pair_metrics(h: Tensor, pairs: Groups, label: Tensor, beta: float) -> dict[s
     margin: beta·Δh in favour of the likelier winner. accuracy: whether the policy's favourite is that one (a tie of either
     counts half). label_entropy: nats; 0 of hard labels. tied: equal rewards and no verdict. h, reward: means.
     """
-    h, way = h.detach(), (2 * label - 1).sign()
-    margin = beta * (h[:, 0] - h[:, 1]) * way
+    h, known = h.detach(), ~label.isnan()
+    margin = beta * (h[:, 0] - h[:, 1]) * (2 * label - 1).sign()
     tied = pairs.reward[:, 0] == pairs.reward[:, 1]
     if pairs.preferred is not None:
         tied = tied & pairs.preferred.isnan()
     return {
-        "margin": margin,
-        "accuracy": (margin.sign() + 1) / 2,
+        "margin": torch.where(known, margin, torch.nan),
+        "accuracy": torch.where(known, (margin.sign() + 1) / 2, torch.nan),
         "label_entropy": torch.special.entr(label) + torch.special.entr(1 - label),
         "tied": tied.to(h.dtype),
         "h": h.mean(1),

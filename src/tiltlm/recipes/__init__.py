@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tiltlm import methods
+from tiltlm.literals import literal
 from tiltlm.mistakes import nearest
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ STAGES: dict[str, str] = {
     "exact": "exact draws of pi*",
     "log-z": "the one log Z of a comparison",
     "generate, label": "stored draws of the reference, and their rewards",
+    "budget": "gold reward and J against the labels bought, with a judge and without",
     "bounds": "bounds of log Z against the number of particles",
     "frontier": "reward against KL to the reference over temperatures",
     "qualitative": "samples of one SMC run by weight, ESS trace, genealogy",
@@ -48,11 +49,11 @@ def figures() -> dict[str, tuple[str, str]]:
     return _listed("FIGURES")
 
 
-def _listed(literal: str) -> dict[str, tuple[str, str]]:
+def _listed(named: str) -> dict[str, tuple[str, str]]:
     return {
         name: (f"tiltlm.recipes.{path.stem}", line)
         for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))
-        for name, line in methods.literal(path, literal).items()
+        for name, line in literal(path, named).items()
     }
 
 

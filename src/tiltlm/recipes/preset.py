@@ -17,6 +17,7 @@ from tiltlm.stages.task import Task
 @dataclass(frozen=True)
 class Preset:
     """cells: settings of those methods that a paper, or experience, has settings for; the others have `default_cell`.
+    variants: further settings of methods, under names of their own: stages like those of methods.
     figures: settings of figures, by their stage's name. methods: what a comparison takes where none are named. expected:
     (method, metric) -> what the paper got. seed: the paper's."""
 
@@ -26,6 +27,7 @@ class Preset:
     exact: ExactSettings = ExactSettings()
     log_z: LogZSettings = LogZSettings()
     figures: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, Cell] = field(default_factory=dict)
     methods: tuple[str, ...] = ("reference",)
     expected: Mapping[tuple[str, str], float] = field(default_factory=dict)
     seed: int = 0

@@ -12,6 +12,7 @@ from tiltlm.mistakes import nearest
 from tiltlm.recipes.preset import Preset
 from tiltlm.run import Recipe
 from tiltlm.stages.bounds import Bounds, BoundsSettings
+from tiltlm.stages.budget import Budget
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import Draws, Labels
 from tiltlm.stages.evaluate import Evaluate
@@ -26,20 +27,20 @@ from tiltlm.stages.reach import Reach, ReachSettings
 
 def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) -> Recipe:
     """The recipe of a stage. Unknown names raise, naming the nearest."""
-    if stage in names():
+    if stage in names() or stage in preset.variants:
         return measured(preset, stage)
     own = preset.task.stages(preset.seed)
     for made in (own.get(stage), _common(preset, stage, compared), _training(preset, stage)):
         if made is not None:
             return made
-    known = [*names(), *own, *COMMON, "value"]
+    known = [*names(), *preset.variants, *own, *COMMON, "value"]
     what = f"{preset.task.name} has no stage {stage!r}, and there is no method of that name."
     raise ValueError(f"{what}{nearest(stage, known)} `tiltlm list` shows them all.")
 
 
 def cell(preset: Preset, name: str) -> Cell:
-    """The settings of the method called `name` on a preset's task."""
-    return preset.cell(name, method(name))
+    """The settings of the method, or the variant of one, called `name` on a preset's task."""
+    return preset.variants[name] if name in preset.variants else preset.cell(name, method(name))
 
 
 def measured(preset: Preset, name: str) -> Measure:
@@ -57,7 +58,7 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
         c = cell(preset, "q-sharp")
         return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, "value", preset.seed)
     name, _, kind = stage.rpartition("-")
-    if kind not in ("policy", "twist") or name not in names():
+    if kind not in ("policy", "twist") or not (name in names() or name in preset.variants):
         return None
     c = cell(preset, name)
     if c.method.trained().trains != kind:
@@ -82,6 +83,12 @@ COMMON: dict[str, Callable[[Preset], Recipe]] = {
     "label": lambda p: Labels.of(p.task, _draws(p), p.seed),
     "bounds": lambda p: Bounds(p.task, cell(p, "ctl"), p.figures.get("bounds", BoundsSettings()), p.exact, p.seed),
     "reach": lambda p: Reach(p.task, cell(p, "ctl"), p.figures.get("reach", ReachSettings()), p.exact, p.seed),
+    "budget": lambda p: Budget(
+        p.task,
+        dict(p.variants) or {name: cell(p, name) for name in ("opo", "d2po")},
+        replace(p.ruler, absolute=False, checkpoints=10),
+        seed=p.seed,
+    ),
     "qualitative": lambda p: Qualitative(
         p.task, cell(p, "ctl"), p.figures.get("qualitative", Shown()), p.exact, p.seed
     ),

@@ -7,6 +7,7 @@ log-odds:MODEL:LABEL      log P − log(1 − P) of the same
 http://… https://…        an endpoint, see `endpoint`
 exact-answer              1 where the completion equals the column `answer`
 toxicity nontoxicity sentiment:STARS      by published models of the hub
+bagofwords nouns math judge:MODEL@URL …   gold rewards, see `gold`: `tiltlm list gold`: a line on each
 A + 0.5*B − …             a sum of these, see `terms`
 
 MODEL is a folder, a hub name, or a run's folder. A name is looked at before any work (`text_function` raises where there is
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from tiltlm.rewards.classifier import SENTIMENT, TOXICITY
 from tiltlm.rewards.endpoint import Endpoint
+from tiltlm.rewards.gold import catalogue, gold
 from tiltlm.rewards.masking import mask
 from tiltlm.rewards.numbers import as_numbers
 from tiltlm.rewards.of_texts import AnswerGiven, Column, LogOddsOf, LogProbabilityOf, OfTexts, RewardOf
@@ -63,11 +65,15 @@ def of_texts(name: str, device: str = "cpu") -> OfTexts:
         return RewardOf(rest, device)
     if kind in OF_CLASSES and model and label:
         return OF_CLASSES[kind](model, label, device)
-    near = get_close_matches(name, NAMED, n=1)
+    if (found := gold(name, device)) is not None:
+        return found
+    near = get_close_matches(name, (*NAMED, *catalogue()), n=1) or get_close_matches(kind, catalogue(), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     if Path(name).is_dir():
         hint = f" It is a folder: reward-model:{name} is the reward of the model or run in it."
-    raise ValueError(f"there is no reward {mask(name)!r}.{hint} Known: {', '.join(NAMED)}, and sums of them")
+    raise ValueError(
+        f"there is no reward {mask(name)!r}.{hint} Known: {', '.join((*NAMED, *catalogue()))}, and sums of them"
+    )
 
 
 class Judged(NamedTuple):
@@ -118,6 +124,11 @@ class TextFunction:
         return sum(weight * (high if weight > 0 else low) for weight, low, high in ends if weight)
 
     @property
+    def paid(self) -> bool:
+        """Whether being asked costs money."""
+        return any(reward.paid for reward in self.rewards)
+
+    @property
     def takes_columns(self) -> bool:
         return any(reward.columns.any for reward in self.rewards)
 
@@ -137,6 +148,12 @@ def text_function(name: str, device: str = "cpu") -> TextFunction:
     for reward in rewards:
         reward.check()
     return TextFunction(terms, rewards)
+
+
+@cache
+def is_paid(name: str) -> bool:
+    """Whether asking the reward called `name` costs money, as its kind says; nothing is looked up."""
+    return any(of_texts(term.name).paid for term in terms_of(name))
 
 
 @cache
@@ -165,13 +182,15 @@ REMEMBERED = 100_000
 class TextReward:
     """The reward called `name` of a policy's samples, as texts that `tokenizer` decodes: r(x, y), [N].
 
-    about: the columns of a prompt's row; None where there are no rows.
+    about: the columns of a prompt's row; None where there are no rows. bare: the prompt that a text with a template around
+    it asks; None where there is no template.
     """
 
     name: str
     tokenizer: Any
     device: str = "cpu"
     about: Rows | None = None
+    bare: Callable[[str], str] | None = None
     _seen: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -179,7 +198,12 @@ class TextReward:
         return text_function(self.name, self.device)
 
     def __call__(self, samples: Samples) -> Tensor:
-        return torch.tensor(self.of(*texts_apart(samples, self.tokenizer)), device=samples.device)
+        return torch.tensor(self.of(*self.texts(samples)), device=samples.device)
+
+    def texts(self, samples: Samples) -> tuple[list[str], list[str]]:
+        """Every row's bare prompt and completion, as it is asked about."""
+        prompts, completions = texts_apart(samples, self.tokenizer)
+        return prompts if self.bare is None else [self.bare(prompt) for prompt in prompts], completions
 
     def of(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         """The rewards of texts. Raises ValueError where there are too few, too many, or one is no finite number."""
@@ -200,7 +224,7 @@ class TextReward:
 
         def part(label: str) -> Callable[[Samples], Tensor]:
             def of(samples: Samples) -> Tensor:
-                found = self.terms(*texts_apart(samples, self.tokenizer))[label]
+                found = self.terms(*self.texts(samples))[label]
                 return torch.tensor(found, device=samples.device)
 
             return of

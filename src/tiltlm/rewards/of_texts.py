@@ -43,8 +43,15 @@ class OfTexts(ABC):
     reads_text: ClassVar[bool] = True
     """Whether prompts and completions must be texts; else they come as the rows have them (token ids, say)."""
 
-    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
-    """No reward lies outside of these."""
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """No reward lies outside of these."""
+        return -math.inf, math.inf
+
+    @property
+    def paid(self) -> bool:
+        """Whether being asked costs money."""
+        return False
 
     @property
     def columns(self) -> Columns:
@@ -94,7 +101,10 @@ class LogProbabilityOf(OfTexts):
     model: str
     label: str
     device: str = "cpu"
-    bounds: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return -math.inf, 0.0
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -117,7 +127,9 @@ class LogProbabilityOf(OfTexts):
 class LogOddsOf(LogProbabilityOf):
     """log P − log(1 − P) of the same."""
 
-    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return -math.inf, math.inf
 
     def __call__(self, prompts: Column, completions: Column, columns: Mapping[str, Column]) -> Any:
         log_p = super().__call__(prompts, completions, columns).clamp_max(-1e-12)
@@ -130,7 +142,10 @@ class AnswerGiven(OfTexts):
     column `completion_ids`, or a completion of ids, does."""
 
     reads_text: ClassVar[bool] = False
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return 0.0, 1.0
 
     @property
     def columns(self) -> Columns:

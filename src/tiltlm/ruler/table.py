@@ -28,6 +28,7 @@ HEADINGS = {
     "kl_from_target": "KL(pi*‖q)",
     "objective_gap": "J(pi*) − J(q)",
     "objective_at_least": "J(q) ≥",
+    "labels": "labels bought",
 }
 """Metrics of the standard table, in its order, and what stands over them."""
 
@@ -143,6 +144,22 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "", headings: Mapping[
     for method in dict.fromkeys(row["method"] for row in rows):
         found = {row["metric"]: row for row in rows if row["method"] == method}
         out.add_row(escape(method), *(cell(found.get(name)) for name in present))
+    return out
+
+
+ALONG = ("reward", "kl_to_reference", "objective")
+"""Metrics of a curve's table."""
+
+
+def curve_table(curve: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """One line per checkpoint of a measurement's curve, by updates: E[r], KL to the reference, J, with standard errors."""
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    headings = HEADINGS | {"objective": "J(q)"}
+    for name in ("updates", *(headings[each] for each in ALONG)):
+        out.add_column(escape(name), justify="right", no_wrap=True)
+    for updates in sorted({row["updates"] for row in curve}):
+        found = {row["metric"]: possible(row) for row in curve if row["updates"] == updates}
+        out.add_row(str(updates), *(cell(found.get(name)) for name in ALONG))
     return out
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from rich.console import Console
 
-from tiltlm.feeds import NEW, source_of
+from tiltlm.feeds import NEW, Feed, source_of
 from tiltlm.jsonl import read_json, read_rows
 from tiltlm.ruler.plots import budget_plot
 from tiltlm.ruler.table import read_report, table
@@ -67,7 +67,14 @@ class Budget(OfTask):
 
     def check(self) -> None:
         super().check()
-        for each in self.measures().values():
+        for (name, _), each in self.measures().items():
+            stored = (
+                isinstance(each.feed, Feed) and source_of(self.task.facts(), each.method, each.feed) == "stored"
+            )
+            if stored and not each.feed.draws.prompts:
+                raise ValueError(
+                    f"{name} learns from stored draws: say of how many prompts, draws.prompts of its feed"
+                )
             each.check()
 
     def build(self, run: Run[Any]) -> None:
@@ -134,7 +141,7 @@ def labels_at(learnt: Run[Any], log: Sequence[Mapping[str, float]], updates: int
     if source_of(facts, made.method, made.feed) in NEW:
         rows = made.fit.batch_size * (made.feed.size if made.method.fed == "groups" else 1)
         return updates * rows / 2
-    return made.feed.draws.n * (made.feed.draws.prompts or 0) / 2
+    return made.feed.draws.n * made.feed.draws.prompts / 2
 
 
 def over_seeds(recipe: Recipe, name: str, lines: Sequence[Line]) -> Iterator[Row]:

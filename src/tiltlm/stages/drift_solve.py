@@ -79,6 +79,8 @@ class Drift(Recipe):
     """Rationales that an iteration draws, where it keeps the right ones."""
 
     iterations: int = 40
+    """How many are simulated."""
+
     shown: tuple[int, ...] = (0, 1, 5, 10)
     """Iterations of the table."""
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tiltlm.experience import Keeps
 from tiltlm.feeds import Feed, Stores, TwistFeed, course_of, source_of
 from tiltlm.fit import Fit
+from tiltlm.judges.base import Judge
+from tiltlm.judges.judged import LEDGER
 from tiltlm.method import Learner
 from tiltlm.models.base import LanguageModel
-from tiltlm.nets import Net, learner, loaded
+from tiltlm.nets import Net, judge_of, learner, loaded
 from tiltlm.problem import Problem
 from tiltlm.progress import note
 from tiltlm.ruler.measure import Measurement
@@ -98,6 +102,8 @@ class Learn(OfTask):
             run, who.module, objective, course.experience, course.fit, problem.device, problem.stream,
             passes=getattr(self.method, "passes", 1), watch=course.fit.watching(watched, "objective", higher=True),
         )  # fmt: skip
+        if isinstance(course.experience, Keeps) and "labels_bought" in (said := course.experience.numbers()):
+            tell(spent(said))
         if problem.value_report is not None and self.method.trains == "value" and who.values is not None:
             measured = Measurement(problem.value_report(who.values))
             run.write_json("report.json", measured.rows(self.name, self.stage, self.seed))
@@ -111,7 +117,13 @@ class Learn(OfTask):
             partial(referring, run.folder.parents[1] / "log_ref", problem, self.fit.precision)
             if isinstance(self.feed, Feed)
             else None,
+            self.judge(run, problem) if isinstance(self.feed, Feed) and self.feed.judge.kind != "none" else None,
         )
+
+    def judge(self, run: Run[Any], problem: Problem) -> Judge:
+        """The judge of new rows; its journal outlives interruptions."""
+        own = problem.stream.child(self.stage, "judge")
+        return judge_of(problem, self.feed.judge, own, run.folder / "judge")
 
     def learnt(self, run: Run[Any], problem: Problem, folder: Path | None = None) -> Learner:
         """What the best checkpoint, or the one in `folder`, holds."""
@@ -121,3 +133,11 @@ class Learn(OfTask):
     def decoder(self, run: Run[Any]) -> LanguageModel:
         problem = self.problem(run)
         return self.method.decoder(problem, self.learnt(run, problem))
+
+
+def spent(numbers: Mapping[str, float]) -> str:
+    """What a judge has bought, for people."""
+    n = {name: int(numbers[f"labels_{name}"]) for name in LEDGER}
+    return (
+        f"{n['bought']} gold verdicts bought: {n['trained']} learnt from, {n['tied']} tied, {n['pending']} pending"
+    )

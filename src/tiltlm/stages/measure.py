@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rich.console import Console
 from torch import Tensor
 
+from tiltlm.feeds import Feed
 from tiltlm.fit import Fit
-from tiltlm.jsonl import read_json
+from tiltlm.jsonl import read_json, read_rows
 from tiltlm.method import Learner
 from tiltlm.models.base import LanguageModel
 from tiltlm.nets import Net
@@ -17,6 +19,7 @@ from tiltlm.problem import Problem
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Measurement, Ruler
+from tiltlm.ruler.table import curve_table, read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.settings import SPEED, at_least_one
@@ -191,7 +194,7 @@ class Measure(OfTask):
         """Report rows of what was trained: the updates of the best checkpoint, the gap within held-out groups."""
         if "learnt" not in run.inputs:
             return []
-        rows: list[Row] = []
+        rows = self.labels(run, updates)
         if self.fit.evaluations:
             rows.append(row(self, self.called, "updates", updates, unit="updates"))
         if self.fit.evaluations and updates == 0:
@@ -204,6 +207,15 @@ class Measure(OfTask):
         beta_pi = getattr(self.method, "beta_pi", problem.beta_pi)
         gap = gap_in_groups(run.inputs["learnt"], problem, learner.policy, beta_pi)
         return rows + ([estimate(self, self.called, "gap", gap, "nats")] if len(gap) else [])
+
+    def labels(self, run: Run[Any], updates: int) -> list[Row]:
+        """What a judge had bought by then."""
+        if not isinstance(self.feed, Feed) or self.feed.judge.kind == "none" or updates == 0:
+            return []
+        line = next(
+            x for x in read_rows(run.inputs["learnt"].folder / "metrics.jsonl") if x["step"] == updates - 1
+        )
+        return [row(self, self.called, "labels", line["labels_bought"])]
 
     def at_other_betas(self, run: Run[Any], problem: Problem) -> list[Row]:
         """Rows of the further temperatures, where a value is decoded with one."""
@@ -244,6 +256,9 @@ class Measure(OfTask):
 
     def show(self, run: Run[Any]) -> None:
         super().show(run)
+        if (run.folder / "curve.json").is_file():
+            curve = read_report(run.folder / "curve.json")
+            Console(width=130, highlight=False).print(curve_table(curve, f"{self.name}: on the way"))
         say_doubts([run])
         if "log_z" in run.inputs:
             print(LogZ.from_json(read_json(run.inputs["log_z"].folder / "log_z.json")))

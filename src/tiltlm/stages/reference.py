@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import tyro
 
+from tiltlm.data.arithmetic import solutions
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.device import device_of
 from tiltlm.experience import Offline
@@ -18,7 +19,7 @@ from tiltlm.policies.sft import SFT
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream, stream
-from tiltlm.settings import SPEED, at_least_one
+from tiltlm.settings import ADDED, SPEED, at_least_one
 from tiltlm.stages.training import train
 
 OWN_TOKENS = 512
@@ -31,14 +32,25 @@ FIT = Fit(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, steps=700, warmup=50, b
 """How it is trained."""
 
 
+LAYERS = 5
+"""Layers of the own model."""
+
+BYTES = 257
+"""Entries of a vocabulary that has every byte, the start token, and nothing longer: one token a character."""
+
+
 @dataclass(frozen=True)
 class Reference(Recipe):
-    """A small stories model of the project's own making."""
+    """A small language model of the project's own making."""
 
     stories: int = 6000
-    """Stories that it is trained on."""
+    """Stories, or worked solutions, that it is trained on."""
 
     fit: Fit = FIT
+    text: Literal["stories", "arithmetic"] = field(default="stories", metadata=ADDED)
+    """What it is trained on: stories, or arithmetic worked out step by step, one token a character."""
+
+    layers: int = field(default=LAYERS, metadata=ADDED)
     device: str = field(default="cpu", metadata=SPEED)
     task: tyro.conf.Suppress[str] = ""
     """The name of the task that it is for."""
@@ -51,15 +63,20 @@ class Reference(Recipe):
         return f"{self.task}/{self.stage}"
 
     def __post_init__(self) -> None:
-        at_least_one(self, "stories")
+        at_least_one(self, "stories", "layers")
 
     def check(self) -> None:
         refuse_evaluations(self.name, self.fit)
 
     def build(self, run: Run[Any]) -> None:
         own = stream(self.seed, "twisted", "reference")
-        texts = stories(self.stories, own.child("stories"))
-        train_own_model(run, texts, self.fit, own, device_of(self.device), WIDTH)
+        device = device_of(self.device)
+        if self.text == "arithmetic":
+            texts = solutions(self.stories, own.child("arithmetic"))
+            train_own_model(run, texts, self.fit, own, device, WIDTH, True, self.layers, BYTES)
+        else:
+            texts = stories(self.stories, own.child("stories"))
+            train_own_model(run, texts, self.fit, own, device, WIDTH, layers=self.layers)
 
 
 def refuse_evaluations(name: str, how: Fit) -> None:
@@ -69,17 +86,19 @@ def refuse_evaluations(name: str, how: Fit) -> None:
 
 
 def train_own_model(
-    run: Run[Any], texts: Sequence[str], how: Fit, own: Stream, device: torch.device, most_tokens: int, stop: bool = False
+    run: Run[Any], texts: Sequence[str], how: Fit, own: Stream, device: torch.device, most_tokens: int, stop: bool = False,
+    layers: int = LAYERS, vocabulary: int = 512,
 ) -> None:  # fmt: skip
     """A Llama of 0.3 million parameters on `texts`, each cut to `most_tokens`; its tokenizer is learnt from them too.
 
-    stop: end every text that fits with the start token, as a model that is to stop by itself must see it.
+    stop: end every text that fits with the start token, as a model that is to stop by itself must see it. vocabulary: how
+    many tokens the tokenizer has, at most.
     """
     from transformers import LlamaConfig
 
-    tokenizer = train_tokenizer(texts[:2000])
+    tokenizer = train_tokenizer(texts[:2000], vocabulary)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=172, num_hidden_layers=layers, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=OWN_TOKENS, tie_word_embeddings=True, bos_token_id=0,
         eos_token_id=None, pad_token_id=0,
     )  # fmt: skip

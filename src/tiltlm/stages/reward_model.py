@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -22,6 +22,7 @@ from tiltlm.ruler.judge import AHEAD, AHEAD_OF_COMMONER, COMMONER, MODEL, RULE, 
 from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import stream
+from tiltlm.settings import ADDED
 from tiltlm.stages.base import begun, reading
 from tiltlm.stages.data import Rows, are_verdicts, rows_of, wanted
 from tiltlm.stages.reporting import estimate, row
@@ -44,6 +45,16 @@ class Judge:
 
     center: float = 0.0
     """Weight of (r_c + r_r)², which holds rewards near 0."""
+
+    prefoverpref: float = field(default=0.0, metadata=ADDED)
+    """Weight of the preferences over preferences: of two pairs in a batch, the one of the larger margin is to be further
+    apart. Compares margins, so judge.margin must be above 0."""
+
+    def __post_init__(self) -> None:
+        if self.margin < 0 or self.center < 0 or self.prefoverpref < 0:
+            raise ValueError(f"margin, center and prefoverpref of the judge must not be negative; got {self}")
+        if self.prefoverpref and not self.margin:
+            raise ValueError("judge.prefoverpref compares the margins of pairs: say judge.margin too, 1 say")
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class TrainJudge(OfTask):
             run.write_json("report.json", self.verdict_accuracies(model.eval(), answers["test"], rows["train"]))
         else:
             pairs = {split: self.comparisons(model, some) for split, some in rows.items()}
-            loss = BradleyTerry(judge.center)
+            loss = BradleyTerry(judge.center, judge.prefoverpref)
             self.learn(run, model, loss, pairs["train"], lambda: judged(model, pairs["valid"]))
             run.write_json("report.json", self.accuracies(model.eval(), pairs["test"], rows["test"]))
 
@@ -95,7 +106,7 @@ class TrainJudge(OfTask):
 
     def verdicts(self, model: RewardModel, rows: Rows) -> Verdicts:
         """Rows of verdicts in the reward model's tokens."""
-        if self.task.judge.margin or self.task.judge.center:
+        if self.task.judge.margin or self.task.judge.center:  # and so prefoverpref, which wants a margin
             raise ValueError(
                 "judge.margin and judge.center are about pairs; the data holds verdicts on single answers"
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
+from tiltlm.data.wording import Wording
 from tiltlm.problem import Facts, Problem
 from tiltlm.run import Recipe, Run
 
@@ -38,6 +39,11 @@ class Task:
     def stages(self, seed: int) -> dict[str, Recipe]:
         """Its own stages, by the name that the command line has for them."""
         return self.needs(seed)
+
+    @property
+    def wording(self) -> Wording:
+        """How its prompts are put to a model."""
+        return Wording()
 
     def at(self, beta: float) -> Self:
         """This task at another temperature."""

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
@@ -25,8 +25,8 @@ from tiltlm.rewards.by_name import TextReward
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
-from tiltlm.settings import SPEED, at_least_one
-from tiltlm.stages.reference import FIT, OWN_TOKENS, Reference
+from tiltlm.settings import ADDED, SPEED, at_least_one
+from tiltlm.stages.reference import FIT, LAYERS, OWN_TOKENS, Reference
 from tiltlm.stages.task import Task
 from tiltlm.target import Reward, Target
 from tiltlm.train import best_checkpoint
@@ -62,17 +62,23 @@ class Language:
     """cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
 
     stories: int = 6000
-    """Stories that the own model is trained on."""
+    """Stories, or worked solutions, that the own model is trained on."""
 
     fit: Fit = FIT
     """How the own model is trained."""
 
+    text: Literal["stories", "arithmetic"] = field(default="stories", metadata=ADDED)
+    """What the own model is trained on: stories, or arithmetic worked out step by step, one token a character."""
+
+    layers: int = field(default=LAYERS, metadata=ADDED)
+    """Layers of the own model."""
+
     def __post_init__(self) -> None:
-        at_least_one(self, "new_tokens", "stories")
+        at_least_one(self, "new_tokens", "stories", "layers")
 
     def base(self, task: str, seed: int) -> Reference:
         """The stage that trains the project's own model."""
-        return Reference(self.stories, self.fit, self.device, task, seed)
+        return Reference(self.stories, self.fit, self.text, self.layers, self.device, task, seed)
 
     def check(self) -> None:
         """Raise ValueError where prompt and completions do not fit into the model."""

@@ -14,6 +14,7 @@ from tiltlm.problem import Facts, Problem
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import stream
 from tiltlm.settings import SPEED
+from tiltlm.stages.modes_clipped import Clipped
 from tiltlm.stages.modes_solve import Solve
 from tiltlm.stages.task import Task
 from tiltlm.tasks.enumerated import enumerated
@@ -46,7 +47,7 @@ class Modes(Task):
         return Facts(self.beta, r_max=r_max, log_z=True, network=False)
 
     def stages(self, seed: int) -> dict[str, Recipe]:
-        return {"solve": Solve(self, seed=seed)}
+        return {"solve": Solve(self, seed=seed), "clipped": Clipped(self, seed=seed)}
 
     def problem(self, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
         higher = {"higher_hill": lambda samples: samples.tokens[:, 0] < self.points // 2}

@@ -82,8 +82,8 @@ def test_advantages_by_hand():
 
 
 def test_a_float32_tie_has_no_advantage_at_all():
-    """0.1 thrice: the mean is off by rounding, which a std of 1e-6 would make a thousandth."""
-    found, _ = group_advantage(torch.full((3,), 0.1), torch.zeros(3, dtype=torch.int64), std=True)
+    """1000.1 thrice: the mean is off by its last bit, which a std as small would make an advantage of 0.8."""
+    found, _ = group_advantage(torch.full((3,), 1000.1), torch.zeros(3, dtype=torch.int64), std=True)
     assert (found == 0).all()
 
 
@@ -348,7 +348,7 @@ def test_overlong_answers_are_kept_masked_or_punished():
     base = DAPO(std=False)
     close(replace(base, overlong="punish", longest=2, margin=1.0).prepare(cut).advantage, 0.25, -0.25)
     close(base.prepare(cut).advantage, 0.5, -0.5)
-    model = Given(torch.full((2, 2), log(0.5)).double())
+    model = Given(torch.full((2, 2), log(0.5), dtype=torch.float64))
     masked = replace(base, overlong="mask")
     assert masked.loss(model, masked.prepare(cut)).loss.tolist() == [0.0, 0.5]
     assert base.loss(model, base.prepare(cut)).loss.tolist() == [-1.0, 0.5]

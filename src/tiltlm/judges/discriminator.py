@@ -1,0 +1,135 @@
+"""The network, or the ensemble, that scores: r_phi of D2PO, with optimizers of its own that last from training to training.
+
+    L = −log σ( r_phi(x, y_w) − r_phi(x, y_l) )        AdamW, a constant rate
+
+Scoring runs in evaluation mode, without dropout, and reads rows by their true lengths: a row's score depends on no other
+row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tiltlm.engine import Engine, Optim
+from tiltlm.judges.base import Row
+from tiltlm.judges.rows import Preference
+from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons
+from tiltlm.samples import Pairs, Samples
+from tiltlm.seeds import Stream
+from tiltlm.tensors import load_tensors, save_tensors
+
+TOGETHER = 64
+"""Rows of like length that are scored in one forward pass."""
+
+
+class Network(Protocol):
+    """What a discriminator is made of, a torch module: `RewardModel`, `LogRatio`, `LastValue`."""
+
+    def encode(self, prompts: Sequence[Any], completions: Sequence[Any], together: int = 1) -> Samples:
+        """Rows in the network's own tokens; `together` as in `RewardModel.encode`."""
+
+    def score(self, samples: Samples) -> Tensor:
+        """r of every row, [N], with gradient."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """r of rows: the mean over members, and every member's own [members][rows]."""
+
+    mean: list[float]
+    members: list[list[float]]
+
+
+class Discriminator:
+    """`networks` (modules, one a member), each trained by itself on the same verdicts, in orders of its own."""
+
+    def __init__(self, networks: Sequence[Any], lr: float = 1e-4, batch_size: int = 16) -> None:
+        self.networks, self.batch_size = [network.eval() for network in networks], batch_size
+        self.engines = [Engine(network, Optim(lr=lr)) for network in self.networks]
+
+    def score(self, prompts: Sequence[Row], completions: Sequence[Row]) -> Scores:
+        """r of every row."""
+        return scores_of(self.networks, prompts, completions)
+
+    def train(self, preferences: Sequence[Preference], epochs: int, own: Stream) -> None:
+        """So many passes over the verdicts, every one in a new order. Raises FloatingPointError where one diverges."""
+        for member, (network, engine) in enumerate(zip(self.networks, self.engines, strict=True)):
+            data = compared(network, preferences, engine.device)
+            with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
+                network.train()
+                self._passes(engine, data, epochs, own.child(member))
+                network.eval()
+
+    def _passes(self, engine: Engine, data: Comparisons, epochs: int, own: Stream) -> None:
+        for epoch in range(epochs):
+            order = own.child("order", epoch).permutation(len(data))
+            for k, some in enumerate(order.split(self.batch_size)):
+                own.child("dropout", epoch, k).seed_everything()
+                engine.update(BradleyTerry(), data.select(some.to(engine.device)))
+
+    def snapshot(self) -> list[Any]:
+        """Copies of the networks as they are now, for `scores_of` while these go on learning."""
+        return [copy.deepcopy(network).requires_grad_(False) for network in self.networks]
+
+    def save(self, folder: Path) -> None:
+        """Write what is trained, and the optimizers, to a new folder."""
+        for member, (network, engine) in enumerate(zip(self.networks, self.engines, strict=True)):
+            place = folder / f"member-{member}"
+            place.mkdir(parents=True)
+            save_tensors(trained(network), place / "trained.safetensors")
+            torch.save(engine.state(), place / "optimizer.pt")
+
+    def restore(self, folder: Path) -> None:
+        """Take what `save` wrote, bit by bit. Raises ValueError where it is of other networks."""
+        for member, (network, engine) in enumerate(zip(self.networks, self.engines, strict=True)):
+            place, own = folder / f"member-{member}", trained(network)
+            found = load_tensors(place / "trained.safetensors", engine.device)
+            if {name: x.shape for name, x in found.items()} != {name: x.shape for name, x in own.items()}:
+                raise ValueError(
+                    f"{place} holds another judge: name the model, members and lora-rank it was made of"
+                )
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(found[name])
+            engine.load_state(torch.load(place / "optimizer.pt", weights_only=True))
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name."""
+    return {name: x for name, x in network.named_parameters() if x.requires_grad}
+
+
+def compared(network: Network, preferences: Sequence[Preference], device: torch.device) -> Comparisons:
+    """Verdicts in the network's tokens; the two sides of one see equally much of their prompt."""
+    n = len(preferences)
+    prompts, chosen, rejected = ([each[k] for each in preferences] for k in range(3))
+    both = network.encode([*prompts, *prompts], [*chosen, *rejected], together=2)
+    pairs = Pairs(both.select(slice(0, n)), both.select(slice(n, 2 * n)))
+    return Comparisons(pairs, torch.zeros(n, device=device))
+
+
+@torch.no_grad()
+def scores_of(networks: Sequence[Network], prompts: Sequence[Row], completions: Sequence[Row]) -> Scores:
+    """r of every row by every network, and their mean."""
+    members = [_scored(network, prompts, completions) for network in networks]
+    mean = members[0] if len(members) == 1 else torch.tensor(members, dtype=torch.float64).mean(0).tolist()
+    return Scores(mean, members)
+
+
+def _scored(network: Network, prompts: Sequence[Row], completions: Sequence[Row]) -> list[float]:
+    """Rows of like length together: as little padding as may be."""
+    order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]) + len(completions[k]))
+    found = [0.0] * len(order)
+    for begin in range(0, len(order), TOGETHER):
+        some = order[begin : begin + TOGETHER]
+        scores = network.score(network.encode([prompts[k] for k in some], [completions[k] for k in some]))
+        for k, score in zip(some, scores.tolist(), strict=True):
+            found[k] = score
+    return found

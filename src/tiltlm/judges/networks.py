@@ -1,0 +1,80 @@
+"""Networks that a discriminator may be made of, beside the reward model of `models.reward_model`.
+
+LogRatio    beta·h of a second policy against its own frozen start, h = log p − log pi_ref: learnt by
+            −log σ(beta·Δh), which is DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7)
+LastValue   a value of the last token, on token ids: for worlds without texts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tiltlm.data.encoding import Encoder
+from tiltlm.models.base import LanguageModel, Values
+from tiltlm.models.causal import CausalLM
+from tiltlm.samples import Samples, Tokens
+
+
+class LogRatio(nn.Module):
+    """beta·h of texts under `policy`, h taken against `base`, which stays as it is.
+
+    Completions end in the model's end token, where it has one. Prompts and completions are cut to half of `most_tokens`
+    each.
+    """
+
+    def __init__(self, policy: CausalLM, base: LanguageModel, beta: float = 0.05, most_tokens: int = 512) -> None:
+        super().__init__()
+        if policy.tokenizer is None:
+            raise ValueError("a judge of texts needs its model's tokenizer: name a folder that has one")
+        self.policy, self.beta = policy, beta
+        self._base = (base,)  # in a tuple, where torch does not look for submodules: it is never in training mode
+        self.encoder = Encoder(policy.tokenizer, policy.eos_ids, most_tokens, most_tokens // 2)
+
+    def encode(self, prompts: Sequence[str], completions: Sequence[str], together: int = 1) -> Samples:
+        """Rows in the policy's tokens; every row's prompt has the same room, whatever it is `together` with."""
+        number = {text: k for k, text in enumerate(dict.fromkeys(prompts))}
+        finished = [bool(self.policy.eos_ids)] * len(completions)
+        encoder, index = self.encoder, [number[text] for text in prompts]
+        asked = encoder.prompts(list(number))
+        ends = [encoder.end_after(ids) if self.policy.eos_ids else None for ids in asked.lists()]
+        found = [
+            encoder.completion(text, done, ends[k])[0]
+            for text, done, k in zip(completions, finished, index, strict=True)
+        ]
+        done = Tokens.of(found)
+        samples = Samples(asked, torch.tensor(index, dtype=torch.int64), done.ids, done.mask)
+        return samples.to(self.policy.device)
+
+    def score(self, samples: Samples) -> Tensor:
+        """beta·h, [N]."""
+        with torch.no_grad():
+            log_ref = self._base[0].log_prob(samples)
+        return self.beta * (self.policy.log_prob(samples) - log_ref).sum(1)
+
+
+class LastValue(nn.Module):
+    """`values` (of width 1) of whole completions: token ids in, the value of the last token out; 0 of an empty one."""
+
+    def __init__(self, values: Values) -> None:
+        super().__init__()
+        self.values = values
+
+    def encode(self, prompts: Sequence[list[int]], completions: Sequence[list[int]], together: int = 1) -> Samples:
+        """Rows as they are."""
+        device = next(self.parameters()).device
+        number = {ids: k for k, ids in enumerate(dict.fromkeys(tuple(ids) for ids in prompts))}
+        done = Tokens.of(list(completions), device)
+        index = torch.tensor([number[tuple(ids)] for ids in prompts], dtype=torch.int64, device=device)
+        return Samples(Tokens.of([list(ids) for ids in number], device), index, done.ids, done.mask)
+
+    def score(self, samples: Samples) -> Tensor:
+        """The value of every row's last token, [N]."""
+        if not samples.mask.any():
+            return torch.zeros(len(samples), device=samples.device)
+        last = samples.mask.sum(1) - 1
+        values: Any = self.values.values(samples)[..., 0]
+        return torch.where(last >= 0, values.gather(1, last.clamp_min(0)[:, None])[:, 0], 0.0)

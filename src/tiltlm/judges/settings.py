@@ -1,0 +1,106 @@
+"""What judges the rows of an online method, as settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tiltlm.settings import SPEED, at_least_one
+
+Select = Literal["random", "min-margin", "variance"]
+Allocation = Literal["spread", "first", "pool"]
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A judge that scores in the place of the reward, and learns from a trickle of gold verdicts."""
+
+    kind: Literal["none", "reward-model", "dpo", "self"] = "none"
+    """What scores: the reward itself, a reward model, a second policy's beta·h, or the policy's own h."""
+
+    url: str = ""
+    """A judge that runs elsewhere (`tiltlm serve`), whose own settings and gold reward count; $TILTLM_JUDGE_TOKEN is shown
+    to it."""
+
+    start: str = ""
+    """What the judge begins as: a folder, hub name or run; empty: the reference's body, under a fresh head."""
+
+    budget: int = 0
+    """Pairs whose gold verdict is bought, at most (0: no limit)."""
+
+    warm: int = 0
+    """Pairs of the reference whose verdicts are bought and learnt before the first step."""
+
+    warm_epochs: int = 1
+    """Passes over these."""
+
+    window: int = 256
+    """Completions after which the quota of verdicts is open again."""
+
+    relabels: int = 16
+    """That quota: pairs whose gold verdict is bought in a window (0: none, the judge stays as it is)."""
+
+    select: Select = "min-margin"
+    """Which pairs: any, those whose scores are closest, or those about which the members of an ensemble differ most."""
+
+    allocation: Allocation = "spread"
+    """When: evenly over the window, on its first pairs, or at its end out of them all (their labels stay the judge's)."""
+
+    epochs: int = 4
+    """Passes over a window's verdicts, once its quota is used up."""
+
+    batch_size: int = 16
+    """Pairs a step of the judge's training."""
+
+    lr: float = 1e-4
+    """Its learning rate (AdamW, constant)."""
+
+    replay: int = 0
+    """Earlier pairs that each of its trainings takes along."""
+
+    members: int = 1
+    """Judges in an ensemble, whose mean scores."""
+
+    lora_rank: int = 0
+    """Train adapters of this rank (0: all weights)."""
+
+    dpo_beta: float = 0.05
+    """Of the kind dpo: beta in −log σ(beta·Δh), and in the score beta·h."""
+
+    most_tokens: int = 512
+    """Of prompt and completion, as the judge reads them; prompts lose their front."""
+
+    monitor: bool = field(default=False, metadata=SPEED)
+    """Log the gold reward of every row, too, and how often the judge agrees with it: not charged to the ledger."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "warm_epochs", "window", "epochs", "batch_size", "members", "most_tokens")
+        for name in ("budget", "warm", "relabels", "replay", "lora_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name.replace('_', '-')} of a judge is not negative; got {getattr(self, name)}")
+        if not (self.lr > 0 and self.dpo_beta > 0):
+            raise ValueError(f"lr and dpo-beta of a judge are positive; got {self.lr} and {self.dpo_beta}")
+        if 2 * self.relabels > self.window:
+            raise ValueError(
+                f"a window of {self.window} completions holds {self.window // 2} pairs: no {self.relabels} of them can be "
+                "bought; lower relabels or widen the window"
+            )
+        if self.budget and self.warm > self.budget:
+            raise ValueError(f"{self.warm} pairs to warm up with are more than the budget of {self.budget}")
+        if reason := self.why_not():
+            raise ValueError(reason)
+
+    def why_not(self) -> str | None:
+        """Why these settings do not go together, or None."""
+        if self.url and self.kind == "none":
+            return "a judge at a url wants its kind named too: reward-model or dpo as it is there, or self"
+        if self.kind == "self" and (self.warm or self.start or self.members > 1):
+            return "the policy judges itself: there is no judge to warm up, to start from elsewhere, or to have several of"
+        if self.select == "variance" and self.members < 2:
+            return "an ensemble of one does not differ: select variance wants members, two or more"
+        return None
+
+    @property
+    def learns(self) -> bool:
+        """Whether a network of its own learns here."""
+        return self.kind in ("reward-model", "dpo") and not self.url
