@@ -241,6 +241,17 @@ def test_every_baseline_has_a_definition_of_its_own():
     assert list(BY_HAND) == list(BASELINES)
 
 
+def test_advantages_of_one_tuple_by_hand():
+    """p = .5, .1, .3, each R − b: of the first ln .5 − ½ ln .03, ln .5 − ln .2, ln .5 − ⅓ ln .015, ln .5 − ln .3."""
+    returns = [math.log(p) for p in (0.5, 0.1, 0.3)]
+    first = {"mean of the others": 0.03**0.5, "log-mean of the others": 0.2, "mean of all": 0.015 ** (1 / 3),
+             "log-mean of all": 0.3, "mean of all, clamped": 0.015 ** (1 / 3), "none": 1.0}  # fmt: skip
+    for name, advantage in BASELINES.items():
+        found = advantage(torch.tensor([returns], dtype=torch.float64))[0].tolist()
+        assert found[0] == pytest.approx(math.log(0.5 / first[name]), abs=1e-12)
+        assert found == pytest.approx([r - BY_HAND[name](returns, i) for i, r in enumerate(returns)], abs=1e-12)
+
+
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_expected_gradients_by_loops_over_all_tuples(name, k):
