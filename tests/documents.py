@@ -18,6 +18,7 @@ from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
 from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
+from tiltlm.commands.merge import Merge
 from tiltlm.commands.options import by_flag
 from tiltlm.commands.prepare import Prepare
 from tiltlm.commands.report import Report
@@ -31,7 +32,7 @@ from tiltlm.recipes import STAGES, figures, preset_of, recipe, tasks
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, type] = {
     "measure": Measure, "report": Report, "sample": Sample, "score": Score, "prepare": Prepare, "doctor": Doctor,
-    "calibrate": Calibrate, "demo": Demo, "serve": Serve,
+    "calibrate": Calibrate, "demo": Demo, "merge": Merge, "serve": Serve,
 }  # fmt: skip
 """Commands whose options are one class of settings."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -309,7 +308,7 @@ def test_figures_of_bounds_that_contradict_each_other_are_errors(work, tmp_path,
 
 def test_infilling_with_exact_log_z(work, monkeypatch):
     """A vocabulary of 270 (bytes and little more): log Z sums over its square."""
-    monkeypatch.setattr("tiltlm.stages.reference.train_tokenizer", partial(train_tokenizer, vocab_size=270))
+    monkeypatch.setattr("tiltlm.stages.reference.train_tokenizer", lambda texts, size: train_tokenizer(texts, 270))
     own = [*OWN, "--task.new-tokens", "2", "--task.stories", "201", "--ruler.prompts", "5", "--ruler.n", "4"]
     feeds = {"ctl": ("--feed.prompts", "2", "--feed.particles", "3"), "dpg": ("--feed.prompts", "5")}
     feeds |= dict.fromkeys(("ppo", "q-sharp"), ("--fit.batch-size", "8"))

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,7 +104,7 @@ def test_a_comparison_draws_nothing_itself(compared, work):
 
 def test_infilling_with_every_twist_and_exact_log_z(work, monkeypatch):
     """A vocabulary of 270 (bytes and little more): log Z sums over its square."""
-    monkeypatch.setattr("tiltlm.stages.reference.train_tokenizer", partial(train_tokenizer, vocab_size=270))
+    monkeypatch.setattr("tiltlm.stages.reference.train_tokenizer", lambda texts, size: train_tokenizer(texts, 270))
     flags = [*OWN, "--task.new-tokens", "2", "--task.stories", "201", "--ruler.prompts", "5", "--ruler.n", "4"]
     flags += ["--fit.steps", "2", "--feed.prompts", "5", "--ctl.feed.prompts", "2", "--ctl.feed.particles", "3"]
     flags += ["--fit.batch-size", "8", "--ppo.feed.n", "2", "--q-sharp.feed.n", "2", "--cd.feed.n", "2"]

@@ -35,10 +35,16 @@ if TYPE_CHECKING:
     from tiltlm.policies.a_star_po import AStarPO
     from tiltlm.policies.apo import APO
     from tiltlm.policies.cdpo import CDPO
+    from tiltlm.policies.cispo import CISPO
+    from tiltlm.policies.d2po import D2PO
+    from tiltlm.policies.dapo import DAPO
     from tiltlm.policies.dpo import DPO
     from tiltlm.policies.dpo_rw import DpoRw
+    from tiltlm.policies.dr_grpo import DrGRPO
     from tiltlm.policies.exo_pref import ExoPref
     from tiltlm.policies.exo_rw import ExoRw
+    from tiltlm.policies.grpo import GRPO
+    from tiltlm.policies.gspo import GSPO
     from tiltlm.policies.hinge import Hinge
     from tiltlm.policies.ipo import IPO
     from tiltlm.policies.kto import KTO
@@ -106,10 +112,16 @@ _HOMES = {
     "policies.a_star_po": "AStarPO",
     "policies.apo": "APO",
     "policies.cdpo": "CDPO",
+    "policies.cispo": "CISPO",
+    "policies.d2po": "D2PO",
+    "policies.dapo": "DAPO",
     "policies.dpo": "DPO",
     "policies.dpo_rw": "DpoRw",
+    "policies.dr_grpo": "DrGRPO",
     "policies.exo_pref": "ExoPref",
     "policies.exo_rw": "ExoRw",
+    "policies.grpo": "GRPO",
+    "policies.gspo": "GSPO",
     "policies.hinge": "Hinge",
     "policies.ipo": "IPO",
     "policies.kto": "KTO",
@@ -159,15 +171,16 @@ _HOMES = {
 _PLACES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [  # noqa: RUF022
-    "APO", "AStarPO", "best_of", "BestOf", "CausalLM", "CD", "CDPO", "ClassProbability", "compare", "Conditioned",
-    "Continuation", "CTL", "Differences", "DPG", "DPO", "DpoRw", "draw", "Draws", "ExactAnswer", "ExoPref",
-    "ExoRw", "Facts", "Feed", "Fit", "Fudge", "FudgeLearning", "Groups", "Guided", "Hinge", "IPO", "KTO", "learn",
-    "LearnedTwist", "Learnt", "LearntTrajectoryBalance", "LogOdds", "LogVariance", "LogZ", "measure",
-    "Measurement", "Mixture", "Net", "OnlineDpoRw", "OnlineExo", "OnlineIPO", "OPO", "ORPO", "Pairs", "PPO",
-    "Problem", "QSharp", "Ready", "REBEL", "Reference", "Reinforce", "reject", "Rejection", "report",
-    "RewardModel", "RobustDPO", "RPO", "Ruler", "Samples", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding",
-    "SoftQ", "Stream", "stream", "Table", "TableLM", "Target", "TextClassifier", "TextReward", "Threshold",
-    "Tokens", "TrajectoryBalance", "TwistFeed", "WordHits",
+    "APO", "AStarPO", "best_of", "BestOf", "CausalLM", "CD", "CDPO", "CISPO", "ClassProbability", "compare",
+    "Conditioned", "Continuation", "CTL", "D2PO", "DAPO", "Differences", "DPG", "DPO", "DpoRw", "draw",
+    "Draws", "DrGRPO", "ExactAnswer", "ExoPref", "ExoRw", "Facts", "Feed", "Fit", "Fudge", "FudgeLearning",
+    "Groups", "GRPO", "GSPO", "Guided", "Hinge", "IPO", "KTO", "learn", "LearnedTwist", "Learnt",
+    "LearntTrajectoryBalance", "LogOdds", "LogVariance", "LogZ", "measure", "Measurement", "Mixture", "Net",
+    "OnlineDpoRw", "OnlineExo", "OnlineIPO", "OPO", "ORPO", "Pairs", "PPO", "Problem", "QSharp", "Ready",
+    "REBEL", "Reference", "Reinforce", "reject", "Rejection", "report", "RewardModel", "RobustDPO", "RPO",
+    "Ruler", "Samples", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding", "SoftQ", "Stream", "stream",
+    "Table", "TableLM", "Target", "TextClassifier", "TextReward", "Threshold", "Tokens", "TrajectoryBalance",
+    "TwistFeed", "WordHits",
 ]  # fmt: skip
 
 

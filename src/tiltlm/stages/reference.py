@@ -56,11 +56,14 @@ class Reference(Recipe):
     """The name of the task that it is for."""
 
     seed: int = 0
+    called: tyro.conf.Suppress[str] = field(default="base", metadata=ADDED)
+    """What the task calls it, where it has several."""
+
     stage: ClassVar[str] = "base"
 
     @property
     def name(self) -> str:
-        return f"{self.task}/{self.stage}"
+        return f"{self.task}/{self.called}"
 
     def __post_init__(self) -> None:
         at_least_one(self, "stories", "layers")

@@ -93,7 +93,7 @@ class Distilled(OfLanguage):
         if self.plain:
             return super().needs(seed)
         larger = replace(self.language, layers=self.larger.layers, fit=self.larger.fit)
-        return super().needs(seed) | {"larger": larger.base(self.name, seed)}
+        return super().needs(seed) | {"larger": replace(larger.base(self.name, seed), called="larger")}
 
     def untilted(self) -> Self:
         return replace(self, larger=Larger(), beta=1.0, plain=True)
