@@ -149,13 +149,13 @@ def page(tasks: Sequence[str], names: Sequence[str], seeds: int) -> list[str]:
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    options.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--jobs", type=int, default=1)
-    options.add_argument("--page", action="store_true", help="build nothing")
-    args = options.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--page", action="store_true", help="build nothing")
+    args = parser.parse_args()
     prepare()
     if not args.page:
         build(args.tasks, args.methods, args.seeds, args.jobs)

@@ -24,6 +24,7 @@ from tiltlm.policies.opo import OPO
 from tiltlm.policies.ppo import PPO
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.problem import Problem
+from tiltlm.rewards.by_name import is_paid
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
 from tiltlm.target import Target
@@ -210,6 +211,28 @@ def test_what_cannot_be_judged_is_refused():
     assert "new rows" in (why_not(facts, OPO(), replace(judge, source="own")) or "")
 
 
+def test_a_policy_of_adapters_can_be_judged(tmp_path):
+    """The reference is then the policy without them, and no model that could be written down."""
+    from tiltlm.recipes import preset_of
+    from tiltlm.recipes.stages import measured
+    from tiltlm.run import ensure
+    from tiltlm.stages.learn import Learn
+    from tiltlm.tasks.language import Language
+
+    preset = preset_of("words-small")
+    language = Language("", new_tokens=4, stories=60, fit=Fit(steps=2, batch_size=4))
+    task = replace(preset.task, language=language, prompts="stories:8", test_rows=2)
+    cell = measured(preset, "d2po").cell
+    judge = Judging("reward-model", window=8, relabels=2, warm=2, lora_rank=2)
+    how = replace(
+        cell, feed=replace(cell.feed, judge=judge), fit=Fit(steps=2, batch_size=4), net=Net("lora", lora_rank=2)
+    )
+    made = Learn(task, how.method, how.feed, how.fit, how.net, called="d2po")
+    run = ensure(made, tmp_path)
+    assert [row["labels_bought"] for row in read_rows(run.folder / "metrics.jsonl")] == [4, 6]
+    assert (run.folder / "judge" / "body" / "config.json").is_file()
+
+
 def test_the_judge_reads_what_the_reward_reads(tmp_path):
     """A template stands around what the policy goes on from; judge and gold are asked about the bare prompt."""
     from tiltlm.recipes import preset_of
@@ -231,3 +254,12 @@ def test_the_judge_reads_what_the_reward_reads(tmp_path):
     assert all(f"Say: {bare} ->" == text for bare, text in zip(prompts, asked, strict=True))
     assert {row["prompts"][0] for row in read_rows(tmp_path / "judge" / "calls.jsonl")} == {prompts[0]}
     assert experience.numbers()["labels_bought"] == 2
+
+
+def test_a_reward_that_costs_money_wants_a_budget_and_is_not_watched():
+    facts = replace(problem().facts, paid=True)
+    assert "costs money" in (why_not(facts, D2PO(), Feed(judge=ALL)) or "")
+    assert why_not(facts, D2PO(), Feed(judge=replace(ALL, budget=50))) is None
+    watched = replace(ALL, budget=50, monitor=True)
+    assert "every row" in (why_not(facts, D2PO(), Feed(judge=watched)) or "")
+    assert is_paid("ultrafeedbackgold + 0.5*bagofwords") and not is_paid("bagofwords")

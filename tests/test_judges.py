@@ -228,6 +228,32 @@ def test_gold_that_fails_leaves_no_trace(tmp_path):
     )
 
 
+def test_a_training_that_fails_leaves_the_judge_for_good(tmp_path, monkeypatch):
+    """Whatever the error was (memory, say): it buys no more, counts nothing twice, and is not written down as it is."""
+    from tiltlm.judges.service import Served
+
+    gold = Counting()
+    judge = table_judge(tmp_path, gold, window=8, relabels=2)
+    judge.label("good", *rows(0))
+    served = Served(judge, tmp_path, 100)
+    served.keep()
+    kept, before = sorted(tmp_path.glob("checkpoint-*")), len(gold.asked)
+
+    def fails(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(judge.discriminator, "train", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        judge.label("bad", *rows(1))
+    paid, counts = len(judge.purchases), judge.now.ledger.counts()
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="failed before: RuntimeError: out of memory"):
+            judge.label("bad", *rows(1))
+    assert len(judge.purchases) == paid and judge.now.ledger.counts() == counts and len(gold.asked) == before + 4
+    served.keep()
+    assert sorted(tmp_path.glob("checkpoint-*")) == kept
+
+
 def test_a_journal_of_another_run_is_not_paid_on_top_of(tmp_path):
     how = {"window": 8, "relabels": 4, "budget": 6}
     bought_at_each(table_judge(tmp_path, Counting(), **how), 3, 8)

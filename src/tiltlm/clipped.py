@@ -21,13 +21,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from tiltlm.method import Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import positive, stated
+from tiltlm.problem import Fed
 from tiltlm.samples import Samples
 
 Pull = Literal["loss", "reward", "none"]
@@ -212,3 +214,23 @@ def checked(kl: Pull, beta: float | None, passes: int, truncate: float | None, *
     if kl not in ("loss", "reward", "none"):
         raise ValueError(f"kl is where the pull goes: loss, reward or none; got {kl!r}")
     positive(beta=beta, passes=passes, truncate=truncate, **clips)
+
+
+class Clipped(Policy):
+    """The answers of every clipped method; its settings are its own (beta, kl, std and the rest)."""
+
+    fed: ClassVar[Fed] = "live"
+    beta: float | None
+    kl: Pull
+    std: bool
+
+    @property
+    def least(self) -> int:
+        return 2
+
+    @property
+    def wants_reference(self) -> bool:
+        return self.kl != "none"
+
+    def prepare(self, batch: Samples) -> Graded:
+        return graded(batch, returns_of(batch, self.kl, self.beta), self.std)

@@ -6,6 +6,7 @@ Tables (`models.table`) have tables in the place of heads.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from torch import nn
 from tiltlm.judges.base import Judge
 from tiltlm.judges.discriminator import Discriminator
 from tiltlm.judges.learning import LearningJudge
-from tiltlm.judges.making import network_on_texts
+from tiltlm.judges.making import judge_on_texts
 from tiltlm.judges.networks import LastValue
 from tiltlm.judges.settings import Judging
 from tiltlm.method import Learner, Method
@@ -150,34 +151,39 @@ def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path) -> Judge
     if how.url:
         from tiltlm.judges.client import RemoteJudge
 
-        return RemoteJudge(how.url)
+        return RemoteJudge(how.url, called=f"{folder.parent.name}-{folder.name}/")  # runs may share a judge
     if how.kind == "self":
         return LearningJudge(None, problem.reward_of_texts, how, own, folder)
     if how.allocation == "pool" and problem.reward_of_texts is None:
         raise ValueError(
             "a pool is bought out of later: it wants a reward of texts; take --feed.judge.allocation spread"
         )
-    networks = [_judging(problem, how, own.child("member", k), folder) for k in range(how.members)]
-    return LearningJudge(
-        Discriminator(networks, how.lr, how.batch_size), problem.reward_of_texts, how, own, folder
-    )
-
-
-def _judging(problem: Problem, how: Judging, own: Stream, folder: Path) -> Any:
     if problem.tokenizer is None:
-        if how.kind == "dpo":
-            raise ValueError(
-                "a second policy judges texts, and here there are none: take --feed.judge.kind reward-model"
-            )
-        with torch.random.fork_rng(devices=[]):
-            own.seed_everything()
-            return LastValue(head(problem, Net(judges="last")))
-    reference: Any = problem.reference
-    body = folder / "body"
-    if not how.start and not body.is_dir():
-        reference.save(body)
+        networks = [_last_value(problem, how, own.child("member", k)) for k in range(how.members)]
+        discriminator = Discriminator(networks, how.lr, how.batch_size)
+        return LearningJudge(discriminator, problem.reward_of_texts, how, own, folder)
+    body = how.start or _written(problem, folder)
+    return judge_on_texts(how, body, problem.reward_of_texts, own, folder, problem.device)
+
+
+def _last_value(problem: Problem, how: Judging, own: Stream) -> LastValue:
+    if how.kind == "dpo":
+        raise ValueError(
+            "a second policy judges texts, and here there are none: take --feed.judge.kind reward-model"
+        )
     with torch.random.fork_rng(devices=[]):
-        return network_on_texts(how, how.start or body, own, problem.device)
+        own.seed_everything()
+        return LastValue(head(problem, Net(judges="last")))
+
+
+def _written(problem: Problem, folder: Path) -> Path:
+    """The reference as a folder, for a judge to begin with. (With adapters, problem.reference is no model of its own.)"""
+    body, aside = folder / "body", folder / ".body.tmp"
+    if not body.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+        problem.copy().save(aside)
+        aside.rename(body)
+    return body
 
 
 def _reads(problem: Problem) -> Literal["tokens", "nothing"]:

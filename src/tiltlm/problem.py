@@ -26,7 +26,7 @@ from tiltlm.exact import Solution
 from tiltlm.models.base import LanguageModel, Values, is_end, without_end
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.ends import ends_of, tokenizer_of
-from tiltlm.rewards.by_name import TextReward
+from tiltlm.rewards.by_name import TextReward, is_paid
 from tiltlm.rewards.of_function import OfFunction
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.rejection import reject
@@ -347,6 +347,7 @@ class Problem:
         facts = Facts(
             beta, number(tokens["train"]), r_max=None if math.isinf(most) else most,
             network=isinstance(reference, CausalLM), bound_at="r_max", test_prompts=number(tokens["test"]),
+            paid=isinstance(reward, str) and is_paid(reward),
         )  # fmt: skip
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be 1 or more; got {max_new_tokens}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tiltlm.judges.base import GoldOfRows, Labelled, Row
 from tiltlm.judges.calls import labelled
 from tiltlm.judges.rows import check_rows
+from tiltlm.rewards.masking import mask
 from tiltlm.rewards.posting import Posting
 
 TOKEN = "TILTLM_JUDGE_TOKEN"
@@ -28,7 +29,7 @@ class RemoteJudge:
     request waits while the judge learns.
     """
 
-    url: str
+    url: str = field(repr=False)
     called: str = ""
     tries: int = 8
     pause: float = 0.5
@@ -42,7 +43,7 @@ class RemoteJudge:
         given = {} if scores is None else {"scores": list(scores)}
         found = labelled(self._ask("label", prompts, completions, request=self.called + request, **given))
         if len(found.scores) != len(prompts) or 2 * len(found.preferred) != len(prompts):
-            raise ValueError(f"{self.url} answered {len(found.scores)} scores for {len(prompts)} rows")
+            raise ValueError(f"{mask(self.url)} answered {len(found.scores)} scores for {len(prompts)} rows")
         return found
 
     def warm(
@@ -52,8 +53,10 @@ class RemoteJudge:
         self._ask("warm", prompts, completions, request=self.called + request)
 
     def score(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[float]:
-        found = self._ask("score", prompts, completions)
-        return [float(score) for score in found["scores"]]
+        found = self._ask("score", prompts, completions)["scores"]
+        if len(found) != len(prompts):
+            raise ValueError(f"{mask(self.url)} answered {len(found)} scores for {len(prompts)} rows")
+        return [float(score) for score in found]
 
     def save(self, folder: Path) -> None:
         """Nothing: the judge keeps itself."""

@@ -63,7 +63,8 @@ class LearningJudge:
         self.discriminator, self.gold, self.settings, self.stream = discriminator, gold, settings, stream
         self.purchases, self.calls = Purchases(folder / "purchases.jsonl"), Calls(folder / "calls.jsonl")
         self.now = Standing(Ledger(settings.budget))
-        self._diverged = ""
+        self.broken = ""
+        """Why it can learn no more: half a training is in the weights, and half a request in the ledger."""
 
     # ---- the judge's interface -----------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ class LearningJudge:
         write_whole(folder / "judge.json", json.dumps(asdict(self.now)))
 
     def restore(self, folder: Path) -> None:
-        self.now, self._diverged = standing(read_json(folder / "judge.json"), folder), ""
+        self.now, self.broken = standing(read_json(folder / "judge.json"), folder), ""
         if self.discriminator is not None:
             self.discriminator.restore(folder / "discriminator")
 
@@ -118,13 +119,9 @@ class LearningJudge:
         return known
 
     def _answer(self, call: Call, gold: GoldOfRows | None) -> Labelled:
-        if self._diverged:  # half a training is in the weights, and half a request in the ledger
-            raise FloatingPointError(f"this judge's training diverged before: {self._diverged}")
-        try:
-            return self._warmed(call, gold) if call.kind == "warm" else self._labelled(call, gold)
-        except FloatingPointError as error:
-            self._diverged = str(error)
-            raise
+        if self.broken:
+            raise FloatingPointError(f"this judge's training failed before: {self.broken}")
+        return self._warmed(call, gold) if call.kind == "warm" else self._labelled(call, gold)
 
     def _labelled(self, call: Call, gold: GoldOfRows | None) -> Labelled:
         now, how = self.now, self.settings
@@ -233,7 +230,11 @@ class LearningJudge:
             return
         order = self.stream.child("replay", now.version).permutation(len(now.learnt)).tolist()
         old = [now.learnt[k] for k in order[: how.replay]]
-        self.discriminator.train([*now.pending, *old], epochs, self.stream.child("train", now.version))
+        try:
+            self.discriminator.train([*now.pending, *old], epochs, self.stream.child("train", now.version))
+        except Exception as error:  # whatever it was: the same judge must not go on from here
+            self.broken = f"{type(error).__name__}: {error}"
+            raise
         now.ledger.trained += len(now.pending)
         now.ledger.pending -= len(now.pending)
         now.learnt += now.pending if how.replay else []

@@ -62,7 +62,7 @@ class Served:
 
     def __init__(self, judge: LearningJudge, folder: Path, every: int) -> None:
         self.judge, self.folder, self.every = judge, folder, every
-        self.teaching, self.scoring = threading.Lock(), threading.Lock()  # tokenizers serve one thread at a time
+        self.teaching, self.scoring = threading.RLock(), threading.Lock()  # tokenizers serve one thread at a time
         found = checkpoints(folder)
         if found:
             judge.restore(found[-1])
@@ -93,17 +93,19 @@ class Served:
         self.shown: tuple[int, list[Any]] = (judge.now.version, networks)
 
     def keep(self) -> None:
-        """Write a checkpoint; the one before it goes once this is whole."""
-        final = self.folder / f"checkpoint-{self.judge.now.calls}"
-        if final.is_dir():
-            return
-        aside = self.folder / ".checkpoint.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        self.judge.save(aside)
-        (aside / "COMPLETE").touch()
-        aside.rename(final)
-        for old in checkpoints(self.folder)[:-1]:
-            shutil.rmtree(old)
+        """Write a checkpoint, between two requests; the one before it goes once this is whole. Nothing of a judge whose
+        training failed: the last checkpoint stays."""
+        with self.teaching:
+            final = self.folder / f"checkpoint-{self.judge.now.calls}"
+            if final.is_dir() or self.judge.broken:
+                return
+            aside = self.folder / ".checkpoint.tmp"
+            shutil.rmtree(aside, ignore_errors=True)
+            self.judge.save(aside)
+            (aside / "COMPLETE").touch()
+            aside.rename(final)
+            for old in checkpoints(self.folder)[:-1]:
+                shutil.rmtree(old)
 
 
 def service(

@@ -20,21 +20,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltlm.clipped import (
+    Clipped,
     Graded,
     Pull,
     checked,
-    graded,
     passed,
     pulled,
-    returns_of,
     truncated,
     watched,
 )
-from tiltlm.method import Method, Policy
+from tiltlm.method import Method
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome
-from tiltlm.problem import Fed
-from tiltlm.samples import Samples
 
 
 def cispo_loss(log_p: Tensor, ratio: Tensor, advantage: Tensor, low: float | None, high: float) -> Tensor:
@@ -44,7 +41,7 @@ def cispo_loss(log_p: Tensor, ratio: Tensor, advantage: Tensor, low: float | Non
 
 
 @dataclass(frozen=True)
-class CISPO(Policy):
+class CISPO(Clipped):
     """The published settings, the cap as in arXiv:2510.13786."""
 
     beta: float | None = None
@@ -66,23 +63,11 @@ class CISPO(Policy):
     truncate: float | None = None
     """Rows of another engine or precision: weigh tokens by min(p/q, truncate) (None: q is taken at its word)."""
 
-    fed: ClassVar[Fed] = "live"
     optimum: ClassVar[str] = "biased: with no pull the best answers alone; with it in the reward pi*"
 
     def __post_init__(self) -> None:
         low = {} if self.clip_low is None else {"clip_low": self.clip_low}
         checked(self.kl, self.beta, self.passes, self.truncate, clip_high=self.clip_high, **low)
-
-    @property
-    def least(self) -> int:
-        return 2
-
-    @property
-    def wants_reference(self) -> bool:
-        return self.kl != "none"
-
-    def prepare(self, batch: Samples) -> Graded:
-        return graded(batch, returns_of(batch, self.kl, self.beta), self.std)
 
     def weight(self, batch: Graded) -> Tensor:
         return batch.samples.mask.sum(1)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tiltlm.clipped import (
+    Clipped,
     Graded,
     Pull,
     beyond,
@@ -38,10 +39,10 @@ from tiltlm.clipped import (
     watched,
 )
 from tiltlm.experience import Around, Redrawable
-from tiltlm.method import Lesson, Method, Policy
+from tiltlm.method import Lesson, Method
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Objective, Outcome
-from tiltlm.problem import Fed, Problem
+from tiltlm.problem import Problem
 from tiltlm.samples import Samples, cat_samples
 
 
@@ -105,7 +106,7 @@ def _first_groups(samples: Samples, count: int) -> Samples:
 
 
 @dataclass(frozen=True)
-class DAPO(Policy):
+class DAPO(Clipped):
     """The published settings, without the soft punishment."""
 
     beta: float | None = None
@@ -137,7 +138,6 @@ class DAPO(Policy):
     truncate: float | None = None
     """Rows of another engine or precision: weigh tokens by min(p/q, truncate) (None: q is taken at its word)."""
 
-    fed: ClassVar[Fed] = "live"
     optimum: ClassVar[str] = "biased: with no pull the best answers alone; with it in the reward pi*"
 
     def __post_init__(self) -> None:
@@ -147,14 +147,6 @@ class DAPO(Policy):
             raise ValueError(f"overlong is keep, mask or punish; got {self.overlong!r}")
         if self.redraws < 0 or self.longest < 0 or not 0 < self.margin <= 1:
             raise ValueError(f"redraws and longest must not be negative, margin within (0, 1]; got {self}")
-
-    @property
-    def least(self) -> int:
-        return 2
-
-    @property
-    def wants_reference(self) -> bool:
-        return self.kl != "none"
 
     def objective(self, problem: Problem) -> Objective:
         return replace(self.bound(problem.beta), longest=self.longest or problem.width)

@@ -20,27 +20,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltlm.clipped import (
+    Clipped,
     Graded,
     Pull,
     beyond,
     checked,
     clipped_loss,
-    graded,
     passed,
     pulled,
-    returns_of,
     truncated,
     watched,
 )
-from tiltlm.method import Method, Policy
+from tiltlm.method import Method
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, one_per_row
-from tiltlm.problem import Fed
-from tiltlm.samples import Samples
 
 
 @dataclass(frozen=True)
-class DrGRPO(Policy):
+class DrGRPO(Clipped):
     """The published settings: no pull. With `kl` "reward" it ends at pi*."""
 
     beta: float | None = None
@@ -59,7 +56,7 @@ class DrGRPO(Policy):
     truncate: float | None = None
     """Rows of another engine or precision: weigh tokens by min(p/q, truncate) (None: q is taken at its word)."""
 
-    fed: ClassVar[Fed] = "live"
+    std: ClassVar[bool] = False  # type: ignore[misc]
     optimum: ClassVar[str] = (
         "pi* of the same beta with the pull in the reward, on policy; with no pull biased: the best answers alone; with k3 "
         "in the loss biased as GRPO"
@@ -67,17 +64,6 @@ class DrGRPO(Policy):
 
     def __post_init__(self) -> None:
         checked(self.kl, self.beta, self.passes, self.truncate, clip=self.clip, constant=self.constant)
-
-    @property
-    def least(self) -> int:
-        return 2
-
-    @property
-    def wants_reference(self) -> bool:
-        return self.kl != "none"
-
-    def prepare(self, batch: Samples) -> Graded:
-        return graded(batch, returns_of(batch, self.kl, self.beta), std=False)
 
     def weight(self, batch: Graded) -> Tensor:
         return self.constant * one_per_row(batch)

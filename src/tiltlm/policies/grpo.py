@@ -27,27 +27,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltlm.clipped import (
+    Clipped,
     Graded,
     Pull,
     beyond,
     checked,
     clipped_loss,
-    graded,
     passed,
     pulled,
-    returns_of,
     truncated,
     watched,
 )
-from tiltlm.method import Method, Policy
+from tiltlm.method import Method
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, one_per_row
-from tiltlm.problem import Fed
-from tiltlm.samples import Samples
 
 
 @dataclass(frozen=True)
-class GRPO(Policy):
+class GRPO(Clipped):
     """The published settings."""
 
     beta: float | None = None
@@ -66,7 +63,6 @@ class GRPO(Policy):
     truncate: float | None = None
     """Rows of another engine or precision: weigh tokens by min(p/q, truncate) (None: q is taken at its word)."""
 
-    fed: ClassVar[Fed] = "live"
     optimum: ClassVar[str] = (
         "biased: with one token an answer and std off b·pi_ref/(λ − r), b = beta·G/(G − 1), not pi*; else another point; "
         "with the pull in the reward pi*"
@@ -74,17 +70,6 @@ class GRPO(Policy):
 
     def __post_init__(self) -> None:
         checked(self.kl, self.beta, self.passes, self.truncate, clip=self.clip)
-
-    @property
-    def least(self) -> int:
-        return 2
-
-    @property
-    def wants_reference(self) -> bool:
-        return self.kl != "none"
-
-    def prepare(self, batch: Samples) -> Graded:
-        return graded(batch, returns_of(batch, self.kl, self.beta), self.std)
 
     def weight(self, batch: Graded) -> Tensor:
         return one_per_row(batch)

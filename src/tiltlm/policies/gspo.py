@@ -19,27 +19,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from tiltlm.clipped import (
+    Clipped,
     Graded,
     Pull,
     beyond,
     checked,
     clipped_loss,
-    graded,
     passed,
     pulled,
-    returns_of,
     truncated,
     watched,
 )
-from tiltlm.method import Method, Policy
+from tiltlm.method import Method
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import Outcome, one_per_row
-from tiltlm.problem import Fed
-from tiltlm.samples import Samples
 
 
 @dataclass(frozen=True)
-class GSPO(Policy):
+class GSPO(Clipped):
     """The published settings."""
 
     beta: float | None = None
@@ -59,23 +56,11 @@ class GSPO(Policy):
     truncate: float | None = None
     """Rows of another engine or precision: weigh rows by min((p/q)^{1/|y|}, truncate) (None: q is taken at its word)."""
 
-    fed: ClassVar[Fed] = "live"
     optimum: ClassVar[str] = "biased: with no pull the best answers alone; with it in the reward pi*"
 
     def __post_init__(self) -> None:
         clips = {"clip_low": self.clip_low, "clip_high": self.clip_high}
         checked(self.kl, self.beta, self.passes, self.truncate, **clips)
-
-    @property
-    def least(self) -> int:
-        return 2
-
-    @property
-    def wants_reference(self) -> bool:
-        return self.kl != "none"
-
-    def prepare(self, batch: Samples) -> Graded:
-        return graded(batch, returns_of(batch, self.kl, self.beta), self.std)
 
     def weight(self, batch: Graded) -> Tensor:
         return one_per_row(batch)
