@@ -23,7 +23,7 @@ from tiltlm.run import ensure
 from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
 from tiltlm.stages import aleatoric, baselines_solve
-from tiltlm.stages.aleatoric_solve import standing
+from tiltlm.stages.aleatoric_solve import STYLES, standing, tilted
 from tiltlm.stages.baselines_solve import BASELINES, World
 from tiltlm.stages.drift_solve import Drift, diversity, factor_of_drawn, of_accepted, of_drawn
 from tiltlm.stages.margins_solve import dpo_margin, ipo_margin
@@ -134,7 +134,38 @@ def test_bits_by_hand(found):
             assert (method, "code_change") not in value
         else:
             assert value[method, "code_change"] == pytest.approx(code, abs=6e-4)
+        letters = 2 + (math.log2(1 - epsilon) + 3 * math.log2(epsilon / 3)) / 4 if epsilon else -math.inf
+        assert value.get((method, "code_change_letters"), -math.inf) == pytest.approx(letters, abs=1e-12)
+        assert value[method, "code_change_unsure"] == pytest.approx(0, abs=1e-12)
     assert aleatoric.code_change(aleatoric.UNIFORM.exp(), answers(0.0)) == -math.inf
+
+
+def test_the_best_model_ignores_the_rationale():
+    """Gibbs: E_y log p(y|z) ≤ −ln 4, with equality only where p(y|z) is uniform. So no model's rationales save a bit."""
+    pi, generator = aleatoric.UNIFORM.exp(), torch.Generator().manual_seed(0)
+    assert aleatoric.code_change(pi, torch.full((5, 4), 0.25).double()) == pytest.approx(0, abs=1e-12)
+    for scale in (0.1, 1.0, 4.0):
+        for p in torch.randn(100, 5, 4, generator=generator).double().mul(scale).softmax(2):
+            assert aleatoric.code_change(pi, p) < 0
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 10.0])
+def test_where_the_answer_is_certain_the_three_objectives_are_one(beta):
+    """y = A always, eps .01: every one tilts by p(A|z)^(1/beta), .99, .0033 (three), .25. At beta 1 z* has .2 as before."""
+    weight = [x ** (1 / beta) for x in (0.99, 0.01 / 3, 0.01 / 3, 0.01 / 3, 0.25)]
+    for tilt in STYLES:
+        found = tilted(tilt, answers(0.01)[:, :1], beta)
+        assert found.tolist() == pytest.approx([x / sum(weight) for x in weight], abs=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
+def test_a_reward_model_of_the_mean_is_not_the_mean_over_single_rewards(beta):
+    """Tilting by what a regression of r on z learns, E_y[r], or by each r(z, y) alone and averaging the policies: the
+    latter is pi_ref·E_y[exp(r/beta)], as Z is the same for every y."""
+    p = answers(0.01)
+    single = torch.stack([tilted("E_y[r]", p[:, [y]], beta) for y in range(4)]).mean(0)
+    torch.testing.assert_close(single, aleatoric.mean_of_tilts(p, beta), atol=1e-12, rtol=0)
+    assert tilted("E_y[r]", p, beta)[UNSURE] > single[UNSURE] + 0.2
 
 
 def test_j_is_beta_times_log_z_less_kl_by_plain_sums(found):
@@ -178,6 +209,35 @@ def test_preferences_between_chances_teach_nothing(found):
     assert value["one label, eps 0", "slope"] > 0.01 and value["one label, eps 0", "margin"] > 5
     assert value["one label, eps 0", "train_ranking"] == 1
     assert value["one label, eps 0", "fresh_ranking"] == pytest.approx(0.5, abs=1e-12)
+
+
+def test_one_pair_of_each_question_is_learnt_by_heart_and_says_nothing_of_another(runs):
+    """Train ranking 1 of 1000 questions; of a held-out pair of each ½ within four errors."""
+    rows = json.loads((runs["aleatoric/solve"].folder / "report.json").read_text())
+    found = {r["metric"]: r for r in rows if r["method"] == "one pair each, eps 0"}
+    assert found["train_ranking"]["value"] == 1 and found["train_ranking"]["n"] == 1000
+    held_out = found["fresh_ranking"]
+    assert 0 < held_out["stderr"] < 0.02 and abs(held_out["value"] - 0.5) < 4 * held_out["stderr"]
+
+
+def test_drawn_pairs_are_those_of_the_preferences_and_their_margin_follows_dpo_by_hand():
+    """Frequencies of 40,000 pairs; and a pair's margin by its recursion: m grows by 2·σ(−beta·m) a step at rate 1/beta."""
+    wins, p = aleatoric.preferences(answers(0.1), range(4)), answers(0.1)
+    drawn = aleatoric.one_pair_each(p, 40_000, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.sum((1, 2)), torch.ones(40_000).double())
+    torch.testing.assert_close(drawn.mean(0), wins / wins.sum(), atol=4 * math.sqrt(0.06 / 40_000), rtol=0)
+    log_pi = aleatoric.learnt(drawn[:3], 0.1, 30)
+    m = 0.0
+    for _ in range(30):
+        m += 2 / (1 + math.exp(0.1 * m))
+    for one, learnt in zip(drawn[:3], log_pi, strict=True):
+        chosen, rejected = one.nonzero()[0].tolist()
+        assert (learnt[chosen] - learnt[rejected]).item() == pytest.approx(m, abs=1e-12)
+    assert aleatoric.ranking(log_pi, drawn[:3].transpose(1, 2)).tolist() == [
+        0,
+        0,
+        0,
+    ]  # the labels the other way round
 
 
 def test_preferences_and_dpo_s_slope_by_hand():
@@ -405,6 +465,17 @@ def test_every_figure_is_listed_without_torch_says_what_it_is_and_has_the_name_i
         assert line.partition(":")[0].lower() in about(recipe(name)).lower()
 
 
+def test_the_demo_shows_a_figure_alone(tmp_path, capsys):
+    """The numbers of `tiltlm run drift/solve --seed 1`, under --out; what there is no demo of is said."""
+    assert main(["demo", "drift", "--seed", "1", "--out", str(tmp_path / "demo")]) == 0
+    assert "20 accepted, exact" in capsys.readouterr().out
+    (report,) = (tmp_path / "demo/runs/drift/solve").glob("*/report.json")
+    same = ensure(replace(recipe("drift/solve"), seed=1), tmp_path)
+    assert report.read_bytes() == (same.folder / "report.json").read_bytes()
+    assert main(["demo", "drifd", "--out", str(tmp_path / "demo")]) == 2
+    assert "there is no demo 'drifd'. Did you mean drift?" in capsys.readouterr().err
+
+
 def test_a_figure_has_no_other_stage(capsys):
     assert main(["run", "drift/dpo"]) == 2
     assert "there is no task 'drift'. Did you mean" in capsys.readouterr().err
@@ -416,6 +487,7 @@ def test_a_figure_has_no_other_stage(capsys):
         ("aleatoric/solve", {"epsilons": (1.0,)}, "epsilon"),
         ("aleatoric/solve", {"betas": (0.0,)}, "betas 0 must be positive"),
         ("aleatoric/solve", {"betas": ()}, "one number"),
+        ("aleatoric/solve", {"questions": 0}, "questions"),
         ("baselines/solve", {"sizes": (1,)}, "two draws"),
         ("baselines/solve", {"sizes": (9,)}, "too many"),
         ("drift/solve", {"accepted": 0}, "accepted"),

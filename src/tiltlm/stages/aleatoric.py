@@ -16,7 +16,8 @@ what the code of the true answer gains by a rationale, E_y[2 − E_z log2 1/p(y|
 Preferences: an answer of each of two rationales is drawn from p(·|z); the one that is right is chosen, if the other is not.
 P(z ≻ z') = E_y[p(y|z)(1 − p(y|z'))] is symmetric since every rationale is right as often as any other: DPO's expected
 gradient is zero at pi_ref. With one label it orders the rationales by their luck; with a fresh label that order is worth
-nothing, and *any* order ranks half of the pairs right.
+nothing, and *any* order ranks half of the pairs right. Data are finite where each question has a policy of its own and one
+pair drawn: every question learns its pair by heart.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def information(pi: Tensor, p: Tensor) -> float:
 
 def code_change(pi: Tensor, p: Tensor) -> float:
     """E_y[2 − E_z log2 1/p(y|z)]: bits that a rationale saves in coding a uniform y; −inf where one rules y out."""
-    return math.log2(LETTERS) + float((pi[:, None] * p.log()).sum()) / LETTERS / math.log(2)
+    return math.log2(LETTERS) + float(torch.xlogy(pi[:, None], p).sum()) / LETTERS / math.log(2)
 
 
 # ---- preferences -----------------------------------------------------------------------------------------------------
@@ -102,25 +103,32 @@ def preferences(p: Tensor, labels: Sequence[int]) -> Tensor:
     return torch.einsum("zy,wy->zw", right, 1 - right).fill_diagonal_(0.0) / len(labels)
 
 
+def one_pair_each(p: Tensor, questions: int, generator: torch.Generator) -> Tensor:
+    """Who is chosen over whom in a pair drawn for each question, [Q, 5, 5] with a single 1 in each of them."""
+    weight = preferences(p, range(LETTERS)).flatten()
+    drawn = torch.multinomial(weight, questions, replacement=True, generator=generator)
+    return torch.nn.functional.one_hot(drawn, len(weight)).to(p).reshape(questions, *p.shape[:1], -1)
+
+
 def slope(log_pi: Tensor, wins: Tensor, beta: float) -> Tensor:
-    """DPO's expected gradient in the logits [5], pairs drawn as `wins` says."""
-    logits = log_pi.clone().requires_grad_()
-    h = logits.log_softmax(0) - UNIFORM
-    loss = (wins * dpo_loss(h[:, None], h[None, :], beta)).sum() / wins.sum()
-    (found,) = torch.autograd.grad(loss, logits)
+    """DPO's expected gradient in the logits [..., 5] of each question, pairs drawn as `wins` [..., 5, 5] says."""
+    logits = log_pi.expand(*wins.shape[:-1]).clone().requires_grad_()
+    h = logits.log_softmax(-1) - UNIFORM
+    loss = (wins * dpo_loss(h[..., :, None], h[..., None, :], beta)).sum((-2, -1)) / wins.sum((-2, -1))
+    (found,) = torch.autograd.grad(loss.sum(), logits)
     return found
 
 
 def learnt(wins: Tensor, beta: float, steps: int) -> Tensor:
-    """log pi [5] after so many steps of gradient descent on DPO, at rate 1/beta."""
+    """log pi [..., 5] of each question after so many steps of gradient descent on DPO, at rate 1/beta."""
     logits = UNIFORM
     for _ in range(steps):
         logits = logits - slope(logits, wins, beta) / beta
-    return logits.log_softmax(0)
+    return logits.log_softmax(-1)
 
 
-def ranking(log_pi: Tensor, wins: Tensor) -> float:
-    """How often the chosen one is ahead, over pairs drawn as `wins` says."""
+def ranking(log_pi: Tensor, wins: Tensor) -> Tensor:
+    """How often the chosen one is ahead, over pairs drawn as `wins` says, [...]: for each question."""
     h = log_pi - UNIFORM
-    ahead = preference_metrics(h[:, None], h[None, :], 1.0)["reward_accuracy"]
-    return float((wins * ahead).sum() / wins.sum())
+    ahead = preference_metrics(h[..., :, None], h[..., None, :], 1.0)["reward_accuracy"]
+    return (wins * ahead).sum((-2, -1)) / wins.sum((-2, -1))

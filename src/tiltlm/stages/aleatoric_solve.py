@@ -19,6 +19,7 @@ from tiltlm.ruler.plots import COLORS
 from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import stream
+from tiltlm.settings import at_least_one
 from tiltlm.stages.aleatoric import (
     UNIFORM,
     code_change,
@@ -30,12 +31,13 @@ from tiltlm.stages.aleatoric import (
     log_odds,
     matched,
     mean_of_tilts,
+    one_pair_each,
     preferences,
     ranking,
     slope,
     solved,
 )
-from tiltlm.stages.reporting import Row, row
+from tiltlm.stages.reporting import Row, estimate, row
 
 FIX = "log E_y[p(y|z)]"
 STYLES = {"E_y[r]": "-", "E_y[exp(r/beta)]": "--", FIX: ":"}
@@ -63,10 +65,14 @@ class Aleatoric(Recipe):
     steps: int = 30
     """Of gradient descent on DPO."""
 
+    questions: int = 1000
+    """Each with one pair to learn from, and one held out."""
+
     seed: int = 0
     stage: ClassVar[str] = "solve"
 
     def __post_init__(self) -> None:
+        at_least_one(self, "questions")
         positive(beta_pi=self.beta_pi, steps=self.steps, **{f"betas {beta:g}": beta for beta in self.betas})
         if not self.epsilons or not self.betas:
             raise ValueError("epsilons and betas want one number at least")
@@ -78,9 +84,9 @@ class Aleatoric(Recipe):
         return f"aleatoric/{self.stage}"
 
     def build(self, run: Run[Any]) -> None:
-        rows = [*self.tilted(), *self.matching(), *self.closed_form(), *self.bits(), *self.labels()]
+        rows = [*self.tilted(), *self.matching(), *self.closed_form(), *self.bits(), *self.labels(), *self.pairs()]
         run.write_json("report.json", rows)
-        draw_picture(rows, self.epsilons, self.betas, run.folder / "aleatoric.png")
+        draw_picture(self.epsilons, self.betas, run.folder / "aleatoric.png")
 
     def tilted(self) -> Iterator[Row]:
         """P(z*) of the tilted policies at every temperature."""
@@ -121,7 +127,7 @@ class Aleatoric(Recipe):
                 yield row(self, f"J, eps {epsilon:g}, beta {beta:g}", "deviation", far, unit="reward")
 
     def bits(self) -> Iterator[Row]:
-        """Mutual information and code length; the latter is left out where it is infinite."""
+        """Mutual information, and code length by each kind of rationale; what is infinite is left out."""
         pi = UNIFORM.exp()
         for epsilon in self.epsilons:
             p = answers(epsilon)
@@ -129,6 +135,8 @@ class Aleatoric(Recipe):
                 "information": information(pi, p),
                 "true_information": information(pi, torch.full_like(p, 1 / LETTERS)),
                 "code_change": code_change(pi, p),
+                "code_change_letters": code_change(standing()["letters alone"], p),
+                "code_change_unsure": code_change(standing()["z* alone"], p),
             }
             for metric, x in numbers.items():
                 if math.isfinite(x):
@@ -148,6 +156,14 @@ class Aleatoric(Recipe):
             }
             for metric, (x, unit) in numbers.items():
                 yield row(self, method, metric, float(x), unit=unit)
+
+    def pairs(self) -> Iterator[Row]:
+        """DPO on finite data: a pair of every question, and another one of each held out."""
+        p, generator = answers(self.epsilons[0]), stream(self.seed, "aleatoric", "pairs").generator()
+        train, held_out = (one_pair_each(p, self.questions, generator) for _ in range(2))
+        log_pi, method = learnt(train, self.beta_pi, self.steps), f"one pair each, eps {self.epsilons[0]:g}"
+        for metric, wins in (("train_ranking", train), ("fresh_ranking", held_out)):
+            yield estimate(self, method, metric, ranking(log_pi, wins), "rate")
 
     def show(self, run: Run[Any]) -> None:
         rows = read_report(run.folder / "report.json")
@@ -169,7 +185,10 @@ class Aleatoric(Recipe):
             "matching one sample or the mean over y, and EM": {
                 "p_a": "P(it is A)", "p_b": "P(it is B)", "p_unsure": "P(z*)", **odds,
             },
-            "bits": {"information": "model's I(z;y)", "true_information": "true I(z;y)", "code_change": "code saved"},
+            "bits": {
+                "information": "model's I(z;y)", "true_information": "true I(z;y)", "code_change": "code saved",
+                "code_change_letters": "by a letter", "code_change_unsure": "by z*",
+            },
             f"DPO, beta_pi {self.beta_pi:g}, {self.steps} steps": {
                 "slope": "gradient at pi_ref", "margin": "h(A) − h(B)", "train_ranking": "ranked right",
                 "fresh_ranking": "on fresh labels",
@@ -197,16 +216,20 @@ def standing() -> dict[str, Tensor]:
     return {"uniform": UNIFORM.exp(), "letters alone": (1 - unsure) / LETTERS, "z* alone": unsure}
 
 
-def draw_picture(rows: list[Row], epsilons: tuple[float, ...], betas: tuple[float, ...], path: Path) -> None:
+def draw_picture(epsilons: tuple[float, ...], betas: tuple[float, ...], path: Path) -> None:
     """P(z*) against the temperature, one line a tilt and epsilon (the README's fix: the same for all)."""
     figure = Figure(figsize=(7.2, 4.0), dpi=110, layout="constrained")
     axes = figure.subplots()
-    value = {(each["method"], each["metric"]): each["value"] for each in rows}
+    at = torch.logspace(math.log10(min(betas)), math.log10(max(betas)), 50).tolist()
     for tilt, style in STYLES.items():
         for k, epsilon in enumerate(epsilons if tilt != FIX else epsilons[:1]):
-            method = f"{tilt}, eps {epsilon:g}"
-            color, label = ("0.4", f"{tilt}, every eps") if tilt == FIX else (COLORS[k % len(COLORS)], method)
-            axes.plot(betas, [value[method, at(beta)] for beta in betas], style, color=color, label=label)
+            color, label = (
+                ("0.4", f"{tilt}, every eps")
+                if tilt == FIX
+                else (COLORS[k % len(COLORS)], f"{tilt}, eps {epsilon:g}")
+            )
+            p_unsure = [float(tilted(tilt, answers(epsilon), beta)[UNSURE]) for beta in at]
+            axes.plot(at, p_unsure, style, color=color, label=label)
     axes.set(xscale="log", xlabel="beta", ylabel="P(z*)", ylim=(-0.02, 1.02))
     axes.set_title("how likely is the rationale that names no letter?", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
