@@ -31,7 +31,7 @@ from tiltlm.commands.sample import Sample
 from tiltlm.commands.score import Score
 from tiltlm.commands.serve import Serve
 from tiltlm.methods import names
-from tiltlm.recipes import STAGES, preset_of, recipe, tasks
+from tiltlm.recipes import STAGES, figures, preset_of, recipe, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, type] = {
@@ -132,7 +132,7 @@ def wrong_list(rest: list[str]) -> str:
     """`tiltlm list WORD --matrix`, where the word finds something."""
     words, known = (
         [word for word in rest if not word.startswith("-")],
-        {name: line for name, (_, line) in tasks().items()},
+        {name: line for name, (_, line) in (*tasks().items(), *figures().items())},
     )
     if {word for word in rest if word.startswith("-")} - {"--matrix", "--help"}:
         return f"tiltlm list has no option in {' '.join(rest)}"
@@ -210,7 +210,7 @@ def every_flag() -> frozenset[str]:
     for task in tasks():
         found |= flags_of(f"{task}/evaluate", *names())
         found |= set().union(*(flags_of(f"{task}/{stage}") for stage in stages_of(task)))
-    return frozenset(found)
+    return frozenset(found.union(*(flags_of(name) for name in figures())))
 
 
 def stages_of(task: str) -> list[str]:

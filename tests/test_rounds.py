@@ -27,7 +27,7 @@ from tiltlm.samples import Samples
 from tiltlm.stages.answers import OVER
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.measure import Measure, RulerSettings
-from tiltlm.stages.rounds import Round, chain, mcnemar
+from tiltlm.stages.rounds import Round, chain
 from tiltlm.target import Target
 from toy_world import HORIZON, VOCAB, Table, Toy
 
@@ -228,14 +228,6 @@ def test_a_round_without_a_significant_gain_is_the_last(tmp_path):
     last = built(measure(SFT(), count=3, gain=0.01), tmp_path).inputs["learnt"]
     over = read_json(last.folder / OVER)
     assert over["round"] == 1 and "no significant gain" in over["why"] and len(chain(last)) == 1
-
-
-@pytest.mark.parametrize(
-    ("better", "worse", "p"), [(0, 0, 1.0), (10, 2, 0.03857421875), (5, 5, 1.0), (6, 0, 0.03125)]
-)
-def test_mcnemar_by_hand(better, worse, p):
-    """(10, 2): 2·(1 + 12 + 66)/4096; (6, 0): 2/64."""
-    assert mcnemar(better, worse) == pytest.approx(p, abs=1e-12)
 
 
 # ---- what makes no sense ---------------------------------------------------------------------------------------------
