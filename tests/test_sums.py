@@ -250,7 +250,7 @@ def test_every_preset_is_a_value_with_cells_that_make_sense(name):
     }
 
 
-def test_log_z_of_a_success_rate_is_known_well_enough_from_the_preset_draws():
+def test_log_z_of_a_success_rate_is_known_well_enough_from_500_draws():
     """Its expectation over all numbers of successes, p = .35 and 1: off by less than 1e-4 nats."""
     n, beta = star_mmlu.LOG_Z.draws, star_mmlu.BETA
     for p in (0.35, 1.0):
