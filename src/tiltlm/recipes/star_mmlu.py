@@ -16,6 +16,7 @@ from tiltlm.policies.log_variance import LogVariance
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.sft import SFT
 from tiltlm.recipes.preset import Preset
+from tiltlm.recipes.rounds import HINTED, SMALL, rounds
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import RulerSettings
@@ -26,10 +27,13 @@ from tiltlm.twists.q_sharp import QSharp
 
 TASKS: dict[str, str] = {
     "sums": "sums of three digits, column by column, by a small model that mostly forgets to carry",
+    "sums-hinted": "the same, by a model that carries only where its prompt tells the result",
     "sums-small": "sums of two digits, likewise, and a smaller model",
 }
 
-METHODS = ("reference", "sft", "dpo", "exo-rw", "rloo", "log-variance", "q-sharp", "ctl")
+METHODS = (
+    "reference", "star", "rest-em", "seed-dpo", "online-dpo", "irpo", "exo-rw", "rloo", "log-variance", "q-sharp", "ctl",
+)  # fmt: skip
 """What a comparison takes where none are named."""
 
 BETA = 0.2
@@ -56,13 +60,16 @@ CELLS: dict[str, Cell] = {
     "ctl": Cell(CTL(), TwistFeed(particles=16, prompts=4), UPDATE),
 }
 
-VARIANTS: dict[str, Cell] = {}
+VARIANTS: dict[str, dict[str, Cell]] = {
+    "sums": rounds(SMALL), "sums-hinted": rounds(HINTED), "sums-small": rounds(SMALL)
+}  # fmt: skip
 
 
 def preset(name: str) -> Preset:
     """The task called `name` with its settings."""
-    task = {"sums": Sums(beta=BETA), "sums-small": small()}[name]
-    return Preset(replace(task, name=name), CELLS, RULER, log_z=LOG_Z, variants=VARIANTS, methods=METHODS)
+    task = {"sums": Sums(beta=BETA), "sums-hinted": Sums(hints=True, beta=BETA), "sums-small": small()}[name]
+    methods = METHODS if "irpo" in VARIANTS[name] else ("reference", *VARIANTS[name])
+    return Preset(replace(task, name=name), CELLS, RULER, log_z=LOG_Z, variants=VARIANTS[name], methods=methods)
 
 
 def small() -> Sums:
