@@ -75,4 +75,4 @@ def preset(name: str) -> Preset:
 def small() -> Sums:
     """Two digits, and a network that learns them in a fifth of the time."""
     language = replace(Sums().language, stories=8000, layers=2, fit=replace(FIT, epochs=3.0))
-    return Sums(language, digits=2, width=64, train=400, valid=200, test=200, beta=BETA)
+    return Sums(language, digits=2, width=64, train=1000, valid=200, test=200, beta=BETA)
