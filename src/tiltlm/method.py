@@ -71,6 +71,9 @@ class Method:
     source: ClassVar[Source | None] = None
     """Where its rows come from if the feed does not say; None: what the task takes first."""
 
+    passes: int = 1
+    """Updates per batch; a field of methods that make several."""
+
     def bound(self, beta: float) -> Self:
         """This method with the target's temperature where its own was left open (None)."""
         if getattr(self, "beta", 0.0) is None:

@@ -162,7 +162,7 @@ def _trained(
             batch = course.experience.batch(step)
             model.train()
             own.child("dropout", step).seed_everything()
-            found = engine.update(objective, batch, pace.factor(step, taken), getattr(method, "passes", 1))
+            found = engine.update(objective, batch, pace.factor(step, taken), method.passes)
             pace.observe(step, found, taken)
             metrics.append(found)
             step += 1

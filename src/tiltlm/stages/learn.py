@@ -100,7 +100,7 @@ class Learn(OfTask):
         watched = Watched(problem, self.method, objective, who, self.feed, stores, self.stage)
         train(
             run, who.module, objective, course.experience, course.fit, problem.device, problem.stream,
-            passes=getattr(self.method, "passes", 1), watch=course.fit.watching(watched, "objective", higher=True),
+            passes=self.method.passes, watch=course.fit.watching(watched, "objective", higher=True),
         )  # fmt: skip
         if isinstance(course.experience, Keeps) and "labels_bought" in (said := course.experience.numbers()):
             tell(spent(said))
