@@ -43,7 +43,8 @@ class Learner:
 class Lesson:
     """What an experience is made of, for methods that add something of their own to it.
 
-    problem, learner; scene: the prompts of a step; n: draws of each; stream: of this method's draws.
+    problem, learner; scene: the prompts of a step; n: draws of each; stream: of this method's draws; live: whether the
+    rows are the policy's own, drawn at every step, with its log-probabilities of them.
     """
 
     problem: Problem
@@ -51,6 +52,7 @@ class Lesson:
     scene: Scene
     n: int
     stream: Stream
+    live: bool = False
 
 
 class Method:

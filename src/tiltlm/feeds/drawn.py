@@ -49,7 +49,8 @@ def drawn_rows(
         found = Generated(_maker(problem, method, learner, feed, scene, n), own)
     if asked:
         found = _judged_by(problem, method, feed.judge, found, stores, own.child("judge"))
-    return as_wanted(method, found, Lesson(problem, learner, scene, n, own))
+    live = source_of(problem.facts, method, feed) == "live"
+    return as_wanted(method, found, Lesson(problem, learner, scene, n, own, live))
 
 
 def _judged_by(
