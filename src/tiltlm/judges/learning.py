@@ -120,7 +120,10 @@ class LearningJudge:
 
     def _answer(self, call: Call, gold: GoldOfRows | None) -> Labelled:
         if self.broken:
-            raise FloatingPointError(f"this judge's training failed before: {self.broken}")
+            raise FloatingPointError(
+                f"this judge's training failed before: {self.broken}; begin in a new folder with a lower lr, or, where "
+                "memory was short, start it again"
+            )
         return self._warmed(call, gold) if call.kind == "warm" else self._labelled(call, gold)
 
     def _labelled(self, call: Call, gold: GoldOfRows | None) -> Labelled:
