@@ -307,6 +307,7 @@ def test_what_is_said_of_the_ledger_is_of_one_moment(place, tmp_path, monkeypatc
         (["body", "--fresh"], "name it with --gold"),
         (["body", "--fresh", "--gold", "exact-answer"], "takes the column 'answer'"),
         (["body", "--fresh", "--gold", "gold.py:es", "--judge.kind", "self"], "has a network"),
+        (["body", "--fresh", "--gold", "gold.py:es", "--judge.monitor"], "are a trainer's"),
         (["body", "--fresh", "--gold", "gold.py:es", "--every", "0"], "every of Serve must be 1 or more"),
     ],
 )

@@ -358,6 +358,22 @@ def test_settings_that_make_no_sense_are_refused(settings, said):
         Judging(**{"kind": "reward-model"} | settings)
 
 
+def test_settings_that_do_nothing_are_said():
+    """A budget beside a url bounds nothing, and the policy as its own judge learns by no rate."""
+    served = Judging("reward-model", url="http://x", warm=4, monitor=True, budget=100, lr=1e-3, batch_size=8)
+    assert (
+        "settings and a budget of its own: here --feed.judge's budget 100, batch-size 8, lr 0.001 do"
+        in served.caution
+    )
+    own = Judging("self", budget=100, relabels=4, select="random", monitor=True, epochs=2, warm_epochs=3)
+    assert "nothing learns to: here --feed.judge's warm-epochs 3, epochs 2 do nothing" in own.caution
+    for heeded in (
+        Judging("reward-model", budget=100, lr=1e-3, warm=8), Judging("self", budget=9, allocation="first"),
+        Judging("reward-model", url="http://x", warm=4, monitor=True),
+    ):  # fmt: skip
+        assert heeded.caution == ""
+
+
 def test_rows_that_are_no_pairs_are_refused(tmp_path):
     judge = table_judge(tmp_path, Counting())
     with pytest.raises(ValueError, match="an even number; got 1 and 1"):

@@ -54,6 +54,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
         why = _unjudged(facts, method, feed, source)
         if why is not None:
             return why
+    elif feed.judge != Judging():
+        return "settings of a judge, and none is named: --feed.judge.kind reward-model, or leave the others out"
     if 0 < feed.n < method.least and facts.prompts != "one":
         return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
     if feed.n and source in NEW and facts.prompts == "one":

@@ -146,7 +146,7 @@ def service(
             judge.warm(rows.request, rows.prompts, rows.completions)
             return {"ledger": judge.now.ledger.counts(), "version": judge.now.version}
 
-        return served.teach(ask)  # type: ignore[no-any-return]
+        return served.teach(ask)
 
     @app.post("/shutdown")
     def shutdown() -> dict[str, str]:
