@@ -142,6 +142,19 @@ def shares(facts: Facts, feed: Feed, batch_size: int) -> tuple[int, int]:
     return batch_size // n, n
 
 
+def prompts_of_step(facts: Facts, feed: Feed, batch_size: int, prompts: int) -> tuple[int, int]:
+    """(prompts of a step, draws of each) as `shares`, where there are so many `prompts` to train on."""
+    count, n = shares(facts, feed, batch_size)
+    return min(count, prompts) if facts.prompts == "several" else count, n
+
+
+def rows_drawn(facts: Facts, method: Method, feed: Feed, batch_size: int, prompts: int) -> int:
+    """Rows that are drawn and scored for a step of new ones."""
+    count, n = prompts_of_step(facts, feed, batch_size, prompts)
+    together: dict[Fed, int] = {"groups": feed.size, "pairs": 2, "judged": 2}
+    return count * n * together.get(method.fed, 1)
+
+
 JUDGE = Judging("reward-model", budget=200, warm=100, warm_epochs=4)
 """The judge of a method that needs one, if nothing is said of it."""
 

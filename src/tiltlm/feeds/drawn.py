@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltlm.experience import Experience, Generated, Live, referenced
-from tiltlm.feeds.available import shares, source_of
+from tiltlm.feeds.available import prompts_of_step, source_of
 from tiltlm.feeds.fixed import Stores, Tell, as_wanted, judged
 from tiltlm.feeds.settings import Feed
 from tiltlm.fit import Fit
@@ -31,10 +31,9 @@ def drawn_rows(
     tell: Tell = lambda text: None,
 ) -> Experience:  # fmt: skip
     """Rows that are new at every step, scored by the reward or, where the feed names one, by a judge."""
-    count, n = shares(problem.facts, feed, fit.batch_size)
     several = problem.facts.prompts == "several"
-    if several:
-        count = min(count, len(problem.prompts["train"]))
+    prompts = len(problem.prompts["train"]) if several else 1
+    count, n = prompts_of_step(problem.facts, feed, fit.batch_size, prompts)
     own = problem.stream.child(called, "data" if several and method.fed == "live" else "draws")
     scene = problem.scene(count, n if method.fed == "answers" else None)
     found: Experience
