@@ -229,6 +229,8 @@ class LearningJudge:
 
     def _train(self, epochs: int) -> None:
         now, how = self.now, self.settings
+        if not epochs:
+            now.pending = []  # labels alone: pending in the ledger, never learnt from
         if not now.pending or self.discriminator is None:
             return
         order = self.stream.child("replay", now.version).permutation(len(now.learnt)).tolist()

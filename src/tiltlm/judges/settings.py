@@ -64,7 +64,7 @@ class Judging:
     """When: evenly over the window, on its first pairs, or at its end out of them all (their labels stay the judge's)."""
 
     epochs: int = 4
-    """Passes over a window's verdicts, once its quota is used up."""
+    """Passes over a window's verdicts, once its quota is used up (0: none are learnt from, they are labels alone)."""
 
     batch_size: int = 16
     """Pairs a step of the judge's training."""
@@ -91,8 +91,8 @@ class Judging:
     """Log the gold reward of every row, too, and how often the judge agrees with it: not charged to the ledger."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "warm_epochs", "window", "epochs", "batch_size", "members", "most_tokens")
-        for name in ("budget", "warm", "relabels", "replay", "lora_rank"):
+        at_least_one(self, "warm_epochs", "window", "batch_size", "members", "most_tokens")
+        for name in ("budget", "warm", "relabels", "epochs", "replay", "lora_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', '-')} of a judge is not negative; got {getattr(self, name)}")
         if not (self.lr > 0 and self.dpo_beta > 0):
