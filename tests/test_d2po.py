@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from tiltlm.policies.d2po import D2PO
 from tiltlm.policies.opo import OPO
 from tiltlm.policies.ppo import PPO
 from tiltlm.policies.reinforce import Reinforce
-from tiltlm.problem import Problem
+from tiltlm.problem import Facts, Problem
 from tiltlm.rewards.by_name import is_paid
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
+from tiltlm.stages.measure import Measure, RulerSettings
+from tiltlm.stages.paid import say_once
 from tiltlm.target import Target
 from tiltlm.train import Pace, Training
 from toy import Toy, twos
@@ -296,3 +298,45 @@ def test_a_reward_that_costs_money_wants_a_budget_and_is_not_watched():
     watched = replace(ALL, budget=50, monitor=True)
     assert "every row" in (why_not(facts, D2PO(), Feed(judge=watched)) or "")
     assert is_paid("ultrafeedbackgold + 0.5*bagofwords") and not is_paid("bagofwords")
+
+
+@dataclass(frozen=True)
+class Paid(Toy):
+    """Its reward costs money."""
+
+    name: str = "paid"
+
+    def facts(self) -> Facts:
+        return replace(super().facts(), paid=True)
+
+
+def test_what_asks_a_paid_reward_beside_the_judge_is_said_before_any_work(capsys):
+    """The budget bounds the judge's purchases alone; measuring, evaluations and methods without a judge ask as well."""
+    say_once.cache_clear()
+    feed, fit, ruler = (
+        Feed(judge=replace(ALL, budget=50)),
+        Fit(steps=4),
+        RulerSettings(prompts=5, n=3, absolute=False),
+    )
+
+    def said(method: Method, feed: Feed, fit: Fit, task: Toy = Paid()) -> str:
+        measure = Measure(task, method, feed, fit, Net(), ruler, called="mine")
+        for recipe in (measure, measure, measure.learn()):
+            recipe.check()
+        return " ".join(capsys.readouterr().err.split())
+
+    first = said(D2PO(), feed, fit)
+    assert first.count("costs money") == 1 and "paid: the reward costs money" in first
+    assert (
+        "all draws that are measured: 3 of 5 test prompts at most" in first
+        and "only $TILTLM_JUDGE_CEILING" in first
+    )
+    assert said(D2PO(), feed, fit) == "", "once"
+    watched = said(D2PO(), feed, replace(fit, evaluations=2))
+    assert (
+        "paid/mine-policy" in watched
+        and "64 answers at every evaluation" in watched
+        and "learns from" not in watched
+    )
+    assert "every row that it learns from" in said(OPO(), Feed(), fit)
+    assert said(OPO(), Feed(), fit, Toy()) == ""
