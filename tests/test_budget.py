@@ -100,7 +100,7 @@ def test_what_it_cannot_count_is_refused():
     served = replace(JUDGE, url="http://127.0.0.1:9")
     for cell, why in (
         (Cell(AStarPO(), Feed(n=1), FIT), "further draws of its own"),
-        (Cell(DPO(), Feed("own"), FIT), "own rows, which gold has not labelled"),
+        (Cell(DPO(), Feed("own"), FIT), "the data's own rows or from rounds"),
         (Cell(method("sft"), Feed("fresh"), FIT), "exact or weighted draws"),
         (Cell(method("ctl"), TwistFeed(), Fit()), "exact or weighted draws"),
         (Cell(D2PO(), Feed(n=1, judge=served), FIT), "its judge runs elsewhere"),

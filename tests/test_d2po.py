@@ -212,6 +212,7 @@ def test_what_cannot_be_judged_is_refused():
     assert "even number" in (why_not(facts, RLOO, replace(judge, n=3)) or "")
     assert "part into pairs" in (why_not(facts, OPO(), replace(judge, size=3)) or "")
     assert "new rows" in (why_not(facts, OPO(), replace(judge, source="own")) or "")
+    assert "by the reward itself" in (why_not(facts, OPO(), replace(judge, source="rounds")) or "")
 
 
 def test_settings_of_a_judge_without_one_are_refused():

@@ -19,6 +19,7 @@ ORDER = [
     {"rewards"},
     {"samplers"},
     {"data"},
+    {"questions"},
     {"problem"},
     {"experience"},
     {"method"},

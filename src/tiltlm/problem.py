@@ -26,6 +26,7 @@ from tiltlm.exact import Solution
 from tiltlm.models.base import LanguageModel, Values, is_end, without_end
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.ends import ends_of, tokenizer_of
+from tiltlm.questions.grading import Grading
 from tiltlm.rewards.by_name import TextReward, is_paid
 from tiltlm.rewards.of_function import OfFunction
 from tiltlm.samplers.ancestral import draw_in_batches
@@ -44,8 +45,9 @@ Fed = Literal["answers", "pairs", "groups", "judged", "live", "draws", "values",
 good or bad; the policy's own; a twist's weighted draws; the reference's with rewards; nothing."""
 
 
-Source = Literal["own", "stored", "fresh", "live"]
-"""The data's own rows; stored draws of the reference; fresh ones at every step; the policy's own at every step."""
+Source = Literal["own", "stored", "fresh", "live", "rounds"]
+"""The data's own rows; stored draws of the reference; fresh ones at every step; the policy's own at every step, or those of
+a round."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class Problem:
     texts       samples -> what a reward of texts reads: prompts without a template, completions without their end
     reward_of_texts  (prompts, completions), as `texts` has them -> rewards
     reference_name   what tells the reference from others, for caches; empty: no cache
+    grading     what is right, where the reward is that an answer is
+    hinted      prompts -> the same ones, put with a hint that tells the answer
     """
 
     target: Target
@@ -180,6 +184,8 @@ class Problem:
     texts: Callable[[Samples], tuple[list[Any], list[Any]]] | None = None
     reward_of_texts: Callable[[Sequence[Any], Sequence[Any]], list[float]] | None = None
     reference_name: str = ""
+    grading: Grading | None = None
+    hinted: Callable[[Tokens], Tokens] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.prompts.get("test", ())) or not (self.fresh or len(self.prompts.get("train", ()))):

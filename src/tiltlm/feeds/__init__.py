@@ -20,7 +20,7 @@ from tiltlm.feeds.available import default_feed, owned, rows_drawn, shares, sour
 from tiltlm.feeds.course import Course, course_of
 from tiltlm.feeds.drawn import by_coin
 from tiltlm.feeds.fixed import Stores, first_of, fixed, judged, rows_of
-from tiltlm.feeds.settings import NEW, AnyFeed, Draws, Feed, TwistFeed
+from tiltlm.feeds.settings import NEW, AnyFeed, Draws, Feed, Rounds, TwistFeed
 
 __all__ = [
     "NEW",
@@ -28,6 +28,7 @@ __all__ = [
     "Course",
     "Draws",
     "Feed",
+    "Rounds",
     "Stores",
     "TwistFeed",
     "by_coin",

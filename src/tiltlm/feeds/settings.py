@@ -34,12 +34,78 @@ class Draws:
 
 
 @dataclass(frozen=True)
+class Rounds:
+    """Draw, grade, build, update, validate; and again."""
+
+    count: int = 3
+    """How many."""
+
+    n: int = 4
+    """Draws of every training prompt in a round."""
+
+    prompts: int = 0
+    """Training prompts that are answered, the first ones (0: all)."""
+
+    start: Literal["base", "previous"] = "base"
+    """What an update begins from: the reference model, or what the round before ended with."""
+
+    reference: Literal["base", "previous"] = "base"
+    """Whose log-probabilities log-ratios are taken to, likewise."""
+
+    right: float | None = None
+    """Reward from which a completion counts as right (not named: the largest there is)."""
+
+    cap: int = 0
+    """Right answers to a prompt that are learnt in a round, at most (0: all)."""
+
+    unique: bool = False
+    """The same answer to a prompt counts once."""
+
+    weigh: Literal["rows", "prompts"] = "rows"
+    """What counts alike: every answer (pair), or every prompt, however many it has."""
+
+    pairs: int = 0
+    """Pairs of a prompt, at most (0: every right answer with every wrong one)."""
+
+    cut_off: Literal["keep", "drop"] = "keep"
+    """Wrong answers that did not end by themselves, in pairs."""
+
+    rationalize: bool = False
+    """Prompts without a right answer are asked again with a hint; what is right then is learnt as if without."""
+
+    show_hint: float = 0.0
+    """Part of those that is learnt with the hint in the prompt."""
+
+    accumulate: bool = False
+    """Learn from what earlier rounds found as well."""
+
+    growth: float = 1.0
+    """Factor of the number of updates from one round to the next."""
+
+    gain: float = 0.0
+    """End where a round's accuracy on validation prompts is not significantly above the last one's: at this level of an
+    exact McNemar test (0: go on)."""
+
+    collapse: float = 0.0
+    """End where that accuracy falls below this part of the reference's (0: go on)."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "count", "n")
+        if min(self.prompts, self.cap, self.pairs) < 0 or not self.growth > 0:
+            raise ValueError(f"prompts, cap and pairs are not negative, growth is positive; got {self}")
+        if not (0 <= self.show_hint <= 1 and 0 <= self.gain < 1 and 0 <= self.collapse <= 1):
+            raise ValueError(f"show_hint, gain and collapse are parts of 1; got {self}")
+        if self.show_hint and not self.rationalize:
+            raise ValueError("hints are shown in rationalized answers: set rationalize as well")
+
+
+@dataclass(frozen=True)
 class Feed:
     """What a policy or a value learns from."""
 
-    source: Literal["task", "own", "stored", "fresh", "live"] = "task"
-    """The data's own rows, stored draws of the reference, fresh ones at every step, the policy's own at every step; task:
-    what the method names (online ones: live), or else what the task takes first."""
+    source: Literal["task", "own", "stored", "fresh", "live", "rounds"] = "task"
+    """The data's own rows, stored draws of the reference, fresh ones at every step, the policy's own at every step or in
+    rounds; task: what the method names (online ones: live), or else what the task takes first."""
 
     draws: Draws = Draws()
     size: int = 2
@@ -53,6 +119,9 @@ class Feed:
 
     judge: Judging = field(default=Judging(), metadata=ADDED)
     """Who scores new rows in the place of the reward, buying some of the reward's verdicts."""
+
+    rounds: Rounds = field(default=Rounds(), metadata=ADDED)
+    """What happens in a round."""
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.n < 0:

@@ -33,8 +33,10 @@ def uncounted(cell: Cell, facts: Facts) -> str | None:
         return "its judge runs elsewhere, and the ledger there is of all who ask it"
     if method.asks:
         return "it asks the reward of further draws of its own, which nobody counts"
-    if source_of(facts, method, cell.feed) == "own":
-        return "it learns from the data's own rows, which gold has not labelled: --feed.source stored"
+    if source_of(facts, method, cell.feed) in ("own", "rounds"):
+        return (
+            "it learns from the data's own rows or from rounds, whose verdicts nobody counts: --feed.source stored"
+        )
     return None
 
 

@@ -1,0 +1,76 @@
+"""What the tasks of questions share: right answers are worth 1, all others 0, and pi* is the reference given (softly) that
+it is right.
+
+A task of questions is a frozen dataclass with `language` among its fields that says which questions there are (`asked`),
+how one is put to the model (`put`), and who grades (`grader`). Of a reward of this kind log Z is
+log(1 + p (exp(1/beta) − 1)), p being the reference's success rate on a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiltlm.models.causal import steady
+from tiltlm.problem import SPLITS, Check, Facts, Problem, Split
+from tiltlm.questions.base import Grader, Question
+from tiltlm.questions.grading import Grading
+from tiltlm.run import Run
+from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import stream
+from tiltlm.target import Target
+from tiltlm.tasks.language import OfLanguage
+
+
+class OfQuestions(OfLanguage):
+    """A task of questions."""
+
+    def asked(self, split: Split, seed: int) -> Sequence[Question]:
+        """The questions of a split."""
+        raise NotImplementedError
+
+    @property
+    def grader(self) -> Grader:
+        raise NotImplementedError
+
+    def put(self, question: Question, tokenizer: Any, hint: bool = False) -> list[int]:
+        """The prompt that asks it, as token ids; hint: one that tells the answer. Raises ValueError where a task has no
+        hints."""
+        raise NotImplementedError
+
+    def facts(self) -> Facts:
+        return Facts(self.beta, "several", r_max=1.0, atoms=(0.0, 1.0), held_out=True)
+
+    def problem(self, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
+        reference = self.language.reference(runs)
+        asked = {split: self.asked(split, seed) for split in SPLITS}
+        ids = {split: [self.put(q, reference.tokenizer) for q in own] for split, own in asked.items()}
+        both = [pair for split in SPLITS for pair in zip(ids[split], asked[split], strict=True)]
+        grading = Grading.of(both, self.grader, reference.tokenizer)
+
+        def hinted(prompts: Tokens) -> Tokens:
+            """The same questions, put with a hint."""
+            told = [self.put(q, reference.tokenizer, hint=True) for q in grading.questions(prompts)]
+            return Tokens.of(told, prompts.device)
+
+        return Problem(
+            Target(reference, grading, self.beta), {s: Tokens.of(rows, reference.device) for s, rows in ids.items()},
+            self.language.new_tokens, stream(seed, "questions"), self.facts(), reference.tokenizer,
+            checks=checks(grading), begin=lambda: steady(reference), grading=grading, hinted=hinted,
+        )  # fmt: skip
+
+
+def checks(grading: Grading) -> dict[str, Check]:
+    """What is told of every answer: whether it is right, whether one could be read, whether it ended by itself."""
+
+    def parsed(samples: Samples) -> Tensor:
+        return torch.tensor([bool(g.rule) for g in grading.grades(samples)], device=samples.device)
+
+    def finished(samples: Samples) -> Tensor:
+        done = samples.finished
+        return torch.ones(len(samples), dtype=torch.bool, device=samples.device) if done is None else done
+
+    return {"accuracy": grading, "parsed": parsed, "finished": finished}
