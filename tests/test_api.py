@@ -14,6 +14,7 @@ from transformers import GPT2Config
 import tiltlm as tl
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.exact import log_density, solve
+from tiltlm.judges.settings import Judging
 from toy import HORIZON, PROMPTS, VOCABULARY, Toy, twos
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +152,18 @@ def test_stored_draws_are_made_in_memory():
     feed = tl.Feed(source="stored", draws=tl.Draws(n=4), size=4)
     found = tl.learn(task, tl.ExoRw(), steps=2, feed=feed, progress=False)
     assert len(found.metrics) == 2
+
+
+def test_a_judge_s_ledger_is_told_and_its_folder_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    judge = Judging("reward-model", budget=9, warm=3, window=12, relabels=2)
+    fit = tl.Fit(steps=6, batch_size=4, lr=0.03)
+    learnt = tl.learn(toy(one=False), "d2po", feed=tl.Feed(judge=judge), fit=fit, progress=False)
+    assert (
+        learnt.labels["bought"] == 9 == learnt.labels["trained"] + learnt.labels["tied"] + learnt.labels["pending"]
+    )
+    assert learnt.metrics[0]["labels_bought"] < 9 and not list(tmp_path.glob("tiltlm*"))
+    assert tl.learn(toy(one=False), "opo", steps=1, progress=False).labels == {}
 
 
 def test_what_makes_no_sense_is_refused_with_its_reason():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from tiltlm.policies.d2po import D2PO
 from tiltlm.policies.opo import OPO
 from tiltlm.policies.ppo import PPO
 from tiltlm.policies.reinforce import Reinforce
-from tiltlm.problem import Problem
+from tiltlm.problem import Facts, Problem
 from tiltlm.rewards.by_name import is_paid
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
+from tiltlm.stages.measure import Measure, RulerSettings
+from tiltlm.stages.paid import say_once
 from tiltlm.target import Target
 from tiltlm.train import Pace, Training
 from toy import Toy, twos
@@ -46,13 +48,14 @@ def problem(reward: Any = untied) -> Problem:
 
 
 def course(
-    made: Problem, method: Method, folder: Path, judge: Judging | None = None, pairs: int = 12, size: int = 2
-) -> Any:
+    made: Problem, method: Method, folder: Path, judge: Judging | None = None, pairs: int = 12, size: int = 2,
+    tell: Any = print,
+) -> Any:  # fmt: skip
     """(policy, objective, experience) of a training on a judge's labels, or the reward's."""
     _, who = learner(made, method, Net(), stream(1, "init"))
     feed = Feed("live" if method.fed == "groups" else "task", size=size, n=2, judge=judge or Judging())
     stores = Stores(judge=None if judge is None else judge_of(made, judge, stream(2, "judge"), folder))
-    found = course_of(made, method, who, feed, Fit(steps=8, batch_size=pairs), "d2po", stores)
+    found = course_of(made, method, who, feed, Fit(steps=8, batch_size=pairs), "d2po", stores, tell)
     return who.module, method.objective(made), found.experience
 
 
@@ -209,6 +212,39 @@ def test_what_cannot_be_judged_is_refused():
     assert "even number" in (why_not(facts, RLOO, replace(judge, n=3)) or "")
     assert "part into pairs" in (why_not(facts, OPO(), replace(judge, size=3)) or "")
     assert "new rows" in (why_not(facts, OPO(), replace(judge, source="own")) or "")
+    assert "by the reward itself" in (why_not(facts, OPO(), replace(judge, source="rounds")) or "")
+
+
+def test_settings_of_a_judge_without_one_are_refused():
+    facts = problem().facts
+    assert "none is named" in (why_not(facts, OPO(), Feed(judge=Judging(budget=100))) or "")
+    assert why_not(facts, OPO(), Feed()) is None
+
+
+def test_settings_that_do_nothing_beside_the_others_are_said(tmp_path):
+    said: list[str] = []
+    course(problem(), D2PO(), tmp_path, Judging("self", window=24, relabels=6, lr=0.5), tell=said.append)
+    assert len(said) == 1 and said[0].endswith("here --feed.judge's lr 0.5 do nothing")
+
+
+@pytest.mark.parametrize("winners", [0, 3, 12])
+def test_verdicts_that_nearly_all_tie_are_said_once(winners, tmp_path):
+    """Of the first 60 pairs bought, twelve a step, none, three or all of a step's twelve have a winner."""
+
+    def rare(samples: Samples) -> Tensor:
+        row = torch.arange(len(samples))
+        return ((row % 2 == 0) & (row < 2 * winners)).double() * (len(samples) == 24)
+
+    said: list[str] = []
+    how = replace(ALL, window=24, relabels=12)
+    _, _, experience = course(problem(rare), D2PO(), tmp_path, how, tell=said.append)
+    for step in range(7):
+        experience.batch(step)
+        found = experience.numbers()
+        assert found["labels_tied"] == (12 - winners) * (step + 1)
+        assert len(said) == (step >= 4 and winners == 0)
+    assert winners or said[0].startswith("60 of the first 60 gold verdicts are ties")
+    assert winners or "--feed.judge.select" in said[0]
 
 
 def test_a_policy_of_adapters_can_be_judged(tmp_path):
@@ -263,3 +299,45 @@ def test_a_reward_that_costs_money_wants_a_budget_and_is_not_watched():
     watched = replace(ALL, budget=50, monitor=True)
     assert "every row" in (why_not(facts, D2PO(), Feed(judge=watched)) or "")
     assert is_paid("ultrafeedbackgold + 0.5*bagofwords") and not is_paid("bagofwords")
+
+
+@dataclass(frozen=True)
+class Paid(Toy):
+    """Its reward costs money."""
+
+    name: str = "paid"
+
+    def facts(self) -> Facts:
+        return replace(super().facts(), paid=True)
+
+
+def test_what_asks_a_paid_reward_beside_the_judge_is_said_before_any_work(capsys):
+    """The budget bounds the judge's purchases alone; measuring, evaluations and methods without a judge ask as well."""
+    say_once.cache_clear()
+    feed, fit, ruler = (
+        Feed(judge=replace(ALL, budget=50)),
+        Fit(steps=4),
+        RulerSettings(prompts=5, n=3, absolute=False),
+    )
+
+    def said(method: Method, feed: Feed, fit: Fit, task: Toy = Paid()) -> str:
+        measure = Measure(task, method, feed, fit, Net(), ruler, called="mine")
+        for recipe in (measure, measure, measure.learn()):
+            recipe.check()
+        return " ".join(capsys.readouterr().err.split())
+
+    first = said(D2PO(), feed, fit)
+    assert first.count("costs money") == 1 and "paid: the reward costs money" in first
+    assert (
+        "all draws that are measured: 3 of 5 test prompts at most" in first
+        and "only $TILTLM_JUDGE_CEILING" in first
+    )
+    assert said(D2PO(), feed, fit) == "", "once"
+    watched = said(D2PO(), feed, replace(fit, evaluations=2))
+    assert (
+        "paid/mine-policy" in watched
+        and "64 answers at every evaluation" in watched
+        and "learns from" not in watched
+    )
+    assert "every row that it learns from" in said(OPO(), Feed(), fit)
+    assert said(OPO(), Feed(), fit, Toy()) == ""

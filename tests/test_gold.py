@@ -56,6 +56,12 @@ def test_words_are_cut_in_the_style_of_the_treebank(text, found):
     assert tokens(text) == found.split()
 
 
+def test_a_long_run_of_quotes_is_so_many_tokens():
+    quotes = ["’"] * 5000
+    assert tokens("’" * 5000 + "word" + "’" * 5000) == [*quotes, "word", *quotes]
+    assert tokens("he" + "'s" * 5000) == ["he", *["'s"] * 5000]
+
+
 # ---- words --------------------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from tiltlm.judges.learning import LearningJudge
 from tiltlm.judges.making import judge_on_texts
 from tiltlm.judges.settings import Judging
 from tiltlm.models.causal import CausalLM
+from tiltlm.rewards.posting import Posting
 from tiltlm.seeds import stream
 
 pytest.importorskip("fastapi", reason="pip install 'tiltlm[serve]'")
 pytest.importorskip("uvicorn", reason="pip install 'tiltlm[serve]'")
+
+from tiltlm.judges.service import Served, service
 
 HOW = Judging("reward-model", window=32, relabels=6, budget=40, replay=4, epochs=2, lr=1e-3, most_tokens=48)
 OPTIONS = ["--fresh", "--judge.window", "32", "--judge.relabels", "6", "--judge.budget", "40", "--judge.replay", "4",
@@ -205,6 +209,96 @@ def one_version_each(server: Server, question: Any, known: Any) -> None:
     assert not torn and len(seen) >= 2 and len({tuple(scores) for scores in seen.values()}) == len(seen)
 
 
+# ---- in this process: what is not a matter of processes ---------------------------------------------------------------
+
+
+def asked(app: Any, method: str, what: str, body: Any = None, **headers: str) -> httpx2.Response:
+    """The answer of an application in this process."""
+
+    async def ask() -> httpx2.Response:
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(app, raise_app_exceptions=False), base_url="http://127.0.0.1:5007"
+        ) as client:
+            return await client.request(method, f"/{what}", json=body, headers=headers)
+
+    return asyncio.run(ask())
+
+
+def served(place: Path, folder: Path, **how: Any) -> Served:
+    judge = judge_on_texts(replace(HOW, **how), place / "body", es, stream(0, "judge"), folder)
+    return Served(judge, folder, 3)
+
+
+OWN = "127.0.0.1:5007"
+
+
+@pytest.mark.parametrize(
+    ("token", "host", "origin", "status"),
+    [
+        ("", OWN, None, 200), ("", "localhost:5007", None, 200), ("", "[::1]:5007", None, 200),
+        ("", OWN, f"http://{OWN}", 200),
+        ("", OWN, "http://example.org", 403), ("", OWN, "null", 403), ("", OWN, "http://127.0.0.1:8000", 403),
+        ("", "example.org:5007", None, 403), ("", "example.org:5007", "http://example.org:5007", 403),
+        ("", "127.0.0.1.example.org", None, 403), ("", "[::1", None, 403), ("", "", None, 403),
+        (SECRET, "judge.example.org", None, 200), (SECRET, "judge.example.org", "https://judge.example.org", 200),
+        (SECRET, "judge.example.org", "https://example.org", 403),
+    ],
+)  # fmt: skip
+def test_pages_of_other_sites_cannot_end_it(place, tmp_path, token, host, origin, status):
+    """A page names its own site in Origin; one whose name was made to point here names it in Host."""
+    ended: list[int] = []
+    app = service(served(place, tmp_path), {}, lambda: ended.append(1), token)
+    headers = {"Host": host} | ({"Origin": origin} if origin else {})
+    found = asked(app, "POST", "shutdown", Authorization=f"Bearer {token}", **headers)
+    assert found.status_code == status and ended == [1] * (status == 200)
+    assert status == 200 or found.json()["error"]
+
+
+def test_a_training_that_diverges_is_an_error_at_once(place, tmp_path, monkeypatch):
+    """Asked again it would fail again: the trainer is told the first time."""
+    one = served(place, tmp_path)
+
+    def diverges(*args: Any) -> None:
+        raise FloatingPointError("the loss of row 3 is nan: nothing was updated")
+
+    monkeypatch.setattr(one.judge.discriminator, "train", diverges)
+    app = service(one, {}, lambda: None)
+    prompts, completions = rows(0)
+    question = {"request": "a", "prompts": prompts, "completions": completions}
+    for said in ("loss of row 3 is nan", "failed before: FloatingPointError: the loss of row 3 is nan"):
+        found = asked(app, "POST", "warm", question)
+        assert found.status_code == 409 and said in found.json()["error"]
+        told = httpx2.Response(found.status_code, content=found.content)
+        transport = httpx2.MockTransport(lambda request, told=told: told)
+        with httpx2.Client(transport=transport) as client, pytest.raises(ValueError, match=r"409.*row 3 is nan"):
+            Posting(f"http://{OWN}/warm", tries=2, pause=60).ask(client, question)
+
+
+def test_what_is_said_of_the_ledger_is_of_one_moment(place, tmp_path, monkeypatch):
+    """/state waits for the request that teaches; /warm tells its own ledger, whatever was asked right after."""
+    one = served(place, tmp_path)
+    app, states = service(one, {}, lambda: None), []
+    with one.teaching:
+        other = threading.Thread(target=lambda: states.append(asked(app, "GET", "state").json()))
+        other.start()
+        other.join(0.5)
+        assert not states
+        one.judge.warm("first", *rows(1))
+    other.join(30)
+    assert states[0]["ledger"]["bought"] == 4 == states[0]["paid"]
+    teach = one.teach
+
+    def then_another(ask: Any) -> Any:
+        answer = teach(ask)
+        teach(lambda: one.judge.warm("between", *rows(3)))
+        return answer
+
+    monkeypatch.setattr(one, "teach", then_another)
+    prompts, completions = rows(2)
+    found = asked(app, "POST", "warm", {"request": "second", "prompts": prompts, "completions": completions})
+    assert found.json()["ledger"]["bought"] == 8 and one.judge.now.ledger.bought == 12
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -213,6 +307,7 @@ def one_version_each(server: Server, question: Any, known: Any) -> None:
         (["body", "--fresh"], "name it with --gold"),
         (["body", "--fresh", "--gold", "exact-answer"], "takes the column 'answer'"),
         (["body", "--fresh", "--gold", "gold.py:es", "--judge.kind", "self"], "has a network"),
+        (["body", "--fresh", "--gold", "gold.py:es", "--judge.monitor"], "are a trainer's"),
         (["body", "--fresh", "--gold", "gold.py:es", "--every", "0"], "every of Serve must be 1 or more"),
     ],
 )

@@ -300,6 +300,23 @@ def test_with_none_bought_the_judge_stays_as_it_is(tmp_path):
     assert len(gold.asked) == 16
 
 
+def test_with_no_passes_verdicts_are_labels_and_teach_nothing(tmp_path):
+    """After the warm start the judge stays as it is; what it buys then still labels pairs, and stays pending."""
+    judge = table_judge(tmp_path, Counting(), window=16, relabels=8, epochs=0, warm=4, warm_epochs=5, budget=15)
+    judge.warm("warm", *rows(0))
+    learnt, first = judge.now.ledger.counts(), judge.score(*rows(0))
+    for step in range(1, 4):
+        prompts, completions = rows(step)
+        answer = judge.label(f"step-{step}", prompts, completions)
+        sums = [sum(ids) for ids in completions]
+        wanted = [math.nan if a == b else float(a > b) for a, b in zip(sums[::2], sums[1::2], strict=True)]
+        bought = [said for said in answer.preferred if not math.isnan(said)]
+        assert answer.version == 1 and judge.score(*rows(0)) == first and bought
+        assert step == 3 or repr(answer.preferred) == repr(wanted)
+    adds_up(judge.now.ledger.counts(), 15)
+    assert judge.now.ledger.trained == learnt["trained"] > 0 and judge.now.ledger.pending > 0
+
+
 def test_scores_are_of_before_the_training_of_their_request(tmp_path):
     judge = table_judge(tmp_path, Counting(), window=8, relabels=4)
     before = judge.score(*rows(0))
@@ -350,12 +367,29 @@ def test_replay_takes_earlier_verdicts_along(tmp_path, monkeypatch):
     [
         ({"relabels": 129}, "holds 128 pairs"), ({"select": "variance"}, "ensemble of one"), ({"lr": 0.0}, "positive"),
         ({"budget": 3, "warm": 4}, "more than the budget"), ({"window": 0}, "window"), ({"replay": -1}, "replay"),
+        ({"epochs": -1}, "epochs"),
         ({"kind": "self", "members": 2}, "judges itself"), ({"kind": "none", "url": "http://x"}, "kind named"),
     ],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         Judging(**{"kind": "reward-model"} | settings)
+
+
+def test_settings_that_do_nothing_are_said():
+    """A budget beside a url bounds nothing, and the policy as its own judge learns by no rate."""
+    served = Judging("reward-model", url="http://x", warm=4, monitor=True, budget=100, lr=1e-3, batch_size=8)
+    assert (
+        "settings and a budget of its own: here --feed.judge's budget 100, batch-size 8, lr 0.001 do"
+        in served.caution
+    )
+    own = Judging("self", budget=100, relabels=4, select="random", monitor=True, epochs=2, warm_epochs=3)
+    assert "nothing learns to: here --feed.judge's warm-epochs 3, epochs 2 do nothing" in own.caution
+    for heeded in (
+        Judging("reward-model", budget=100, lr=1e-3, warm=8), Judging("self", budget=9, allocation="first"),
+        Judging("reward-model", url="http://x", warm=4, monitor=True),
+    ):  # fmt: skip
+        assert heeded.caution == ""
 
 
 def test_rows_that_are_no_pairs_are_refused(tmp_path):

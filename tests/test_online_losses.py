@@ -325,6 +325,29 @@ def learnt_from(problem: Problem, name: str, feed: Feed) -> Any:
     return batch.groups if isinstance(batch, Valued) else batch
 
 
+@pytest.mark.parametrize("source", ["live", "fresh"])
+def test_rebel_asks_the_policy_of_others_draws_and_not_of_its_own(source, monkeypatch):
+    """Of its own draws log_q comes from drawing, and is what the policy would answer."""
+    asked, log_prob = [], TableLM.log_prob
+
+    def spied(self: TableLM, samples: Samples) -> Tensor:
+        asked.append(self)
+        return log_prob(self, samples)
+
+    monkeypatch.setattr(TableLM, "log_prob", spied)
+    chosen: Any = method("rebel")
+    problem, who = learner(few_prompts(), chosen, Net(), stream(0))
+    who.policy.randomise(torch.Generator().manual_seed(1))
+    batch = course_of(
+        problem, chosen, who, Feed(source, n=1), Fit(batch_size=8), "test", Stores()
+    ).experience.batch(0)
+    assert sum(model is who.policy for model in asked) == (source == "fresh")
+    torch.testing.assert_close(
+        batch.samples.log_q, log_prob(who.policy, batch.samples).detach(), atol=1e-12, rtol=0
+    )
+    assert (batch.samples.log_q - batch.samples.log_ref).abs().max() > 0.1
+
+
 @dataclass
 class Learning:
     """The same batch at every step, and a number that is kept."""

@@ -15,6 +15,7 @@ from laws.world import HORIZON, PROMPTS, world
 from tiltlm.engine import Engine, Optim
 from tiltlm.exact import kl
 from tiltlm.experience import Live
+from tiltlm.methods import method, names
 from tiltlm.models.causal import copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableLM
@@ -170,6 +171,11 @@ def test_more_passes_are_more_optimizer_steps_on_the_same_draws():
             engine.update(objective, batch, passes=passes)
         found.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_every_method_says_how_many_updates_it_makes_of_a_batch():
+    assert PPO().passes == 4 and PPO(passes=2).passes == 2
+    assert all(method(name).passes >= 1 for name in names()) and method("dpo").passes == method("ctl").passes == 1
 
 
 def actor(folder: Path, stop: int | None = None) -> tuple[Training, ActorCritic]:

@@ -43,7 +43,8 @@ class Learner:
 class Lesson:
     """What an experience is made of, for methods that add something of their own to it.
 
-    problem, learner; scene: the prompts of a step; n: draws of each; stream: of this method's draws.
+    problem, learner; scene: the prompts of a step; n: draws of each; stream: of this method's draws; live: whether the
+    rows are the policy's own, drawn at every step, with its log-probabilities of them.
     """
 
     problem: Problem
@@ -51,6 +52,7 @@ class Lesson:
     scene: Scene
     n: int
     stream: Stream
+    live: bool = False
 
 
 class Method:
@@ -70,6 +72,9 @@ class Method:
 
     source: ClassVar[Source | None] = None
     """Where its rows come from if the feed does not say; None: what the task takes first."""
+
+    passes: int = 1
+    """Updates per batch; a field of methods that make several."""
 
     def bound(self, beta: float) -> Self:
         """This method with the target's temperature where its own was left open (None)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,20 @@ import torch
 from tiltlm.commands.options import from_json
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.engine import Engine
+from tiltlm.experience import Keeps
 from tiltlm.feeds import AnyFeed, Feed, Stores, TwistFeed, course_of, source_of
+from tiltlm.feeds import Course as Feeding
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json, write_whole
+from tiltlm.judges.judged import LEDGER
 from tiltlm.method import Learner, Method
 from tiltlm.methods import method as method_called
 from tiltlm.methods import names
 from tiltlm.models.base import LanguageModel, without_end
 from tiltlm.nets import Net, judge_of, learner, loaded
 from tiltlm.problem import Problem, Split, tokens_of
+from tiltlm.progress import note
 from tiltlm.progress import steps as progress_of
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samples import Samples
@@ -48,6 +52,12 @@ class Learnt:
     net: Net
     learner: Learner
     metrics: Sequence[Mapping[str, float]] = ()
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Gold verdicts that a judge bought: in all, learnt from, tied, pending; none of these without a judge."""
+        last = self.metrics[-1] if self.metrics else {}
+        return {name: int(last[f"labels_{name}"]) for name in LEDGER if f"labels_{name}" in last}
 
     @property
     def model(self) -> LanguageModel:
@@ -154,9 +164,20 @@ def _trained(
 ) -> tuple[Learner, list[dict[str, float]]]:
     """The loop of `train.Training`, without a folder."""
     problem, who = learner(problem, method, cell.net, problem.stream.child(called, "init"))
-    course = course_of(
-        problem, method, who, cell.feed, cell.fit, called, _stores(problem, method, cell.feed, called)
-    )
+    with tempfile.TemporaryDirectory(prefix="tiltlm-judge-") as journal:
+        stores = _stores(problem, method, cell.feed, called, Path(journal))
+        course = course_of(problem, method, who, cell.feed, cell.fit, called, stores, _told(called, progress))
+        return who, _steps(problem, method, who, course, called, progress)
+
+
+def _told(called: str, progress: bool) -> Callable[[str], None]:
+    return (lambda text: note(f"{called}: {text}")) if progress else (lambda text: None)
+
+
+def _steps(
+    problem: Problem, method: Method, who: Learner, course: Feeding, called: str, progress: bool
+) -> list[dict[str, float]]:
+    """Every step's metrics."""
     objective, pace, taken = method.objective(problem), course.fit.pace, Course()
     model, own = who.module.to(problem.device), problem.stream.child(called)
     engine, metrics, step = Engine(model, course.fit.optim), [], 0
@@ -166,14 +187,16 @@ def _trained(
             batch = course.experience.batch(step)
             model.train()
             own.child("dropout", step).seed_everything()
-            found = engine.update(objective, batch, pace.factor(step, taken), getattr(method, "passes", 1))
+            found = engine.update(objective, batch, pace.factor(step, taken), method.passes)
+            if isinstance(course.experience, Keeps):
+                found |= course.experience.numbers()
             pace.observe(step, found, taken)
             metrics.append(found)
             step += 1
             on_step(step, pace.steps, found)
     model.eval()
     model.requires_grad_(False)
-    return who, metrics
+    return metrics
 
 
 class _silent:
@@ -186,15 +209,14 @@ class _silent:
         return None
 
 
-def _stores(problem: Problem, method: Method, feed: Any, called: str) -> Stores:
-    """Labelled draws of the reference, exact draws to train on: made when they are first asked for; a judge with its
-    journal in a folder of its own."""
+def _stores(problem: Problem, method: Method, feed: Any, called: str, journal: Path) -> Stores:
+    """Labelled draws of the reference, exact draws to train on: made when they are first asked for; a judge, what it buys
+    and answers in the folder `journal`."""
     if isinstance(feed, TwistFeed):
         own = problem.stream.child("training")
         return Stores(exact=lambda: problem.exact_draws(problem.prompts["train"], ExactSettings().n, own))
     if feed.judge.kind != "none":
-        folder = Path(tempfile.mkdtemp(prefix="tiltlm-judge-"))
-        return Stores(judge=judge_of(problem, feed.judge, problem.stream.child(called, "judge"), folder))
+        return Stores(judge=judge_of(problem, feed.judge, problem.stream.child(called, "judge"), journal))
     if source_of(problem.facts, method, feed) != "stored":
         return Stores()
     made: dict[Split, Groups] = {}

@@ -123,8 +123,10 @@ def check(settings: Serve, token: str) -> None:
         raise ValueError(f"at {settings.host} others reach this judge: set ${TOKEN}, which they then must know")
     if how.kind in ("none", "self") and not how.url:
         raise ValueError(f"a judge that is served has a network: --judge.kind reward-model or dpo; got {how.kind}")
-    if how.url or how.start:
-        raise ValueError("--judge.url and --judge.start say where a trainer finds its judge: name this one alone")
+    if how.url or how.start or how.monitor:
+        raise ValueError(
+            "--judge.url, --judge.start and --judge.monitor are a trainer's, of the judge that it asks: leave them out"
+        )
     if how.kind == "reward-model" and settings.fresh == is_reward_model(settings.judge):
         raise ValueError(
             f"{settings.judge} is a reward model, and has its head: leave --fresh out"

@@ -16,7 +16,7 @@ The same objective on another feed is another method: a value, not a class.
 
 from __future__ import annotations
 
-from tiltlm.feeds.available import default_feed, owned, shares, source_of, unshared, why_not
+from tiltlm.feeds.available import default_feed, owned, rows_drawn, shares, source_of, unshared, why_not
 from tiltlm.feeds.course import Course, course_of
 from tiltlm.feeds.drawn import by_coin
 from tiltlm.feeds.fixed import Stores, first_of, fixed, judged, rows_of
@@ -38,6 +38,7 @@ __all__ = [
     "fixed",
     "judged",
     "owned",
+    "rows_drawn",
     "rows_of",
     "shares",
     "source_of",

@@ -57,6 +57,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
         why = _unjudged(facts, method, feed, source)
         if why is not None:
             return why
+    elif feed.judge != Judging():
+        return "settings of a judge, and none is named: --feed.judge.kind reward-model, or leave the others out"
     if 0 < feed.n < method.least and facts.prompts != "one":
         return f"its baseline wants {method.least} draws of a prompt in a step or more: --feed.n {method.least}"
     if feed.n and source in NEW and facts.prompts == "one":
@@ -101,6 +103,8 @@ def _unjudged(facts: Facts, method: Method, feed: Feed, source: Source) -> str |
 def _why_no_rounds(facts: Facts, method: Method, feed: Feed) -> str | None:
     if facts.prompts != "several":
         return "rounds go over many prompts, and here there is one: --feed.source live"
+    if method.judged or feed.judge != Judging():
+        return "a round's answers are scored by the reward itself: leave --feed.judge out"
     if method.fed not in BUILT:
         return (
             f"a round builds {', '.join(BUILT)}, and it learns from {method.fed}: leave --feed.source rounds out"
@@ -159,6 +163,19 @@ def shares(facts: Facts, feed: Feed, batch_size: int) -> tuple[int, int]:
     if why is not None:
         raise ValueError(why)
     return batch_size // n, n
+
+
+def prompts_of_step(facts: Facts, feed: Feed, batch_size: int, prompts: int) -> tuple[int, int]:
+    """(prompts of a step, draws of each) as `shares`, where there are so many `prompts` to train on."""
+    count, n = shares(facts, feed, batch_size)
+    return min(count, prompts) if facts.prompts == "several" else count, n
+
+
+def rows_drawn(facts: Facts, method: Method, feed: Feed, batch_size: int, prompts: int) -> int:
+    """Rows that are drawn and scored for a step of new ones."""
+    count, n = prompts_of_step(facts, feed, batch_size, prompts)
+    together: dict[Fed, int] = {"groups": feed.size, "pairs": 2, "judged": 2}
+    return count * n * together.get(method.fed, 1)
 
 
 JUDGE = Judging("reward-model", budget=200, warm=100, warm_epochs=4)

@@ -35,7 +35,9 @@ def course_of(
     if isinstance(feed, TwistFeed):
         return Course(twist_draws(problem, method, learner, feed, called, stores), fit.of(None), None)
     if source_of(problem.facts, method, feed) in NEW:
-        return Course(drawn_rows(problem, method, learner, feed, fit, called, stores), fit.of(None), None)
+        if feed.judge.caution:
+            tell(feed.judge.caution)
+        return Course(drawn_rows(problem, method, learner, feed, fit, called, stores, tell), fit.of(None), None)
     data = rows_of(problem, method, feed, stores, "train", tell)
     if not len(data):
         raise ValueError("nothing to learn from: every group is tied, the reward does not tell completions apart")

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiltlm.experience import Experience, Generated, Live, referenced
-from tiltlm.feeds.available import shares, source_of
-from tiltlm.feeds.fixed import Stores, as_wanted, judged
+from tiltlm.feeds.available import prompts_of_step, source_of
+from tiltlm.feeds.fixed import Stores, Tell, as_wanted, judged
 from tiltlm.feeds.settings import Feed
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
@@ -27,13 +27,13 @@ from tiltlm.seeds import Stream
 
 
 def drawn_rows(
-    problem: Problem, method: Method, learner: Learner, feed: Feed, fit: Fit, called: str, stores: Stores
-) -> Experience:
+    problem: Problem, method: Method, learner: Learner, feed: Feed, fit: Fit, called: str, stores: Stores,
+    tell: Tell = lambda text: None,
+) -> Experience:  # fmt: skip
     """Rows that are new at every step, scored by the reward or, where the feed names one, by a judge."""
-    count, n = shares(problem.facts, feed, fit.batch_size)
     several = problem.facts.prompts == "several"
-    if several:
-        count = min(count, len(problem.prompts["train"]))
+    prompts = len(problem.prompts["train"]) if several else 1
+    count, n = prompts_of_step(problem.facts, feed, fit.batch_size, prompts)
     own = problem.stream.child(called, "data" if several and method.fed == "live" else "draws")
     scene = problem.scene(count, n if method.fed == "answers" else None)
     found: Experience
@@ -48,12 +48,13 @@ def drawn_rows(
     else:
         found = Generated(_maker(problem, method, learner, feed, scene, n), own)
     if asked:
-        found = _judged_by(problem, method, feed.judge, found, stores, own.child("judge"))
-    return as_wanted(method, found, Lesson(problem, learner, scene, n, own))
+        found = _judged_by(problem, method, feed.judge, found, stores, own.child("judge"), tell)
+    live = source_of(problem.facts, method, feed) == "live"
+    return as_wanted(method, found, Lesson(problem, learner, scene, n, own, live))
 
 
 def _judged_by(
-    problem: Problem, method: Method, judging: Judging, found: Any, stores: Stores, own: Stream
+    problem: Problem, method: Method, judging: Judging, found: Any, stores: Stores, own: Stream, tell: Tell
 ) -> JudgedBy:
     """`found` scored by the judge that the settings describe; the pairs that it starts with are the reference's."""
     assert stores.judge is not None
@@ -75,6 +76,7 @@ def _judged_by(
     return JudgedBy(
         found, stores.judge, problem.target.reward, rows,
         implicit if judging.kind == "self" else None, begin if judging.warm else None, judging.monitor,
+        tell,
     )  # fmt: skip
 
 

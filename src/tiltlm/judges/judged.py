@@ -23,6 +23,9 @@ from tiltlm.target import Reward
 
 LEDGER = ("bought", "trained", "tied", "pending")
 
+ENOUGH, MOSTLY = 50, 0.9
+"""From so many verdicts on it is worth saying that so large a part of them are ties."""
+
 Rows = tuple[list[Any], list[Any]]
 """Prompts and completions: texts, or lists of token ids."""
 
@@ -45,6 +48,7 @@ class JudgedBy:
     reward: the gold reward of samples, of which the judge buys some verdicts. rows: samples -> what the judge reads. own:
     samples -> scores, where the judge has none of its own (None: it has). begin: () -> rows of the reference that are all
     bought before the first step (None: none). monitor: look at the gold reward of every row, for the log; not charged.
+    tell: what is called with a line for people.
     """
 
     experience: Any
@@ -54,6 +58,8 @@ class JudgedBy:
     own: Callable[[Samples], Tensor] | None = None
     begin: Callable[[], Samples] | None = None
     monitor: bool = False
+    tell: Callable[[str], None] = lambda text: None
+    _looked: bool = field(default=False, init=False)
     _begun: bool = field(default=False, init=False)
     _numbers: dict[str, float] = field(default_factory=dict, init=False)
 
@@ -72,12 +78,25 @@ class JudgedBy:
         preferred = torch.tensor(found.preferred, dtype=torch.float32, device=samples.device)
         self._numbers = {f"labels_{name}": float(found.ledger[name]) for name in LEDGER}
         self._numbers["judge_version"] = float(found.version)
+        self._look_for_ties(found.ledger)
         if self.monitor:
             self._numbers |= self._looked_at(samples, scores)
         if isinstance(batch, Groups) and batch.size == 2:
             return Groups(samples.with_(reward=scores), 2, preferred)
         judged = samples.with_(reward=in_order(scores, preferred))
         return Groups(judged, batch.size) if isinstance(batch, Groups) else judged
+
+    def _look_for_ties(self, ledger: dict[str, int]) -> None:
+        """Say, once, if nearly all of the first verdicts are ties."""
+        bought, tied = ledger["bought"], ledger["tied"]
+        if self._looked or bought < ENOUGH:
+            return
+        self._looked = True
+        if tied >= MOSTLY * bought:
+            self.tell(
+                f"{tied} of the first {bought} gold verdicts are ties, which cost as much and teach nothing: take a reward "
+                "with more levels, or other pairs (--feed.judge.select random or variance)"
+            )
 
     def _gold(self, samples: Samples) -> GoldOfRows:
         def gold(rows: list[int]) -> list[float]:

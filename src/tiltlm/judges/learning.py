@@ -120,7 +120,10 @@ class LearningJudge:
 
     def _answer(self, call: Call, gold: GoldOfRows | None) -> Labelled:
         if self.broken:
-            raise FloatingPointError(f"this judge's training failed before: {self.broken}")
+            raise FloatingPointError(
+                f"this judge's training failed before: {self.broken}; begin in a new folder with a lower lr, or, where "
+                "memory was short, start it again"
+            )
         return self._warmed(call, gold) if call.kind == "warm" else self._labelled(call, gold)
 
     def _labelled(self, call: Call, gold: GoldOfRows | None) -> Labelled:
@@ -226,6 +229,8 @@ class LearningJudge:
 
     def _train(self, epochs: int) -> None:
         now, how = self.now, self.settings
+        if not epochs:
+            now.pending = []  # labels alone: pending in the ledger, never learnt from
         if not now.pending or self.discriminator is None:
             return
         order = self.stream.child("replay", now.version).permutation(len(now.learnt)).tolist()

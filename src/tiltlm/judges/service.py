@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,9 +31,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tiltlm.judges.base import Conflict
 from tiltlm.judges.calls import plain
+from tiltlm.judges.client import TOKEN
 from tiltlm.judges.discriminator import scores_of
 from tiltlm.judges.learning import LearningJudge
 from tiltlm.models.folders import checkpoints
+from tiltlm.rewards.posting import LOCAL
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -120,9 +123,10 @@ def service(
 
     @app.get("/state")
     def state() -> dict[str, Any]:
-        now = judge.now
-        numbers = {"ledger": now.ledger.counts(), "paid": len(judge.purchases), "version": now.version}
-        return {**numbers, "requests": now.calls, "settings": asdict(judge.settings), **about}
+        with served.teaching:  # between two requests the numbers belong together
+            now = judge.now
+            numbers = {"ledger": now.ledger.counts(), "paid": len(judge.purchases), "version": now.version}
+            return {**numbers, "requests": now.calls, "settings": asdict(judge.settings), **about}
 
     @app.post("/score")
     @app.post("/predict")
@@ -138,15 +142,18 @@ def service(
 
     @app.post("/warm")
     def warm(rows: Asked) -> dict[str, Any]:
-        served.teach(lambda: judge.warm(rows.request, rows.prompts, rows.completions))
-        return {"ledger": judge.now.ledger.counts(), "version": judge.now.version}
+        def ask() -> dict[str, Any]:
+            judge.warm(rows.request, rows.prompts, rows.completions)
+            return {"ledger": judge.now.ledger.counts(), "version": judge.now.version}
+
+        return served.teach(ask)
 
     @app.post("/shutdown")
     def shutdown() -> dict[str, str]:
         stop()
         return {"status": "stopping"}
 
-    for kind, status in ((Conflict, 409), (ValueError, 400), (FloatingPointError, 500)):
+    for kind, status in ((Conflict, 409), (ValueError, 400), (FloatingPointError, 409)):
         app.add_exception_handler(kind, _said(status))
     app.add_exception_handler(RequestValidationError, _misformed)
     return Guard(app, token, most_bytes)
@@ -165,7 +172,8 @@ def _misformed(request: Request, error: Exception) -> JSONResponse:
 
 
 class Guard:
-    """In front of the application: who has not the token, or sends too much, does not get to it."""
+    """In front of the application: who has not the token, or sends too much, does not get to it; nor do pages of other
+    sites, which a browser on this machine would let ask here."""
 
     def __init__(self, app: Any, token: str, most_bytes: int) -> None:
         self.app, self.token, self.most_bytes = app, token, most_bytes
@@ -174,7 +182,12 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        headers = dict(scope["headers"])
+        given = headers.get(b"authorization", b"")
+        why = foreign(headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin"), bool(self.token))
+        if why is not None:
+            await _refuse(send, 403, why)
+            return
         if self.token and scope["path"] != "/health" and not _equal(given, f"Bearer {self.token}".encode()):
             await _refuse(
                 send, 401, "this judge wants a token: set $TILTLM_JUDGE_TOKEN to what it was started with"
@@ -203,6 +216,26 @@ class Guard:
                 return None
             if not message.get("more_body"):
                 return bytes(found)
+
+
+def foreign(host: str, origin: bytes | None, token: bool) -> str | None:
+    """Why a request may be a web page's, or None. host, origin: its headers; token: whether requests must show one.
+
+    A page may ask any address, and says by Origin where it is from. One whose name was made to point at this machine (DNS
+    rebinding) is of one origin with it; then Host is that name.
+    """
+    if not token and _name_in(f"//{host}") not in LOCAL:
+        return f"without a token this judge answers to {', '.join(LOCAL)}; got the host {host!r}: set ${TOKEN}"
+    if origin is not None and origin.decode("latin-1").partition("://")[2] != host:
+        return "pages of other sites may not ask this judge"
+    return None
+
+
+def _name_in(address: str) -> str | None:
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
 
 
 def _equal(given: bytes, wanted: bytes) -> bool:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from tiltlm.settings import SPEED, at_least_one
 
 Select = Literal["random", "min-margin", "variance"]
 Allocation = Literal["spread", "first", "pool"]
+
+
+OF_LEARNING = (
+    "start",
+    "warm_epochs",
+    "epochs",
+    "batch_size",
+    "lr",
+    "replay",
+    "lora_rank",
+    "dpo_beta",
+    "most_tokens",
+)
+"""Settings of a judge that learns."""
+
+SERVED = (*OF_LEARNING, "budget", "window", "relabels", "select", "allocation", "members")
+"""Settings that a judge elsewhere has of its own; what is asked of it, `warm` pairs at first, is the trainer's."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Judging:
     """When: evenly over the window, on its first pairs, or at its end out of them all (their labels stay the judge's)."""
 
     epochs: int = 4
-    """Passes over a window's verdicts, once its quota is used up."""
+    """Passes over a window's verdicts, once its quota is used up (0: none are learnt from, they are labels alone)."""
 
     batch_size: int = 16
     """Pairs a step of the judge's training."""
@@ -74,8 +91,8 @@ class Judging:
     """Log the gold reward of every row, too, and how often the judge agrees with it: not charged to the ledger."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "warm_epochs", "window", "epochs", "batch_size", "members", "most_tokens")
-        for name in ("budget", "warm", "relabels", "replay", "lora_rank"):
+        at_least_one(self, "warm_epochs", "window", "batch_size", "members", "most_tokens")
+        for name in ("budget", "warm", "relabels", "epochs", "replay", "lora_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', '-')} of a judge is not negative; got {getattr(self, name)}")
         if not (self.lr > 0 and self.dpo_beta > 0):
@@ -99,6 +116,21 @@ class Judging:
         if self.select == "variance" and self.members < 2:
             return "an ensemble of one does not differ: select variance wants members, two or more"
         return None
+
+    @property
+    def caution(self) -> str:
+        """What is to be said once before it judges: which of these settings do nothing beside the others."""
+        idle = SERVED if self.url else OF_LEARNING if self.kind == "self" else ()
+        found = [f for f in fields(self) if f.name in idle and getattr(self, f.name) != f.default]
+        if not found:
+            return ""
+        said = ", ".join(f"{f.name.replace('_', '-')} {getattr(self, f.name)}" for f in found)
+        why = (
+            "the judge at the url has settings and a budget of its own"
+            if self.url
+            else "the policy judges itself, and nothing learns to"
+        )
+        return f"{why}: here --feed.judge's {said} do nothing"
 
     @property
     def learns(self) -> bool:

@@ -64,8 +64,10 @@ class REBEL(PerRow, Policy):
     def __post_init__(self) -> None:
         positive(beta=self.beta, eta=self.eta, passes=self.passes)
 
-    def experience(self, experience: Experience, lesson: Lesson) -> LastPolicy:
-        """`experience` with the log-probabilities of the policy before the step."""
+    def experience(self, experience: Experience, lesson: Lesson) -> Experience:
+        """`experience` with the log-probabilities of the policy before the step; its own draws have them already."""
+        if lesson.live:
+            return experience
         assert lesson.learner.policy is not None
         return LastPolicy(experience, lesson.learner.policy)
 

@@ -128,13 +128,15 @@ def words_small() -> Preset:
 
 def compared(found: Mapping[str, Cell]) -> dict[str, Cell]:
     """What the figure of labels compares: every pair labelled by gold, a judge that learns from some (and what it buys,
-    and when), one that learnt from as many before the first step, and pairs of the reference alone."""
+    and when), one that learnt before the first step alone and buys labels of the policy's pairs from then on, one that
+    bought and learnt all before it, and pairs of the reference alone."""
     live = replace(JUDGE, monitor=True)
     judges = {
         "d2po": live,
         "d2po-random": replace(live, select="random"),
         "d2po-first": replace(live, allocation="first"),
         "d2po-pool": replace(live, allocation="pool"),
+        "d2po-static": replace(live, epochs=0),
         "opo-static": replace(live, warm=live.budget, relabels=0, monitor=True),
     }
     d2po, dpo = found["d2po"], found["dpo"]

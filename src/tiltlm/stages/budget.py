@@ -1,26 +1,25 @@
 """Gold reward, J and the judge's accuracy against the labels bought: what online methods with a judge are compared by.
 
-A label is one verdict of the gold reward on one pair. A judge's ledger counts them; without a judge every pair that a step
-learns from costs one; fixed pairs cost one each before the first step.
+A label is one verdict of the gold reward on one pair: `stages.labels` counts them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any, ClassVar
 
 from rich.console import Console
 
-from tiltlm.feeds import NEW, Feed, source_of
 from tiltlm.jsonl import read_json, read_rows
 from tiltlm.ruler.plots import budget_plot
 from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Recipe, Run
 from tiltlm.settings import at_least_one
 from tiltlm.stages.cells import Cell
+from tiltlm.stages.labels import labels_at, uncounted
 from tiltlm.stages.measure import Measure, RulerSettings
 from tiltlm.stages.reporting import Row, row
 from tiltlm.stages.task import OfTask, Task
@@ -68,14 +67,10 @@ class Budget(OfTask):
     def check(self) -> None:
         super().check()
         for (name, _), each in self.measures().items():
-            stored = (
-                isinstance(each.feed, Feed) and source_of(self.task.facts(), each.method, each.feed) == "stored"
-            )
-            if stored and not each.feed.draws.prompts:
-                raise ValueError(
-                    f"{name} learns from stored draws: say of how many prompts, draws.prompts of its feed"
-                )
             each.check()
+            why = uncounted(each.cell, self.task.facts())
+            if why:
+                raise ValueError(f"{name} cannot stand in a figure of labels: {why}")
 
     def build(self, run: Run[Any]) -> None:
         rows: list[Row] = []
@@ -127,21 +122,6 @@ def curve_of(run: Run[Measure]) -> Line:
         found[updates] |= {ACCURACY: mean(seen)} if seen else {}
         before = updates
     return dict(sorted(found.items()))
-
-
-def labels_at(learnt: Run[Any], log: Sequence[Mapping[str, float]], updates: int) -> float:
-    """Verdicts of the gold reward that a training had taken after so many updates."""
-    if updates == 0:
-        return 0
-    line = log[updates - 1]
-    if "labels_bought" in line:
-        return line["labels_bought"]
-    made = learnt.recipe
-    facts = made.task.facts()
-    if source_of(facts, made.method, made.feed) in NEW:
-        rows = made.fit.batch_size * (made.feed.size if made.method.fed == "groups" else 1)
-        return updates * rows / 2
-    return made.feed.draws.n * made.feed.draws.prompts / 2
 
 
 def over_seeds(recipe: Recipe, name: str, lines: Sequence[Line]) -> Iterator[Row]:

@@ -24,6 +24,7 @@ from tiltlm.samples import Samples
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import Labels, referring
 from tiltlm.stages.exact import Exact, ExactSettings
+from tiltlm.stages.paid import by_training, say_once
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train
 from tiltlm.stages.watched import Watched
@@ -78,9 +79,12 @@ class Learn(OfTask):
 
     def check(self) -> None:
         super().check()
-        why = self.cell.why_not(self.task.facts())
+        facts = self.task.facts()
+        why = self.cell.why_not(facts)
         if why:
             raise ValueError(f"{self.name}: {why}")
+        if facts.paid and (asked := by_training(self.cell)):
+            say_once(self.name, asked)
 
     def build(self, run: Run[Any]) -> None:
         problem = self.problem(run)
@@ -100,7 +104,7 @@ class Learn(OfTask):
         watched = Watched(problem, self.method, objective, who, self.feed, stores, self.stage)
         train(
             run, who.module, objective, course.experience, course.fit, problem.device, problem.stream,
-            passes=getattr(self.method, "passes", 1), watch=course.fit.watching(watched, "objective", higher=True),
+            passes=self.method.passes, watch=course.fit.watching(watched, "objective", higher=True),
         )  # fmt: skip
         if isinstance(course.experience, Keeps) and "labels_bought" in (said := course.experience.numbers()):
             tell(spent(said))

@@ -28,6 +28,7 @@ from tiltlm.stages.exact import ExactSettings, exact_of
 from tiltlm.stages.gap import gap_in_groups
 from tiltlm.stages.learn import Learn, Stop
 from tiltlm.stages.log_z import CommonLogZ, LogZSettings, first_prompts, known, log_z_found
+from tiltlm.stages.paid import say_once
 from tiltlm.stages.reporting import Row, estimate, row
 from tiltlm.stages.rounds import Round
 from tiltlm.stages.rounds_story import show_story, write_story
@@ -60,6 +61,13 @@ class RulerSettings:
 
     also: tuple[float, ...] = ()
     """Further temperatures of the target at which values are measured: one value serves them all."""
+
+    @property
+    def rows(self) -> str:
+        """How many draws of a method are measured, for people."""
+        prompts = f"{self.prompts} test prompts at most" if self.prompts else "every test prompt"
+        before = f", and at {self.checkpoints} checkpoints before" if self.checkpoints > 1 else ""
+        return f"{self.n} of {prompts} (--ruler.n, --ruler.prompts){before}"
 
     def __post_init__(self) -> None:
         at_least_one(self, "n", "exact", "batch_size")
@@ -136,9 +144,12 @@ class Measure(OfTask):
 
     def check(self) -> None:
         super().check()
-        why = self.cell.why_not(self.task.facts())
+        facts = self.task.facts()
+        why = self.cell.why_not(facts)
         if why:
             raise ValueError(f"{self.name}: {why}")
+        if facts.paid:
+            say_once(self.task.name, f"all draws that are measured: {self.ruler.rows}")
         one = self.ruler.prompts == 1 and self.task.facts().measured != "one"
         if one and self.absolute and self.log_z.by != "enumeration":
             raise ValueError(

@@ -142,7 +142,7 @@ class Round(OfTask):
             objective = Weighed(objective)
         train(
             run, who.module, objective, self.experience(problem, who, found, fit), fit, problem.device,
-            problem.stream.child(self.called, self.index), passes=getattr(self.method, "passes", 1),
+            problem.stream.child(self.called, self.index), passes=self.method.passes,
         )  # fmt: skip
         report = self.shares(run, right, len(rows)) + self.validate(run, problem, who, right)
         run.write_json("report.json", report)

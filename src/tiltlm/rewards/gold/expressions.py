@@ -29,7 +29,14 @@ class Operation:
     right: Expression
 
 
-Expression = int | Operation
+@dataclass(frozen=True)
+class Negative:
+    """A minus in front of what is yet to be worked out: no operation of its own."""
+
+    of: Expression
+
+
+Expression = int | Negative | Operation
 
 
 def parsed(text: str) -> Expression:
@@ -41,26 +48,41 @@ def value(found: Expression) -> int:
     """What an expression comes to."""
     if isinstance(found, int):
         return found
+    if isinstance(found, Negative):
+        return -value(found.of)
     left, right = value(found.left), value(found.right)
     return {"+": left + right, "-": left - right, "*": left * right}[found.sign]
 
 
 def operations(found: Expression) -> int:
     """How many operations are to be worked out."""
-    return 0 if isinstance(found, int) else 1 + operations(found.left) + operations(found.right)
+    if isinstance(found, int):
+        return 0
+    if isinstance(found, Negative):
+        return operations(found.of)
+    return 1 + operations(found.left) + operations(found.right)
 
 
 def reduces(before: Expression, after: Expression) -> bool:
     """Whether `after` is `before` with exactly one operation, one on two numbers, worked out."""
     if isinstance(before, int):
         return False
+    if isinstance(before, Negative):
+        return not isinstance(after, Operation) and reduces(before.of, negated(after))
     if isinstance(before.left, int) and isinstance(before.right, int):
         return after == value(before)
-    if isinstance(after, int) or after.sign != before.sign:
+    if not isinstance(after, Operation) or after.sign != before.sign:
         return False
     if after.right == before.right and reduces(before.left, after.left):
         return True
     return after.left == before.left and reduces(before.right, after.right)
+
+
+def negated(found: Expression) -> Expression:
+    """An expression with a minus in front, or without the one it has."""
+    if isinstance(found, Negative):
+        return found.of
+    return -found if isinstance(found, int) else Negative(found)
 
 
 def _tokens(text: str) -> list[str]:
@@ -120,9 +142,7 @@ class _Reader:
     def _inner(self, token: str) -> Expression:
         if token in ("+", "-"):
             inner = self.factor()
-            if token == "+":
-                return inner
-            return -inner if isinstance(inner, int) else Operation("*", -1, inner)
+            return inner if token == "+" else negated(inner)
         if token == "(":
             found = self.sum()
             if self.taken() != ")":

@@ -28,18 +28,28 @@ def tokens(text: str) -> list[str]:
 
 def _parts(piece: str) -> list[str]:
     """A run of characters without blanks: quotes, the period and clitics come off its ends, one by one."""
-    if len(piece) == 1 or not any(c.isalnum() for c in piece):
+    if not _is_word(piece):
         return [piece]
-    if piece.lower() in ("'tis", "'twas"):
-        return [piece[:2], piece[2:]]
-    if piece[0] in _QUOTES:
-        return [piece[0], *_parts(piece[1:])]
+    middle = piece.lstrip(_QUOTES)
+    front, back = list(piece[: len(piece) - len(middle)]), []
+    if front and front[-1] + middle.lower() in ("'tis", "'twas"):
+        return [*front[:-1], front[-1] + middle[0], middle[1:]]
+    while _is_word(middle) and (end := _end(middle)) < len(middle):
+        back.append(middle[end:])
+        middle = middle[:end]
+    cut = _TWO_IN_ONE.get(middle.lower(), len(middle))
+    return [*front, *(part for part in (middle[:cut], middle[cut:]) if part), *reversed(back)]
+
+
+def _is_word(piece: str) -> bool:
+    return any(c.isalnum() for c in piece)
+
+
+def _end(piece: str) -> int:
+    """Where what comes off the end of a piece begins; its length where nothing does."""
     if piece[-1] in _QUOTES:
-        return [*_parts(piece[:-1]), piece[-1]]
+        return len(piece) - 1
     if piece[-1] == "." and not (_INITIALS.fullmatch(piece) or piece in _ABBREVIATIONS.split()):
-        return [*_parts(piece[:-1]), "."]
+        return len(piece) - 1
     clitic = _CLITIC.fullmatch(piece)
-    if clitic:
-        return [*_parts(clitic[1]), clitic[2]]
-    cut = _TWO_IN_ONE.get(piece.lower(), len(piece))
-    return [part for part in (piece[:cut], piece[cut:]) if part]
+    return clitic.end(1) if clitic else len(piece)
