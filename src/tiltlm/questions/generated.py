@@ -8,7 +8,7 @@
 | drawing | sample, settings | none |
 
 Which sample of its question a row is decides what is a repetition: a line of ours names it. A table does not, and two
-samples may well be alike. There a row is a repetition where an earlier stretch of rows of its question, with other questions in
+samples may well be alike. There a row is a repetition where an earlier stretch of rows of its question, with others in
 between, holds the same text as often: that is what appending a table to itself, or to a part of itself, leaves behind.
 """
 

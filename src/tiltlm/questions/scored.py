@@ -8,8 +8,8 @@ in one or in a special token, as chat templates make it) and one continuation fo
 
 The sum runs over all tokens of a continuation. Its tokens are those by which the tokens of "Answer: A" go beyond those of
 "Answer:", encoded apart from the prompt: so EleutherAI's lm-evaluation-harness tells context and continuation apart, and
-divided by characters is its acc_norm. With a tokenizer that makes another last token of "Answer:" when a letter follows, the
-continuation begins at the first token that differs. Nothing is drawn, so `parsed` and `finished` mean nothing here. Of
+divided by characters is its acc_norm. With a tokenizer that makes another last token of "Answer:" when a letter follows,
+the continuation begins at the first token that differs. Nothing is drawn, so `parsed` and `finished` mean nothing here. Of
 options that are as likely the first is taken.
 """
 

@@ -27,7 +27,7 @@ from tiltlm.stages.exact import Exact, ExactSettings
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train
 from tiltlm.stages.watched import Watched
-from tiltlm.train import best_checkpoint
+from tiltlm.train import best_checkpoint, checkpoints, step_of
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,13 @@ class Learn(OfTask):
         """What the best checkpoint, or the one in `folder`, holds."""
         own = problem.stream.child(self.stage, "init")
         return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
+
+    def learner_at(self, run: Run[Any], problem: Problem, name: str) -> Learner:
+        """What a training held on the way: `name` is a step's number; empty: at its best. Raises ValueError for another."""
+        kept = {str(step_of(path)): path for path in checkpoints(run.folder)}
+        if name and name not in kept:
+            raise ValueError(f"{run.folder} has no checkpoint {name!r}; there are {', '.join(kept) or 'none'}")
+        return self.learnt(run, problem, kept.get(name))
 
     def decoder(self, run: Run[Any]) -> LanguageModel:
         problem = self.problem(run)

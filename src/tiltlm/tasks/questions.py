@@ -9,7 +9,7 @@ reference's success rate on a question.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from tiltlm.tasks.language import OfLanguage
 
 class OfQuestions(OfLanguage):
     """A task of questions."""
+
+    questions: ClassVar[bool] = True
 
     def asked(self, split: Split, seed: int) -> Sequence[Question]:
         """The questions of a split."""
