@@ -96,7 +96,10 @@ class Examine(OfTask):
         return self.called.partition("@")[2]
 
     def counted(self) -> Examine:
-        return replace(self, exact=self.measured.exact)
+        like = self.measured
+        if self.method.trains != "policy" or like.cell.depends_on_beta(self.task.facts()):
+            return replace(self, exact=like.exact)
+        return replace(self, task=self.task.at(1.0), method=self.method.bound(self.task.beta), exact=like.exact)
 
     def inputs(self) -> dict[str, Recipe]:
         return self.measured.inputs()
