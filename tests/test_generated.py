@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from question_world import QUESTIONS, FirstLetter, Letters, tokenizer
 
+from question_world import QUESTIONS, FirstLetter, Letters, tokenizer
 from tiltlm.questions.generated import Generated, read_generated, write_generated
 from tiltlm.questions.grading import Grading
 from tiltlm.questions.preload import preloaded

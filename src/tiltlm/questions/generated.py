@@ -87,15 +87,17 @@ class Generated:
 
     @staticmethod
     def of_line(row: Mapping[str, Any], where: str) -> Generated:
-        """From a line of ours. Raises ValueError that names `where` for one that is none."""
+        """From a line of ours, or one of `tiltlm sample` (`finished`; `answer` is the right one where no `correct_answer`
+        is). Raises ValueError that names `where` for one that is neither."""
         ids, score = row.get("completion_ids"), row.get("score")
-        reason = row.get("finish_reason", "")
+        reason = row.get("finish_reason", {True: "stop", False: "length"}.get(row.get("finished", ""), ""))
+        answer = row.get("answer", "") if "correct_answer" in row else ""
         if reason not in ("stop", "length", ""):
             raise ValueError(f"{where}: finish_reason is stop, length or empty; got {reason!r:.40}")
         return Generated(
             _number(row["index"], "index", where), _number(row.get("sample", 0), "sample", where),
-            str(row.get("prompt", "")), str(row["completion"]), str(row.get("answer", "")),
-            str(row.get("correct_answer", "")), str(row.get("subject", "")),
+            str(row.get("prompt", "")), str(row["completion"]), str(answer),
+            str(row.get("correct_answer", row.get("answer", ""))), str(row.get("subject", "")),
             None if score is None else _score(score, where), reason, str(row.get("parse_rule", "")),
             None if ids is None else tuple(int(i) for i in ids), row.get("settings") or {},
         )  # fmt: skip
@@ -116,10 +118,7 @@ def read_generated(path: str | Path) -> Stored:
     """
     path = Path(path)
     if ".jsonl" in path.suffixes:
-        lines = [Generated.of_line(row, at) for at, row in placed_rows(path, ("index", "completion"))]
-        once = {(row.index, row.sample): row for row in reversed(lines)}
-        rows = [row for row in lines if once[row.index, row.sample] is row]
-        return Stored(tuple(rows), _counted(len(lines) - len(rows), "lines of a sample that is there already"))
+        return _lines(path)
     if ".csv" not in path.suffixes:
         raise ValueError(f"{path}: answers are read from .jsonl (lines of ours) or .csv (STaR's generated.csv)")
     return _table(path)
@@ -127,6 +126,20 @@ def read_generated(path: str | Path) -> Stored:
 
 def _counted(number: int, what: str) -> tuple[str, ...]:
     return (f"{number} {what} left out",) if number else ()
+
+
+def _lines(path: Path) -> Stored:
+    """The lines of a file, of each sample the first; where a line names none, it is the next one of its question."""
+    rows: dict[tuple[int, int], Generated] = {}
+    numbers: Counter[int] = Counter()
+    for where, found in placed_rows(path, ("index", "completion")):
+        index = _number(found["index"], "index", where)
+        row = Generated.of_line({"sample": numbers[index]} | found, where)
+        numbers[index] += 1
+        rows.setdefault((index, row.sample), row)
+    return Stored(
+        tuple(rows.values()), _counted(numbers.total() - len(rows), "lines of a sample that is there already")
+    )
 
 
 # ---- tables -----------------------------------------------------------------------------------------------------

@@ -43,17 +43,16 @@ class Scored:
         return 1
 
     def lines(self, exam: Exam, begin: int, end: int) -> Iterator[dict[str, Any]]:
-        asked = exam.questions[begin:end]
+        asked, prompts = exam.questions[begin:end], exam.prompts.select(slice(begin, end)).lists()
         texts = [self._texts(question) for question in asked]
-        scores = iter(log_likelihoods(exam, list(range(begin, end)), texts))
-        for question, own in zip(asked, texts, strict=True):
-            log_p = [next(scores) for _ in own]
-            lengths = [len(text) if self.per_character else 1 for text in own]
+        scores = log_likelihoods(exam, prompts, texts)
+        for question, prompt, own, log_p in zip(asked, prompts, texts, scores, strict=True):
+            lengths = [max(1, len(text)) if self.per_character else 1 for text in own]
             best = max(range(len(own)), key=lambda k: log_p[k] / lengths[k])
             yield {
-                "index": question.index, "subject": question.subject, "correct_answer": question.answer,
-                "answer": letters(question)[best], "score": float(best == right_option(question)), "log_p": log_p,
-                "settings": dict(exam.settings),
+                "index": question.index, "subject": question.subject, "prompt": exam.grading.tokenizer.decode(prompt),
+                "answer": letters(question)[best], "correct_answer": question.answer,
+                "score": float(best == right_option(question)), "log_p": log_p, "settings": dict(exam.settings),
             }  # fmt: skip
 
     def _texts(self, question: Question) -> list[str]:
@@ -86,17 +85,17 @@ def right_option(question: Question) -> int:
 
 
 @torch.no_grad()
-def log_likelihoods(exam: Exam, numbers: Sequence[int], texts: Sequence[Sequence[str]]) -> list[float]:
-    """log p(" " + text | prompt, "Answer:") of every text of these questions, nats, one after the other."""
+def log_likelihoods(exam: Exam, prompts: Sequence[list[int]], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    """log p(" " + text | prompt, "Answer:") of every text of these prompts, nats."""
     tokenizer, rows = exam.grading.tokenizer, []
-    prompts = exam.prompts.lists()
-    for number, own in zip(numbers, texts, strict=True):
-        cue = CUE if opens_a_line(prompts[number], tokenizer) else "\n" + CUE
-        rows += [(prompts[number], *_split(tokenizer, cue, text)) for text in own]
+    for prompt, own in zip(prompts, texts, strict=True):
+        cue = CUE if opens_a_line(prompt, tokenizer) else "\n" + CUE
+        rows += [(prompt, *_split(tokenizer, cue, text)) for text in own]
     done = Tokens.of([continuation for _, _, continuation in rows])
     asked = Tokens.of([prompt + shared for prompt, shared, _ in rows])
     samples = Samples(asked, torch.arange(len(rows)), done.ids, done.mask).to(exam.prompts.device)
-    return [float(x) for x in exam.model.log_prob(samples).double().sum(1)]
+    found = iter(exam.model.log_prob(samples).double().sum(1).tolist())
+    return [[next(found) for _ in own] for own in texts]
 
 
 def opens_a_line(prompt: list[int], tokenizer: Any) -> bool:

@@ -127,9 +127,7 @@ class Examine(OfTask):
             append(path, partial(lines, exam, how), len(exam) * how.rows, chunk, on_step)
         rows = list(read_rows(path, ("index",)))
         self.write(run, how.outcomes(rows))
-        run.write_jsonl(
-            "samples.jsonl", [{"prompt": "", "completion": row["answer"], **row} for row in rows[:200]]
-        )
+        run.write_jsonl("samples.jsonl", [{"completion": row["answer"], **row} for row in rows[:: how.rows][:200]])
 
     def learner(self, run: Run[Any], problem: Problem) -> Learner:
         """What is examined."""
@@ -152,12 +150,12 @@ class Examine(OfTask):
 
     def write(self, run: Run[Any], outcomes: Sequence[Outcome]) -> None:
         """Everything that is read off the outcomes."""
-        said, (best, always) = [each.index for each in outcomes], constant(outcomes)
-        found = Measurement({**observations(self.protocol, outcomes), "accuracy[constant]": always})
-        found.save(run.folder / "measurement.safetensors")
-        run.write_json("questions.json", {"sha256": fingerprint(said), "split": self.exam.split, "indices": said})
+        found, (best, always) = observations(self.protocol, outcomes), constant(outcomes)
+        Measurement(found).save(run.folder / "measurement.safetensors")
+        run.write_json("questions.json", [each.index for each in outcomes])
         run.write_json("answers.json", {"given": histogram(outcomes), "constant": best})
-        run.write_json("report.json", [self.row(outcomes, name, x) for name, x in found.values.items()])
+        metrics = found | {"accuracy[constant]": always}
+        run.write_json("report.json", [self.row(outcomes, name, x) for name, x in metrics.items()])
         subjects = by_subject(outcomes).items()
         right = f"accuracy[{self.protocol}]"
         run.write_json("subjects.json", [self.row(outcomes, right, x) | {"subject": name} for name, x in subjects])
