@@ -1,9 +1,9 @@
 """What the tasks of questions share: right answers are worth 1, all others 0, and pi* is the reference given (softly) that
 it is right.
 
-A task of questions is a frozen dataclass with `language` among its fields that says which questions there are (`asked`), how
-one is put to the model (`put`), and who grades (`grader`). Its rewards' own log Z: log(1 + p (exp(1/beta) − 1)), p the
-reference's success rate on a question.
+A task of questions is a frozen dataclass with `language` among its fields that says which questions there are (`asked`),
+how one is put to the model (`put`), and who grades (`grader`). Of a reward of this kind log Z is
+log(1 + p (exp(1/beta) − 1)), p being the reference's success rate on a question.
 """
 
 from __future__ import annotations
