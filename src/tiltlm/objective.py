@@ -57,6 +57,33 @@ class PerRow:
         return one_per_row(batch)
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """Another objective, a row counting exp(log_w) times (of pairs, that of their chosen side)."""
+
+    objective: Any
+    optimum: ClassVar[str] = "the other objective's, on rows that come so many times as often"
+
+    def prepare(self, batch: Any) -> Any:
+        return self.objective.prepare(batch)
+
+    def weight(self, batch: Any) -> Tensor:
+        weight: Tensor = self.objective.weight(batch)
+        return weight * _times(batch).to(weight.device)
+
+    def loss(self, model: Any, batch: Any) -> Outcome:
+        found = self.objective.loss(model, batch)
+        return Outcome(found.loss * _times(batch).to(found.loss.device), found.metrics)
+
+
+def _times(batch: Any) -> Tensor:
+    rows = getattr(batch, "chosen", batch)
+    if rows.log_w is None:
+        raise ValueError("these rows have no log_w to be weighed by")
+    weight: Tensor = rows.log_w.exp()
+    return weight
+
+
 def one_per_row(batch: Any) -> Tensor:
     """The weight of methods whose loss is averaged over rows: ones, [n]."""
     return torch.ones(len(batch))

@@ -14,7 +14,7 @@ import torch
 from tiltlm.commands.options import from_json
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.engine import Engine
-from tiltlm.feeds import AnyFeed, Stores, TwistFeed, course_of, source_of
+from tiltlm.feeds import AnyFeed, Feed, Stores, TwistFeed, course_of, source_of
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json, write_whole
@@ -135,6 +135,10 @@ def learn(
         raise ValueError(f"{type(method).__name__}: {why}")
     if cell.fit.evaluations:
         raise ValueError("in memory no checkpoint is kept to choose the best of: set fit.evaluations to 0")
+    if isinstance(cell.feed, Feed) and cell.feed.source == "rounds":
+        raise ValueError(
+            "every round is a run on disk: `tiltlm run TASK/METHOD --feed.source rounds`, or a stage (star, irpo)"
+        )
     trained = method.trained()
     if trained.trains == "nothing":
         return Learnt(problem, method, cell.net, Learner(None, policy=problem.reference))

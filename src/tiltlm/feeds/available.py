@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tiltlm.feeds.rounds import BUILT
 from tiltlm.feeds.settings import NEW, AnyFeed, Feed, TwistFeed
 from tiltlm.judges.settings import Judging
 from tiltlm.method import Method
@@ -45,6 +46,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     source = source_of(facts, method, feed)
     if fed == "live" and feed.source not in ("task", "live"):
         return f"it learns from the policy's own draws, and from no others: leave --feed.source {feed.source} out"
+    if source == "rounds":
+        return _why_no_rounds(facts, method, feed)
     if source == "live" and fed in ("answers", "values"):
         of = "answers of pi* or the data" if fed == "answers" else "draws of the reference"
         return f"it learns from {of}, not from the policy's own: --feed.source task"
@@ -92,6 +95,24 @@ def _unjudged(facts: Facts, method: Method, feed: Feed, source: Source) -> str |
         )
     if method.fed == "live" and facts.prompts != "one" and (feed.n or 4) % 2:
         return f"a judge buys verdicts on pairs: an even number of draws of a prompt (--feed.n); got {feed.n}"
+    return None
+
+
+def _why_no_rounds(facts: Facts, method: Method, feed: Feed) -> str | None:
+    if facts.prompts != "several":
+        return "rounds go over many prompts, and here there is one: --feed.source live"
+    if method.fed not in BUILT:
+        return (
+            f"a round builds {', '.join(BUILT)}, and it learns from {method.fed}: leave --feed.source rounds out"
+        )
+    if feed.rounds.right is None and facts.r_max is None:
+        return "no bound of the reward is known: say from which one an answer counts as right, --feed.rounds.right"
+    if method.fed != "answers" and feed.rounds.n < 2:
+        return "it learns from answers to one prompt side by side: --feed.rounds.n 2"
+    if feed.rounds.rationalize and method.fed != "answers":
+        return "rationalized answers are imitated, as sft does: leave --feed.rounds.rationalize out"
+    if (feed.rounds.gain or feed.rounds.collapse) and not facts.held_out:
+        return "there are no validation prompts to stop by: leave --feed.rounds.gain and collapse out"
     return None
 
 

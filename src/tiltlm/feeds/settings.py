@@ -71,7 +71,7 @@ class Rounds:
     """Wrong answers that did not end by themselves, in pairs."""
 
     rationalize: bool = False
-    """Prompts without a right answer are asked again with a hint; what is right then is learnt as if there had been none."""
+    """Prompts without a right answer are asked again with a hint; what is right then is learnt as if without."""
 
     show_hint: float = 0.0
     """Part of those that is learnt with the hint in the prompt."""

@@ -209,3 +209,63 @@ def budget_plot(rows: Rows, path: str | Path, title: str = "against labels bough
     handles = figure.axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return _save(figure, path)
+
+
+ACCURACIES = {
+    "accuracy[greedy]": "greedy, validation", "reward": "E[r], test", "train_accuracy": "drawn, training",
+    "accuracy[greedy, always right]": "greedy, of those that were always right",
+}  # fmt: skip
+DISTANCES = {"kl_to_reference": "KL(q‖ref)", "kl_to_target": "KL(q‖pi*)", "kl_from_target": "KL(pi*‖q)"}
+
+
+def rounds_plot(rows: Rows, path: str | Path, title: str = "") -> Path:
+    """Over rounds: accuracies; distances to reference and target; of how many prompts all answers were right, some, none.
+
+    Rows have a `round`; what a round learnt from (training draws, shares) stands where the policy stood that drew it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 3.7), dpi=130, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    left, middle, right = figure.subplots(1, 3)
+    before = {"train_accuracy", "always_right", "sometimes_right", "never_right"}
+
+    def line(axes: Axes, metric: str, label: str, k: int) -> None:
+        own = sorted((r for r in rows if r["metric"] == metric), key=lambda r: r["round"])
+        if not own:
+            return
+        x = [r["round"] - (metric in before) for r in own]
+        y = [r["value"] for r in own]
+        axes.errorbar(
+            x, y, _reaches(own), marker=MARKERS[k], color=COLORS[k], markersize=5, capsize=2, label=label
+        )
+
+    for k, (metric, label) in enumerate(ACCURACIES.items()):
+        line(left, metric, label, k)
+    left.set(title="right answers", ylim=(-0.03, 1.03))
+    for k, (metric, label) in enumerate(DISTANCES.items()):
+        line(middle, metric, label, k)
+    middle.set(title="distances, nats")
+    floor = {int(r["round"]): 0.0 for r in rows if r["metric"] == "always_right"}
+    for k, (metric, label) in enumerate(
+        (("always_right", "always"), ("sometimes_right", "some"), ("never_right", "never"))
+    ):
+        own = {int(r["round"]): r["value"] for r in rows if r["metric"] == metric}
+        x = sorted(own)
+        right.bar(
+            [r - 1 for r in x],
+            [own[r] for r in x],
+            bottom=[floor[r] for r in x],
+            color=COLORS[(2, 4, 1)[k]],
+            label=label,
+        )
+        floor = {r: floor[r] + own[r] for r in x}
+    right.set(title="training prompts, by their answers right")
+    for axes in (left, middle, right):
+        axes.set_xlabel("rounds")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    return _save(figure, path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,27 @@ class Learn(OfTask):
             raise ValueError(f"{run.folder} has no checkpoint {name!r}; there are {', '.join(kept) or 'none'}")
         return self.learnt(run, problem, kept.get(name))
 
+    def stops(self, run: Run[Any], count: int) -> list[Stop]:
+        """The checkpoints to measure: `count` of them spread over the training, if more than one, and the best last."""
+        best = best_checkpoint(run.folder)
+        others = [path for path in checkpoints(run.folder) if step_of(path) > 0]
+        count = min(count, len(others)) if count > 1 else 0
+        chosen = [others[round(k * (len(others) - 1) / max(1, count - 1))] for k in range(count)]
+        return [Stop(step_of(path), partial(self.learnt, run, folder=path)) for path in (*chosen, best)]
+
     def decoder(self, run: Run[Any]) -> LanguageModel:
         problem = self.problem(run)
         return self.method.decoder(problem, self.learnt(run, problem))
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Where a training is looked at: after how many updates; what stood then (problem -> learner); what else is to be told
+    of it (the round it ended)."""
+
+    updates: int
+    load: Callable[[Problem], Learner]
+    about: Mapping[str, int] = field(default_factory=dict)
 
 
 def spent(numbers: Mapping[str, float]) -> str:

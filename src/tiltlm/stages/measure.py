@@ -26,11 +26,12 @@ from tiltlm.settings import SPEED, at_least_one
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.exact import ExactSettings, exact_of
 from tiltlm.stages.gap import gap_in_groups
-from tiltlm.stages.learn import Learn
+from tiltlm.stages.learn import Learn, Stop
 from tiltlm.stages.log_z import CommonLogZ, LogZSettings, first_prompts, known, log_z_found
 from tiltlm.stages.reporting import Row, estimate, row
+from tiltlm.stages.rounds import Round
+from tiltlm.stages.rounds_story import show_story, write_story
 from tiltlm.stages.task import OfTask, Task
-from tiltlm.train import best_checkpoint, checkpoints, step_of
 
 DISTANCES = ("kl_to_target", "kl_from_target")
 
@@ -97,10 +98,12 @@ class Measure(OfTask):
         """Whether there is a log Z that a stage finds."""
         return self.ruler.absolute and known(self.log_z.by, self.task.facts())
 
-    def learn(self) -> Learn | None:
+    def learn(self) -> Learn | Round | None:
         """What trains for this method; None where nothing is trained."""
         if self.method.trained().trains == "nothing":
             return None
+        if isinstance(self.feed, Feed) and self.feed.source == "rounds":
+            return Round.last_of(self.task, self.cell, self.called_training(), self.seed)
         return Learn.of(self.task, self.cell, self.called_training(), self.exact, self.seed)
 
     def called_training(self) -> str:
@@ -116,7 +119,7 @@ class Measure(OfTask):
         if self.absolute:
             return replace(self, twist=self.twist if self.log_z.by == "bounds" else None)
         learn = self.learn()  # exact draws that are stored to train on count, whatever is measured
-        exact = ExactSettings() if learn is None else learn.exact
+        exact = learn.exact if isinstance(learn, Learn) else ExactSettings()
         return replace(self, twist=None, exact=exact, log_z=LogZSettings(by="none"))
 
     def inputs(self) -> dict[str, Recipe]:
@@ -153,35 +156,38 @@ class Measure(OfTask):
     def build(self, run: Run[Any]) -> None:
         problem = self.problem(run)
         ruler, rows, curve = self.ruler_of(run, problem), [], []
-        for updates, best, learner in self.learners(run, problem):
+        for stop, best, learner in self.learners(run, problem):
             method = self.method.bound(problem.beta)
-            own = ruler if best or len(ruler.prompts) == 1 else replace(ruler, n=1)
+            own = ruler if best or len(ruler.prompts) == 1 or stop.about else replace(ruler, n=1)
             measured, samples = method.measured(problem, learner, own)
             measured = self.more(problem, learner, measured, own) if best else measured
             measured = where_it_counts(measured, problem, len(own.prompts))
             rows = measured.rows(self.name, self.called, self.seed)
-            curve += [each | {"updates": updates} for each in rows]
+            curve += [each | {"updates": stop.updates, **stop.about} for each in rows]
         measured.save(run.folder / "measurement.safetensors")
         samples.save(run.folder / "samples.safetensors")
         run.write_jsonl("samples.jsonl", self.shown(problem, samples))
-        rows += self.of_training(run, problem, learner, updates) + self.at_other_betas(run, problem)
+        rows += self.of_training(run, problem, learner, stop.updates) + self.at_other_betas(run, problem)
         rows += self.task.report_rows(run, problem)
         run.write_json("report.json", rows)
         if len({each["updates"] for each in curve}) > 1:
             run.write_json("curve.json", curve)
+        if isinstance(self.learn(), Round):
+            write_story(run, curve, self.task.title())
 
-    def learners(self, run: Run[Any], problem: Problem) -> Iterator[tuple[int, bool, Learner]]:
-        """The checkpoints to measure: (updates, whether it is the best, learner), one in memory at a time, best last."""
+    def learners(self, run: Run[Any], problem: Problem) -> Iterator[tuple[Stop, bool, Learner]]:
+        """What to measure: (where, whether it is the best, learner), one in memory at a time, the best last."""
         kept = run.inputs.get("learnt")
         if kept is None:
-            yield 0, True, Learner(None, policy=problem.reference)
+            yield (
+                Stop(0, lambda problem: Learner(None, policy=problem.reference)),
+                True,
+                Learner(None, policy=problem.reference),
+            )
             return
-        best = best_checkpoint(kept.folder)
-        others = [path for path in checkpoints(kept.folder) if step_of(path) > 0]
-        count = min(self.ruler.checkpoints, len(others)) if self.ruler.checkpoints > 1 else 0
-        for path in [others[round(k * (len(others) - 1) / max(1, count - 1))] for k in range(count)]:
-            yield step_of(path), False, kept.recipe.learnt(kept, problem, path)
-        yield step_of(best), True, kept.recipe.learnt(kept, problem, best)
+        stops = kept.recipe.stops(kept, self.ruler.checkpoints)
+        for k, stop in enumerate(stops):
+            yield stop, k + 1 == len(stops), stop.load(problem)
 
     def more(self, problem: Problem, learner: Learner, measured: Measurement, ruler: Ruler) -> Measurement:
         """The task's further numbers of a policy."""
@@ -256,7 +262,9 @@ class Measure(OfTask):
 
     def show(self, run: Run[Any]) -> None:
         super().show(run)
-        if (run.folder / "curve.json").is_file():
+        if isinstance(self.learn(), Round):
+            show_story(run)
+        elif (run.folder / "curve.json").is_file():
             curve = read_report(run.folder / "curve.json")
             Console(width=130, highlight=False).print(curve_table(curve, f"{self.name}: on the way"))
         say_doubts([run])

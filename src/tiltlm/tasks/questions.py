@@ -1,9 +1,9 @@
 """What the tasks of questions share: right answers are worth 1, all others 0, and pi* is the reference given (softly) that
 it is right.
 
-A task of questions is a frozen dataclass with `language` among its fields that says which questions there are (`asked`), how
-one is put to the model (`put`), and who grades (`grader`). Its rewards' own log Z: log(1 + p (exp(1/beta) − 1)), p the
-reference's success rate on a question.
+A task of questions is a frozen dataclass with `language` among its fields that says which questions there are (`asked`),
+how one is put to the model (`put`), and who grades (`grader`). Of a reward of this kind log Z is
+log(1 + p (exp(1/beta) − 1)), p being the reference's success rate on a question.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class OfQuestions(OfLanguage):
         reference = self.language.reference(runs)
         asked = {split: self.asked(split, seed) for split in SPLITS}
         ids = {split: [self.put(q, reference.tokenizer) for q in own] for split, own in asked.items()}
+        self._fit(ids, asked)
         both = [pair for split in SPLITS for pair in zip(ids[split], asked[split], strict=True)]
         grading = Grading.of(both, self.grader, reference.tokenizer)
 
@@ -63,6 +64,19 @@ class OfQuestions(OfLanguage):
             self.language.new_tokens, stream(seed, "questions"), self.facts(), reference.tokenizer,
             checks=checks(grading), begin=lambda: steady(reference), grading=grading, hinted=hinted,
         )  # fmt: skip
+
+    def _fit(
+        self, ids: Mapping[Split, Sequence[Sequence[int]]], asked: Mapping[Split, Sequence[Question]]
+    ) -> None:
+        """Raise ValueError, naming the question, for a prompt that does not fit into the model beside its completion."""
+        most = self.language.positions() - self.language.new_tokens
+        for split, rows in ids.items():
+            for row, question in zip(rows, asked[split], strict=True):
+                if len(row) > most:
+                    raise ValueError(
+                        f"question {question.index} is put in {len(row)} tokens, and the model holds {most:g} beside the "
+                        "completion: leave longer questions out, or lower --task.new-tokens"
+                    )
 
 
 def checks(grading: Grading) -> dict[str, Check]:

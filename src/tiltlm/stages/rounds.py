@@ -1,0 +1,353 @@
+"""A round: draw, grade, build, update, validate. A chain of rounds is how a method learns where its feed's source says so.
+
+    answers_k = draws of the policy that round k − 1 ended with, graded        (k = 1: of the reference)
+    policy_k  = the method's update on what is built of them, from the reference or from policy_{k−1}
+
+Each phase is a run of its own: an interrupted chain goes on where it stood, one more round is added to those there are,
+and methods share the reference's answers. A round that finds a reason to end says so; those after it pass it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tiltlm.experience import Experience, Offline, Subsets
+from tiltlm.feeds import Rounds
+from tiltlm.feeds.rounds import Shares, built, joined
+from tiltlm.fit import Fit
+from tiltlm.groups import Groups
+from tiltlm.jsonl import read_json
+from tiltlm.method import Learner, Lesson
+from tiltlm.models.base import LanguageModel
+from tiltlm.nets import Net, learner, loaded
+from tiltlm.objective import Weighed
+from tiltlm.problem import Problem
+from tiltlm.progress import note
+from tiltlm.run import Recipe, Run
+from tiltlm.samplers.scenes import OnePrompt
+from tiltlm.samples import Pairs, Samples
+from tiltlm.stages.answers import GREEDY, Answers, greedy, right_from
+from tiltlm.stages.cells import Cell
+from tiltlm.stages.draws import referring, score
+from tiltlm.stages.learn import Stop
+from tiltlm.stages.reporting import Row, estimate, row
+from tiltlm.stages.task import OfTask, Task
+from tiltlm.stages.training import train
+from tiltlm.train import best_checkpoint, checkpoints, step_of
+
+OVER = "over.json"
+"""What a round that ends the chain writes: why."""
+
+
+@dataclass(frozen=True)
+class Round(OfTask):
+    """One round of a method."""
+
+    task: Task
+    method: Any
+    feed: Any
+    fit: Fit
+    net: Net
+    index: int
+    """0 for the first."""
+
+    called: str = ""
+    seed: int = 0
+
+    @staticmethod
+    def last_of(task: Task, cell: Cell, called: str, seed: int) -> Round:
+        """The end of a cell's chain: no more of the target in it than training needs."""
+        trained = cell.method.trained()
+        if not cell.depends_on_beta(task.facts()):
+            trained, task = trained.bound(task.beta), task.at(1.0)
+        return Round(
+            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed
+        ).counted()
+
+    def counted(self) -> Round:
+        """How many rounds are to come does not matter."""
+        return replace(self, feed=replace(self.feed, rounds=replace(self.how, count=Rounds().count)))
+
+    @property
+    def how(self) -> Rounds:
+        found: Rounds = self.feed.rounds
+        return found
+
+    @property
+    def stage(self) -> str:  # type: ignore[override]
+        return f"{self.called}-round-{self.index + 1}"
+
+    @property
+    def before(self) -> Round | None:
+        return replace(self, index=self.index - 1).counted() if self.index else None
+
+    @property
+    def answers(self) -> Answers:
+        """What this round learns from."""
+        how = self.how
+        return Answers(
+            self.task,
+            how.n,
+            how.prompts,
+            before=self.before,
+            hinted=how.rationalize,
+            right=how.right,
+            seed=self.seed,
+        )
+
+    @property
+    def validated(self) -> bool:
+        return self.task.facts().held_out
+
+    def inputs(self) -> dict[str, Recipe]:
+        found: dict[str, Recipe] = {"answers": self.answers}
+        if self.before is not None:
+            found["before"] = self.before
+        if self.validated:
+            found["valid"] = Answers(self.task, self.how.n, split="valid", right=self.how.right, seed=self.seed)
+        return self.needs() | found
+
+    def check(self) -> None:
+        super().check()
+        why = Cell(self.method, self.feed, self.fit, self.net).why_not(self.task.facts())
+        if why:
+            raise ValueError(f"{self.name}: {why}")
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    def build(self, run: Run[Any]) -> None:
+        before = run.inputs.get("before")
+        if before is not None and (before.folder / OVER).is_file():
+            run.write_json(OVER, read_json(before.folder / OVER))
+            return
+        problem = self.problem(run)
+        right = right_from(problem, self.how.right)
+        rows = self.rows(run, problem, right)
+        if not len(rows):
+            self.end(run, f"round {self.index + 1} has nothing to learn from: no prompt has {self.wanted()}")
+            run.write_json("report.json", self.shares(run, right, 0))
+            return
+        problem, who = learner(problem, self.method, self.net, problem.stream.child(self.stage, "init"))
+        if before is not None and self.how.start == "previous":
+            who.module.restore(best_checkpoint(before.folder))
+        fit = self.fit.of(len(rows))
+        fit = replace(fit, steps=max(1, round(fit.steps * self.how.growth**self.index)))
+        note(f"{self.name}: {len(rows)} rows, {fit.steps} steps of {fit.batch_size}")
+        found, objective = self.referred(run, problem, rows), self.method.objective(problem)
+        if self.how.weigh == "prompts" and (self.method.fed in ("answers", "pairs")):
+            objective = Weighed(objective)
+        train(
+            run, who.module, objective, self.experience(problem, who, found, fit), fit, problem.device,
+            problem.stream.child(self.called, self.index), passes=getattr(self.method, "passes", 1),
+        )  # fmt: skip
+        report = self.shares(run, right, len(rows)) + self.validate(run, problem, who, right)
+        run.write_json("report.json", report)
+        self.look(run)
+
+    def wanted(self) -> str:
+        return "a right answer" if self.method.fed == "answers" else "right and wrong answers"
+
+    def rows(self, run: Run[Any], problem: Problem, right: float) -> Samples | Pairs | Groups:
+        """What is built of this round's answers, and of those before where they accumulate."""
+        drawn = [run.inputs["answers"]]
+        while self.how.accumulate and "before" in drawn[-1].inputs:
+            drawn.append(drawn[-1].inputs["before"].inputs["answers"])
+        graded = [each.recipe.graded(each) for each in reversed(drawn)]
+        also = None
+        if self.how.rationalize:
+            told = [each.recipe.rationalized(each, problem, self.how.show_hint) for each in reversed(drawn)]
+            also = joined([each for each in told if len(each)]) if any(map(len, told)) else None
+        every = graded[0] if len(graded) == 1 else joined(graded)
+        own = problem.stream.child(self.called, "build", self.index)
+        return built(every, self.method.fed, self.how, right, own, also)
+
+    def referred(self, run: Run[Any], problem: Problem, rows: Any) -> Any:
+        """`rows` with log-probabilities of the reference, or of the policy of the round before."""
+        if self.method.fed == "answers":
+            return rows.to(problem.device)
+        before = run.inputs.get("before")
+        if before is None or self.how.reference == "base":
+            fill = partial(
+                referring, run.folder.parents[1] / "log_ref", problem, self.fit.precision, split="train"
+            )
+        else:
+            model = before.recipe.learnt(before, problem).policy
+            fill = partial(scored, model=model, precision=self.fit.precision)
+        if isinstance(rows, Pairs):
+            return Pairs(fill(rows.chosen), fill(rows.rejected)).to(problem.device)
+        if isinstance(rows, Groups):
+            return Groups(fill(rows.samples), rows.size).to(problem.device)
+        return fill(rows).to(problem.device)
+
+    def experience(self, problem: Problem, who: Learner, rows: Any, fit: Fit) -> Experience:
+        """Batches of the rows, as the method wants them."""
+        order = problem.stream.child(self.called, "data", self.index)
+        found: Experience = Offline(rows, fit.batch_size, order)
+        if isinstance(rows, Groups) and self.feed.size < rows.size:
+            found = Subsets(found, self.feed.size, order.child("subsets"))
+        lesson = Lesson(problem, who, OnePrompt(problem.prompts["test"]), 1, order)
+        wanted: Experience = self.method.experience(found, lesson)
+        return wanted
+
+    def learnt(self, run: Run[Any], problem: Problem, folder: Path | None = None) -> Learner:
+        """What this round ended with; where the chain had ended before, what that one ended with."""
+        if not has_weights(run):
+            if "before" not in run.inputs:
+                return reference(problem)
+            before = run.inputs["before"]
+            found: Learner = before.recipe.learnt(before, problem)
+            return found
+        own = problem.stream.child(self.stage, "init")
+        return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
+
+    def stops(self, run: Run[Any], count: int) -> list[Stop]:
+        """Where there is something to measure: the reference, and what every round ended with."""
+        found, updates, drawn = [Stop(0, reference, {"round": 0, "drawn": 0})], 0, 0
+        for each in chain(run):
+            updates += step_of(checkpoints(each.folder)[-1])
+            drawn += each.inputs["answers"].recipe.drawn(each.inputs["answers"])
+            about = {"round": each.recipe.index + 1, "drawn": drawn}
+            found.append(Stop(updates, partial(each.recipe.learnt, each), about))
+        return found
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        problem = self.problem(run)
+        made: LanguageModel = self.method.decoder(problem, self.learnt(run, problem))
+        return made
+
+    # ---- what is told of a round ------------------------------------------------------------------------------------
+
+    def shares(self, run: Run[Any], right: float, rows: int) -> list[Row]:
+        """What the answers were like, and what was built of them."""
+        drawn = run.inputs["answers"]
+        graded = drawn.recipe.graded(drawn)
+        found = Shares.of(graded.reward >= right, graded.prompt_index)
+        counts = {
+            "always_right": found.right, "sometimes_right": found.mixed, "never_right": found.wrong,
+            "pairs": found.pairs, "rows": rows,
+        }  # fmt: skip
+        said = [each for each in read_json(drawn.folder / "report.json") if each["metric"] != "reward"]
+        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
+        told = [estimate(self, self.called, "train_accuracy", rate)]
+        told += [
+            row(self, self.called, f"train_{each['metric']}", each["value"], each["stderr"], each["n"], "rate")
+            for each in said
+        ]
+        if self.how.rationalize:
+            told.append(row(self, self.called, "asked_with_hint", found.wrong))
+        return told + [row(self, self.called, name, count) for name, count in counts.items()]
+
+    @torch.no_grad()
+    def validate(self, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
+        """Greedy accuracy on validation prompts, also of those that the reference always, or sometimes, answers right; the
+        method's loss and metrics on what is built of the reference's answers to them: the same at every round."""
+        if not self.validated:
+            return []
+        who.module.eval()
+        policy: Any = who.policy
+        hit = greedy(problem, policy, right)
+        run.write_json(GREEDY, [int(x) for x in hit])
+        drawn = run.inputs["valid"]
+        graded = drawn.recipe.graded(drawn)
+        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
+        rows = [estimate(self, self.called, "accuracy[greedy]", hit)]
+        for name, some in {"always right": rate == 1, "sometimes right": (rate > 0) & (rate < 1)}.items():
+            if int(some.sum()) > 1:
+                rows.append(estimate(self, self.called, f"accuracy[greedy, {name}]", hit[some]))
+        kept = built(graded, self.method.fed, self.how, right, problem.stream.child("valid pairs"))
+        return rows + self.held_out(run, problem, who, kept)
+
+    def held_out(self, run: Run[Any], problem: Problem, who: Learner, rows: Any) -> list[Row]:
+        if not len(rows):
+            return []
+        data = self.referred(run, problem, rows)
+        objective = self.method.objective(problem)
+        fit = replace(self.fit, batch_size=min(len(data), self.fit.batch_size))
+        batches = self.experience(problem, who, data, fit)
+        total = weight = 0.0
+        metrics: dict[str, list[Tensor]] = {}
+        for step in range(len(data) // fit.batch_size):
+            batch = objective.prepare(batches.batch(step))
+            found = objective.loss(who.module, batch)
+            total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
+            for name, x in found.metrics.items():
+                metrics.setdefault(name, []).append(x.double().cpu())
+        told = [row(self, self.called, "valid_loss", total / weight, n=len(data))]
+        for name, parts in metrics.items():
+            x = torch.cat(parts)
+            x = x[~x.isnan()]
+            told += [estimate(self, self.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
+        return told
+
+    # ---- reasons to end ---------------------------------------------------------------------------------------------
+
+    def look(self, run: Run[Any]) -> None:
+        """End the chain where the settings say so."""
+        if not self.validated or not (self.how.gain or self.how.collapse):
+            return
+        hit = torch.tensor(read_json(run.folder / GREEDY), dtype=torch.float64)
+        base = torch.tensor(read_json(run.inputs["valid"].folder / GREEDY), dtype=torch.float64)
+        if self.how.collapse and float(hit.mean()) < self.how.collapse * float(base.mean()):
+            said = f"{float(hit.mean()):.3f} of validation prompts are right, {float(base.mean()):.3f} by the reference"
+            self.end(
+                run, f"round {self.index + 1} collapsed: {said} (--feed.rounds.collapse {self.how.collapse:g})"
+            )
+        elif self.how.gain:
+            before = run.inputs.get("before")
+            last = base if before is None else torch.tensor(read_json(before.folder / GREEDY), dtype=torch.float64)
+            better, worse = int((hit > last).sum()), int((hit < last).sum())
+            p = mcnemar(better, worse)
+            if better <= worse or p > self.how.gain:
+                said = f"{better} validation prompts gained, {worse} lost (exact McNemar p = {p:.3g})"
+                self.end(run, f"round {self.index + 1} brought no significant gain: {said}")
+
+    def end(self, run: Run[Any], why: str) -> None:
+        note(f"[yellow]{self.name}: {why}; no round follows[/]")
+        run.write_json(OVER, {"round": self.index + 1, "why": why})
+
+
+def reference(problem: Problem) -> Learner:
+    """Nothing learnt yet."""
+    return Learner(None, policy=problem.reference)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Two-sided exact p of so many discordant pairs each way (McNemar 1947): as many heads in throws of a fair coin."""
+    from scipy.stats import binomtest
+
+    return 1.0 if better + worse == 0 else float(binomtest(better, better + worse).pvalue)
+
+
+def scored(samples: Samples, model: LanguageModel, precision: str) -> Samples:
+    """`samples` with another model's log-probabilities in the reference's place."""
+    return samples.with_(log_ref=score(samples, model, precision))
+
+
+def has_weights(run: Run[Any]) -> bool:
+    """Whether a round trained anything: not where it found nothing to learn from, nor where the chain was over before."""
+    return any(run.folder.glob("checkpoint-*"))
+
+
+def told(last: Run[Any]) -> list[Row]:
+    """The reports of all rounds up to this one, each row with its round."""
+    found, each = [], last
+    while True:
+        rows = read_json(each.folder / "report.json") if (each.folder / "report.json").is_file() else []
+        found.append([one | {"round": each.recipe.index + 1} for one in rows])
+        if "before" not in each.inputs:
+            return [one for rows in reversed(found) for one in rows]
+        each = each.inputs["before"]
+
+
+def chain(last: Run[Any]) -> list[Run[Any]]:
+    """The rounds up to this one that trained something, the first one first."""
+    found = [last]
+    while "before" in found[-1].inputs:
+        found.append(found[-1].inputs["before"])
+    return [each for each in reversed(found) if has_weights(each)]
