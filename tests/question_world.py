@@ -71,8 +71,8 @@ def tokenizer() -> Any:
     )  # fmt: skip
 
 
-def written(folder: Path, seed: int = 1) -> Path:
-    """A random GPT-2 with this tokenizer; its distributions are far from even."""
+def written(folder: Path, seed: int = 8) -> Path:
+    """A random GPT-2 with this tokenizer; of seed 8 it answers some questions right, and some draws end."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 

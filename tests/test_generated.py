@@ -104,6 +104,21 @@ def test_mistakes_in_lines_and_names(tmp_path):
         write_generated(tmp_path / "a.txt", [])
 
 
+def test_lines_of_a_round_hold_several_answers(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(
+        '{"index": 7, "subject": "s", "prompt": "1?", "answer": "A", "completions": ["A", "B"], "rewards": [1.0, 0.0], '
+        '"completion_ids": [[7, 2], [8]], "finished": [true, false], "answers": ["A", "B"], "rules": ["letter", "x"]}\n'
+    )
+    assert read_generated(path).rows == (
+        Generated(7, 0, "1?", "A", "A", "A", "s", 1.0, "stop", "letter", (7, 2)),
+        Generated(7, 1, "1?", "B", "B", "A", "s", 0.0, "length", "x", (8,)),
+    )
+    path.write_text('{"index": 7, "completions": ["A", "B"], "rewards": [1.0]}\n')
+    with pytest.raises(ValueError, match=r"jsonl:1: completions, rewards hold one entry for each completion"):
+        read_generated(path)
+
+
 def test_a_sample_that_two_lines_hold_counts_once(tmp_path):
     write_generated(tmp_path / "a.jsonl", [*ROWS, replace(ROWS[0], response="other")])
     stored = read_generated(tmp_path / "a.jsonl")

@@ -14,6 +14,7 @@ from question_world import PIECES, QUESTIONS, FirstLetter, Letters
 from tiltlm.models.causal import CausalLM
 from tiltlm.questions.base import Question
 from tiltlm.questions.drawn import Drawn, majority
+from tiltlm.questions.generated import read_generated
 from tiltlm.questions.grading import Grading
 from tiltlm.questions.outcomes import Outcome, by_subject, constant, fingerprint, histogram, observations
 from tiltlm.questions.protocols import Exam, protocol
@@ -289,6 +290,27 @@ def test_runs_and_their_checkpoints_are_measured_by_protocols(world):
     )  # the best, step 2, two questions
     wrong = tiltlm("measure", f"{trained}@3", "--protocol", "greedy", cwd=world, check=False)
     assert wrong.returncode == 2 and "has no checkpoint '3'; there are 2, 4" in wrong.stderr
+
+
+def test_what_a_round_ended_with_is_measured(world):
+    rounds = ("--feed.source", "rounds", "--feed.rounds.count", "2", "--feed.rounds.n", "32")
+    ruler = ("--ruler.no-absolute", "--ruler.n", "4")
+    trained = run(world, "sft", *rounds, "--fit.steps", "2", "--fit.batch-size", "4", *ruler)
+    names = [str(trained), f"{trained}@round0", f"{trained}@round1", f"{trained}@round2", "base=model"]
+    tiltlm("measure", *names, "--protocol", "letters", "--out", "rows.json", cwd=world)
+    lines = {}
+    for path in (world / "runs" / "letters").glob("*@letters/*/answers.jsonl"):
+        at = json.loads((path.parent / "config.json").read_text())["settings"]
+        lines[at["called"], at["exam"]["at"]] = [
+            json.loads(text)["log_p"] for text in path.read_text().splitlines()
+        ]
+    assert {at for called, at in lines if called == "sft@letters"} == {"", "round0", "round1", "round2"}
+    assert lines["sft@letters", "round0"] == lines["model@letters", ""]
+    assert lines["sft@letters", "round2"] == lines["sft@letters", ""] != lines["sft@letters", "round1"]
+    wrong = tiltlm("measure", f"{trained}@round3", "--protocol", "letters", cwd=world, check=False)
+    assert "has no 'round3'; there are round0, round1, round2" in wrong.stderr
+    answers = next((world / "runs" / "letters").glob("answers/*/answers.jsonl"))
+    assert [row.sample for row in read_generated(answers).rows] == list(range(32)) * 4
 
 
 def test_what_cannot_be_examined_says_so(world):

@@ -33,8 +33,8 @@ def examined(
     """The finished exams of the models that are named, built where they are not there yet; and what to call each (empty: as
     its report does).
 
-    names: RUN, RUN@STEP, or NAME=FOLDER for a model trained elsewhere, which is asked what the first run's is. Raises
-    ValueError for runs that hold no method's model, and for tasks without questions.
+    names: RUN, RUN@STEP, RUN@round2, or NAME=FOLDER for a model trained elsewhere, which is asked what the first run's is.
+    Raises ValueError for runs that hold no method's model, and for tasks without questions.
     """
     found: list[tuple[Run[Examine], str]] = []
     first: tuple[Measure, Path] | None = None

@@ -64,7 +64,8 @@ class Measure:
 
     protocol: tuple[str, ...] = ()
     """Put the questions to the runs' models instead, by each of these protocols: greedy, avg@K, maj@K, letters, options,
-    options-per-character. Then RUN@STEP is a checkpoint of the run's training, and training runs may be named as well."""
+    options-per-character. Then RUN@STEP is a checkpoint of the run's training and RUN@round2 what a round ended with,
+    and runs that train may be named as well."""
 
     split: Split = "test"
     """Whose questions (with --protocol): train, valid or test."""

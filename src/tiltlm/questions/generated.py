@@ -7,6 +7,9 @@
 | verdict | answer, score, parse_rule | model_answers (older: answers), scores |
 | drawing | sample, settings | none |
 
+A line of a round (`answers.jsonl`) holds all answers to its question, in lists, and `answer` is the right one there. Lines
+of `tiltlm sample` are read as well, if they have the question's `index`.
+
 Which sample of its question a row is decides what is a repetition: a line of ours names it. A table does not, and two
 samples may well be alike. There a row is a repetition where an earlier stretch of rows of its question, with others in
 between, holds the same text as often: that is what appending a table to itself, or to a part of itself, leaves behind.
@@ -132,7 +135,7 @@ def _lines(path: Path) -> Stored:
     """The lines of a file, of each sample the first; where a line names none, it is the next one of its question."""
     rows: dict[tuple[int, int], Generated] = {}
     numbers: Counter[int] = Counter()
-    for where, found in placed_rows(path, ("index", "completion")):
+    for where, found in _one_by_one(path):
         index = _number(found["index"], "index", where)
         row = Generated.of_line({"sample": numbers[index]} | found, where)
         numbers[index] += 1
@@ -140,6 +143,32 @@ def _lines(path: Path) -> Stored:
     return Stored(
         tuple(rows.values()), _counted(numbers.total() - len(rows), "lines of a sample that is there already")
     )
+
+
+EACH = {
+    "completions": "completion", "completion_ids": "completion_ids", "rewards": "score", "answers": "answer",
+    "rules": "parse_rule", "finished": "finished",
+}  # fmt: skip
+"""The lists of a round's line, and what each answer's own line calls its entry."""
+
+
+def _one_by_one(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file:line, a line of one answer): those of a round's lines one after the other."""
+    for where, row in placed_rows(path, ("index",)):
+        if "completions" not in row:
+            if "completion" not in row:
+                raise ValueError(f"{where}: column 'completion' is missing; this line has {', '.join(row)}")
+            yield where, row
+            continue
+        lists = {name: row[name] for name in EACH if name in row}
+        sizes = {len(values) if isinstance(values, list) else -1 for values in lists.values()}
+        if len(sizes) > 1 or -1 in sizes:
+            raise ValueError(
+                f"{where}: {', '.join(lists)} hold one entry for each completion, and here they do not"
+            )
+        own = {"correct_answer": row.get("answer", "")} | {name: x for name, x in row.items() if name not in EACH}
+        for k in range(len(row["completions"])):
+            yield where, own | {"sample": k, "answer": ""} | {EACH[name]: lists[name][k] for name in lists}
 
 
 # ---- tables -----------------------------------------------------------------------------------------------------

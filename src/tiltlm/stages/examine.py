@@ -47,10 +47,10 @@ class ExamSettings:
     """The first ones of the split (0: all)."""
 
     at: str = ""
-    """A checkpoint of the training, by its step (default: the best one), or by the name that the training gave it."""
+    """A checkpoint of the training by its step, or what a round ended with, round2 say (default: the best, the last)."""
 
     batch_size: int = field(default=64, metadata=SPEED)
-    """Completions drawn at once."""
+    """Completions drawn at once; those of one question always are."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "batch_size")
