@@ -254,7 +254,8 @@ def test_an_exam_is_a_stage_and_holds_what_a_comparison_needs(world):
     lines = [json.loads(text) for text in (folder / "answers.jsonl").read_text().splitlines()]
     assert x.tolist() == [sum(r["score"] for r in lines[k : k + 4]) / 4 for k in range(0, 16, 4)]
     asked = json.loads((folder / "questions.json").read_text())
-    assert asked == [7, 3, 12, 5] and fingerprint(asked) == rows["accuracy[avg@4]"]["questions"]
+    assert asked == [[7, "A"], [3, "C"], [12, "A"], [5, "D"]]
+    assert fingerprint([7, 3, 12, 5]) == rows["accuracy[avg@4]"]["questions"]
     subjects = json.loads((folder / "subjects.json").read_text())
     assert [(row["subject"], row["n"]) for row in subjects] == [("sums", 2), ("words", 2)]
 

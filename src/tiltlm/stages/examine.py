@@ -1,8 +1,8 @@
 """Examining: the questions of a split put to a method's model by a protocol. Trains nothing itself.
 
 The stage `METHOD@PROTOCOL`, `star@avg@4` say. Its run holds the answers line by line (`answers.jsonl`, from which an
-interrupted exam goes on), one observation a question (`measurement.safetensors`; the questions' numbers, in that order, in
-`questions.json`), accuracies by subject and the answers given (`subjects.json`, `answers.json`).
+interrupted exam goes on), one observation a question (`measurement.safetensors`; the questions' numbers and right answers,
+in that order, in `questions.json`), accuracies by subject and the answers given (`subjects.json`, `answers.json`).
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Examine(OfTask):
         """Everything that is read off the outcomes."""
         found, (best, always) = observations(self.protocol, outcomes), constant(outcomes)
         Measurement(found).save(run.folder / "measurement.safetensors")
-        run.write_json("questions.json", [each.index for each in outcomes])
+        run.write_json("questions.json", [(each.index, each.correct) for each in outcomes])
         run.write_json("answers.json", {"given": histogram(outcomes), "constant": best})
         metrics = found | {"accuracy[constant]": always}
         run.write_json("report.json", [self.row(outcomes, name, x) for name, x in metrics.items()])
