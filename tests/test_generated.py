@@ -150,10 +150,11 @@ def test_rows_find_their_prompt_by_the_question_and_not_by_where_they_stand():
     rows = [
         Generated(5, 0, "4?\n", "D", finish_reason="stop", score=1.0),
         Generated(99, 0, "", "A"),
+        Generated(3, 0, "", "123", finish_reason="stop"),
         Generated(7, 1, "", "B", finish_reason="stop", score=1.0),
         Generated(7, 0, "9?", "1A", finish_reason="length", score=0.0),
     ]
-    found = preloaded(rows, prompts, grading, (2,))
+    found = preloaded(rows, prompts, grading, (2,), 3)
     s = found.samples
     assert s.prompt_index.tolist() == [0, 0, 3] and found.counts.tolist() == [2, 0, 0, 1]
     read = tokenizer()
@@ -164,8 +165,8 @@ def test_rows_find_their_prompt_by_the_question_and_not_by_where_they_stand():
     ]
     assert s.finished is not None and s.finished.tolist() == [False, True, True]
     assert s.reward is not None and s.reward.tolist() == [0.0, 0.0, 1.0]  # sample 1 of 7: "B" is not right
-    assert (found.unanswered, found.strangers, found.regraded, found.reworded) == (2, 1, 1, 1)
-    assert len(found.said()) == 4 and found.said()[0] == "2 of 4 prompts have no stored answer"
+    assert (found.unanswered, found.strangers, found.too_long, found.regraded, found.reworded) == (2, 1, 1, 1, 1)
+    assert len(found.said()) == 5 and found.said()[0] == "2 of 4 prompts have no stored answer"
     with pytest.raises(ValueError, match="1 to 2 answers each"):
         found.groups()
 
@@ -177,7 +178,7 @@ def test_ids_of_the_file_are_kept_and_equal_numbers_make_groups():
         for q in QUESTIONS[::-1]
         for k in (1, 0)
     ]
-    found = preloaded(rows, prompts, grading, (2,))
+    found = preloaded(rows, prompts, grading, (2,), 3)
     groups = found.groups()
     assert groups.size == 2 and len(groups) == 4 and found.said() == ()
     assert groups.samples.completions.lists()[:2] == [[4, 7, 2], [4, 8, 2]]
@@ -187,5 +188,7 @@ def test_ids_of_the_file_are_kept_and_equal_numbers_make_groups():
 
 def test_a_file_of_other_questions_is_refused():
     prompts, grading = asked()
-    with pytest.raises(ValueError, match="none of the 1 stored answers belongs to one of these 4 questions"):
-        preloaded([Generated(99, 0, "", "A")], prompts, grading, (2,))
+    with pytest.raises(
+        ValueError, match="none of the 1 stored answers belongs to one of these 4 questions and has at most 3"
+    ):
+        preloaded([Generated(99, 0, "", "A")], prompts, grading, (2,), 3)

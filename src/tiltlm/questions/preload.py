@@ -24,6 +24,7 @@ class Preloaded:
 
     unanswered  prompts without an answer
     strangers   rows of questions that are not among the prompts
+    too_long    rows of more tokens than a completion may have, which are left out
     regraded    rows whose grade is another one than the file's
     reworded    rows whose own prompt does not hold the question's text: the question in another language, or another one
     """
@@ -31,6 +32,7 @@ class Preloaded:
     samples: Samples
     unanswered: int
     strangers: int
+    too_long: int
     regraded: int
     reworded: int
 
@@ -52,40 +54,46 @@ class Preloaded:
         found = {
             f"{self.unanswered} of {prompts} prompts have no stored answer": self.unanswered,
             f"{self.strangers} stored answers belong to none of these prompts": self.strangers,
+            f"{self.too_long} stored answers have more tokens than a completion here and are left out": self.too_long,
             f"{self.regraded} of {rows} answers are graded otherwise than in the file": self.regraded,
             f"{self.reworded} of {rows} answers were given to another text than the question's": self.reworded,
         }
         return tuple(text for text, number in found.items() if number)
 
 
-def preloaded(rows: Sequence[Generated], prompts: Tokens, grading: Grading, eos_ids: Sequence[int]) -> Preloaded:
+def preloaded(
+    rows: Sequence[Generated], prompts: Tokens, grading: Grading, eos_ids: Sequence[int], width: int
+) -> Preloaded:
     """The answers of these prompts among `rows`, those of a prompt side by side in the order of their samples.
 
-    eos_ids: of the model whose answers they are to be, the one to write first. Raises ValueError where not one of them
-    answers one of the prompts.
+    eos_ids: of the model whose answers they are to be, the one to write first; width: tokens that a completion may have.
+    Raises ValueError where not one of them answers one of the prompts.
     """
-    numbers = [question.index for question in grading.questions(prompts)]
-    place = {index: k for k, index in reversed(list(enumerate(numbers)))}
-    own = sorted((row for row in rows if row.index in place), key=lambda row: (place[row.index], row.sample))
-    if not own:
+    asked = grading.questions(prompts)
+    place = {question.index: k for k, question in reversed(list(enumerate(asked)))}
+    ours = sorted((row for row in rows if row.index in place), key=lambda row: (place[row.index], row.sample))
+    read = [(row, ids) for row in ours if len(ids := _ids(row, grading, eos_ids)) <= width]
+    if not read:
         raise ValueError(
-            f"none of the {len(rows)} stored answers belongs to one of these {len(prompts)} questions: is it the file of "
-            "another data set, or of another split?"
+            f"none of the {len(rows)} stored answers belongs to one of these {len(prompts)} questions and has at most "
+            f"{width} tokens: is it the file of another data set, or of another split? is --task.new-tokens large enough?"
         )
-    index = torch.tensor([place[row.index] for row in own])
-    tokens = Tokens.of([_ids(row, grading, eos_ids) for row in own])
-    finished = torch.tensor([row.finish_reason != "length" for row in own])
+    kept = [row for row, _ in read]
+    index, tokens = torch.tensor([place[row.index] for row in kept]), Tokens.of([ids for _, ids in read])
+    finished = torch.tensor([row.finish_reason != "length" for row in kept])
     samples = Samples(prompts.to("cpu"), index, tokens.ids, tokens.mask, finished=finished)
-    samples = samples.with_(reward=grading(samples))
-    assert samples.reward is not None
-    old = [row.score for row in own]
-    texts = [_plain(question.text) for question in grading.questions(prompts)]
+    reward = grading(samples)
     return Preloaded(
-        samples,
-        len(prompts) - len(set(index.tolist())),
-        len(rows) - len(own),
-        sum(a is not None and a != b for a, b in zip(old, samples.reward.tolist(), strict=True)),
-        sum(bool(row.prompt) and texts[place[row.index]] not in _plain(row.prompt) for row in own),
+        samples.with_(reward=reward),
+        unanswered=len(prompts) - len(set(index.tolist())),
+        strangers=len(rows) - len(ours),
+        too_long=len(ours) - len(kept),
+        regraded=sum(
+            row.score is not None and row.score != r for row, r in zip(kept, reward.tolist(), strict=True)
+        ),
+        reworded=sum(
+            bool(row.prompt) and _plain(asked[place[row.index]].text) not in _plain(row.prompt) for row in kept
+        ),
     )
 
 
