@@ -24,7 +24,7 @@ from tiltlm.policies.kto import KTO
 from tiltlm.policies.sft import SFT
 from tiltlm.run import Run, ensure, find
 from tiltlm.samples import Samples
-from tiltlm.stages.answers import OVER
+from tiltlm.stages.answers import OVER, Answers
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.measure import Measure, RulerSettings
 from tiltlm.stages.rounds import Round, chain
@@ -81,6 +81,12 @@ def test_methods_share_the_answers_of_the_reference_and_more_rounds_go_on_from_t
     assert first.inputs["answers"].folder == of_other.inputs["answers"].folder
     assert first.folder != of_other.folder
     assert first.inputs["valid"].folder == two.inputs["valid"].folder
+
+
+def test_more_answers_begin_with_the_fewer(tmp_path):
+    few, more = (built(Answers(Toy(), n=n, rows=rows), tmp_path) for n, rows in ((2, 256), (5, 10)))
+    both = [[row["completion_ids"] for row in read_rows(run.folder / "answers.jsonl")] for run in (few, more)]
+    assert [ids[:2] for ids in both[1]] == both[0]
 
 
 def test_a_round_learns_from_the_policy_of_the_round_before(tmp_path):

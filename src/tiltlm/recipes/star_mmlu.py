@@ -42,7 +42,7 @@ RULER = RulerSettings(prompts=200, n=4)
 
 LOG_Z = LogZSettings(by="listing", draws=500, prompts=200)
 """The reference is nearly sure of all but the first letter: two completions have all but .002 of the probability. By
-reference, 500 draws of each prompt would leave no bias to speak of either, at a hundred times the cost."""
+reference, 500 draws of each prompt would leave no bias to speak of either, at forty times the cost."""
 
 UPDATE = Fit(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, steps=200, warmup=20, decay="linear", floor=0.05)
 

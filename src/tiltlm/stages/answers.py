@@ -35,6 +35,9 @@ GREEDY = "greedy.json"
 
 ROWS_AT_ONCE = 256
 
+SPACING = 1 << 20
+"""Between the random numbers of one prompt's answers and the next one's: as many could be drawn of each."""
+
 
 @dataclass(frozen=True)
 class Answers(OfTask):
@@ -166,14 +169,13 @@ def greedy(problem: Problem, policy: LanguageModel, right: float) -> Tensor:
 
 
 def answered(problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens, n: int, own: Stream) -> Make:
-    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`. The answers to prompt i
-    follow from its number alone."""
+    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`. Answer j to prompt i follows
+    from i and j alone, however many are drawn of each."""
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
         asked, read_as = put.select(slice(begin, end)).cropped(), plain.select(slice(begin, end)).cropped()
-        drawn = draw(
-            policy, asked, n=n, max_new_tokens=problem.width, stream=own, rows=torch.arange(begin * n, end * n)
-        )
+        number = torch.arange(begin, end)[:, None] * SPACING + torch.arange(n)
+        drawn = draw(policy, asked, n=n, max_new_tokens=problem.width, stream=own, rows=number.flatten())
         samples = replace(drawn, prompts=read_as)
         rewards, texts = short_numbers(problem.target.reward(samples)), problem.rows(samples)
         assert drawn.log_q is not None and drawn.finished is not None

@@ -213,9 +213,8 @@ class CommonLogZ(OfTask):
                 log_w = log_p + problem.target.reward(samples).double() / problem.beta
                 ends.append(ends_of_listing(samples, log_p, log_w, w_max).cpu())
                 on_step(k + len(some), len(prompts), {})
-        self.tell(
-            run, LogZ.of_listing(*torch.cat(ends, 1), f"completions listed from a probability of {s.floor:g}")
-        )
+        low, high = torch.cat(ends, 1)
+        self.tell(run, LogZ.of_listing(low, high, f"completions of probability {s.floor:g} and more listed"))
 
     def agree(self, run: Run[Any], problem: Problem, log_w: Tensor, w_max: float | None) -> None:
         """Raise ValueError where the exact draws' mean reward is not the weighted one, if that is well known."""
