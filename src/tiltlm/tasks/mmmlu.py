@@ -60,7 +60,7 @@ class MMMLU(OfDataSet):
 
     def parts(self) -> Parts:
         hub = f"openai/MMMLU#{self.locale.replace('-', '_')}[test]"
-        found = lettered(rows(self.file or hub, "test", f"{self.name} {self.locale}"))
+        found = lettered(rows(self.file or hub, "test", f"{self.name} {self.locale}", SIZE))
         return by_number(consistent(found, self.name), SIZE, f"MMMLU {self.locale}")
 
     def sources(self) -> list[str]:
