@@ -1,5 +1,6 @@
-"""Questions whose answers can be checked: multiple choice and arithmetic, right answers worth 1 (STaR, Zelikman et al.
-2022, arXiv:2203.14465, on the data sets that it and its successors use).
+"""Questions whose answers can be checked (STaR, Zelikman et al. 2022, arXiv:2203.14465, and its successors).
+
+A right answer is worth 1, any other 0.
 
 Tasks without a suffix carry the published settings and hub models (they want a GPU): Llama-3.1-8B-Instruct, adapters of
 rank 16, 1024 new tokens. `mmlu-small` and `csqa-small` run on a laptop CPU, on real questions where the data folder has
