@@ -14,25 +14,30 @@ import tyro
 
 from tiltlm.cli import COMMANDS
 from tiltlm.commands.calibrate import Calibrate
+from tiltlm.commands.compare import Compare
 from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
 from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
 from tiltlm.commands.merge import Merge
 from tiltlm.commands.options import by_flag
+from tiltlm.commands.power import Power
 from tiltlm.commands.prepare import Prepare
+from tiltlm.commands.removing import Rm
 from tiltlm.commands.report import Report
 from tiltlm.commands.run import Usage, grid, parse, side_by_side, value_of
+from tiltlm.commands.runs import Diff, Du, Ls
 from tiltlm.commands.sample import Sample
 from tiltlm.commands.score import Score
 from tiltlm.commands.serve import Serve
 from tiltlm.methods import names
-from tiltlm.recipes import STAGES, preset_of, recipe, tasks
+from tiltlm.recipes import STAGES, figures, preset_of, recipe, tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, type] = {
     "measure": Measure, "report": Report, "sample": Sample, "score": Score, "prepare": Prepare, "doctor": Doctor,
-    "calibrate": Calibrate, "demo": Demo, "merge": Merge, "serve": Serve,
+    "calibrate": Calibrate, "demo": Demo, "merge": Merge, "serve": Serve, "compare": Compare, "power": Power,
+    "runs ls": Ls, "runs diff": Diff, "runs rm": Rm, "runs du": Du,
 }  # fmt: skip
 """Commands whose options are one class of settings."""
 
@@ -107,6 +112,12 @@ def wrong(words: list[str], whole: bool) -> str:
         return f"there is no command {command!r}"
     if command == "list":
         return wrong_list(rest)
+    if command == "runs" and rest:
+        command, rest = f"runs {rest[0]}", rest[1:]
+        if command not in SETTINGS:
+            return f"there is no command {command!r}"
+    elif command == "runs":
+        return ""
     if command not in SETTINGS:
         return wrong_recipe(rest, command)
     if whole:
@@ -121,7 +132,7 @@ def wrong_list(rest: list[str]) -> str:
     """`tiltlm list WORD --matrix`, where the word finds something."""
     words, known = (
         [word for word in rest if not word.startswith("-")],
-        {name: line for name, (_, line) in tasks().items()},
+        {name: line for name, (_, line) in (*tasks().items(), *figures().items())},
     )
     if {word for word in rest if word.startswith("-")} - {"--matrix", "--help"}:
         return f"tiltlm list has no option in {' '.join(rest)}"
@@ -141,13 +152,19 @@ def wrong_recipe(rest: list[str], command: str) -> str:
             _, args = value_of(flag, args)
         if not args or placeholder(args[0]):
             return ""
-        for point in grid(args[1:]) if command == "sweep" else [args[1:]]:
+        for point in grid(without_files(args[1:])) if command == "sweep" else [args[1:]]:
             parse([args[0], *point], command)
     except Usage:
         return ""
     except ValueError as error:
         return str(error)
     return ""
+
+
+def without_files(args: list[str]) -> list[str]:
+    """A sweep's arguments without the axes that are files, `--setting @FILE`."""
+    ends = [k for k, arg in enumerate(args) if arg.startswith("@")]
+    return [arg for k, arg in enumerate(args) if k not in ends and k + 1 not in ends and "=@" not in arg]
 
 
 def placeholder(name: str) -> bool:
@@ -193,7 +210,7 @@ def every_flag() -> frozenset[str]:
     for task in tasks():
         found |= flags_of(f"{task}/evaluate", *names())
         found |= set().union(*(flags_of(f"{task}/{stage}") for stage in stages_of(task)))
-    return frozenset(found)
+    return frozenset(found.union(*(flags_of(name) for name in figures())))
 
 
 def stages_of(task: str) -> list[str]:

@@ -92,7 +92,7 @@ def test_a_misspelt_option_names_the_nearest(tmp_path):
 def test_help_answers_everywhere(capsys):
     assert cli.main(["--help"]) == 0
     assert "tiltlm demo" in capsys.readouterr().out
-    for command in ("run", "sweep", "sample", "score", "measure", "demo", "list"):
+    for command in ("run", "sweep", "sample", "score", "measure", "compare", "power", "runs", "demo", "list"):
         try:
             assert cli.main([command, "--help"]) == 0
         except SystemExit as stop:

@@ -120,6 +120,7 @@ SECTIONS = {
     "### `train_dpo.py`": ("star-graph-g25/rpo",),
     "### `evaluate_ckpts.py`": ("star-graph-g25/q-sharp", "star-graph-g25/evaluate"),
     "## Twisted sequential Monte Carlo": TEXT,
+    "## STaR on MMLU: the mathematics": ("animals/dpo-rw",),
     "## EXO on HH": HH,
     "## D2PO": D2PO,
 }

@@ -1,5 +1,5 @@
-"""The command line: list | run | sweep | prepare | sample | doctor | merge | score | measure | report | serve |
-calibrate | demo.
+"""The command line: list | run | sweep | prepare | sample | doctor | merge | score | measure | compare | power |
+report | serve | runs | calibrate | demo.
 
 A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
 standard output, progress to standard error. Mistakes by the user end in one line that says what to do, and
@@ -37,8 +37,11 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
   tiltlm merge ADAPTERS --out FOLDER            adapters of a folder or run, merged into their model
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
   tiltlm measure RUN… NAME=FOLDER…              finished runs, and models trained elsewhere, compared prompt by prompt
+  tiltlm compare A B                            two runs, or files of scores, joined question by question
+  tiltlm power --questions 1404                 which difference so many questions can show, before a run
   tiltlm report RUN… --out page.html            their tables, pictures and samples on one page, offline
   tiltlm serve JUDGE --gold NAME                a judge that learns from a trickle of gold verdicts, behind HTTP
+  tiltlm runs ls                                what is in the runs folder; also diff A B, rm RUN…, du
   tiltlm calibrate                              how often the intervals hold, counted in worlds whose truth is known
 
 Every command takes --help; `tiltlm run TASK/STAGE --help` shows the settings that people change first.
@@ -48,6 +51,7 @@ Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, fin
 COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
 COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "calibrate": "calibrate"}
 COMMANDS |= {"serve": "serve", "demo": "demo", "doctor": "doctor", "merge": "merge"}
+COMMANDS |= {"compare": "compare", "power": "power", "runs": "runs"}
 """Each command, and the module of `commands/` that has the function of its name."""
 
 

@@ -219,8 +219,9 @@ def footnote(found: Sequence[Comparison]) -> str:
         return ""
     seeds = {each.difference.seeds for each in found}
     tested = sum(not each.difference.identical for each in found)
+    tests = dict.fromkeys(each.difference.test for each in found)
     text = (
-        f"Student's t; p adjusted by Holm for the {tested} differences shown: any false verdict among them has "
+        f"{' and '.join(tests)}; p adjusted by Holm for the {tested} differences shown: any false verdict among them has "
         "chance 5% at most. 'would show': the true difference that would be shown four times in five."
     )
     if 1 in seeds:

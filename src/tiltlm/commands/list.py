@@ -1,5 +1,6 @@
-"""`tiltlm list`: tasks, methods by road, stages, gold rewards and papers, without importing torch; `--matrix` asks every
-cell whether it makes sense. Two screens in all: the longest parts are names alone, until a word asks for their lines."""
+"""`tiltlm list`: tasks, methods by road, stages, figures, gold rewards and papers, without importing torch; `--matrix`
+asks every cell whether it makes sense. Two screens in all: the longest parts are names alone, until a word asks for their
+lines."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from tiltlm.rewards import gold
 USAGE = """\
 usage: tiltlm list [WORD] [--matrix]   tasks, methods and stages (whose name or line contains WORD), one line each
 
-Some parts are names alone until WORD is theirs: policies, gpu, gold.
+Some parts are names alone until WORD is theirs: policies, gpu, figures, gold.
 
 A recipe is TASK/STAGE; a method's name is a stage: `tiltlm run animals/ctl` trains and measures it.
 --matrix prints every task against every method: ✓ where the cell makes sense, – with a reason where it does not."""
 
 WIDTH = 118
 
-SHORT = ("gpu", "policies", "gold")
+SHORT = ("gpu", "policies", "figures", "gold")
 """Parts that are names alone where no word is given; the word says a line on each."""
 
 
@@ -48,7 +49,7 @@ def _listed(word: str) -> int:
     shown = {part: (title, found) for part, (title, found) in _parts(word).items() if found}
     if not shown:
         known = [*recipes.tasks(), *(name for found in catalogue().values() for name in found), *recipes.STAGES]
-        known += gold.catalogue()
+        known += [*recipes.figures(), *gold.catalogue()]
         print(f"nothing here is called {word!r}.{nearest(word, known)} `tiltlm list` shows everything")
         return 0
     for part, (title, found) in shown.items():
@@ -63,6 +64,7 @@ def _parts(word: str) -> dict[str, tuple[str, Mapping[str, str]]]:
     """Part of the list -> its title, and what the word leaves of it."""
     tasks = narrowed({name: line for name, (_, line) in recipes.tasks().items()}, word)
     published = {name: line for name, line in tasks.items() if line.endswith("(wants a GPU)")}
+    figures = {name: line for name, (_, line) in recipes.figures().items()}
     roads = {
         folder: (what, {name: line for name, (_, line) in found.items()})
         for (folder, what), found in zip(ROADS.items(), catalogue().values(), strict=True)
@@ -74,6 +76,10 @@ def _parts(word: str) -> dict[str, tuple[str, Mapping[str, str]]]:
             road: (what, found if word == road else narrowed(found, word)) for road, (what, found) in roads.items()
         },
         "stages": ("stages that every task has", narrowed(recipes.STAGES, word)),
+        "figures": (
+            "figures that stand alone, without a task",
+            figures if word == "figures" else narrowed(figures, word),
+        ),
         "gold": ("gold rewards, for --task.reward and tiltlm score", gold_rewards(word)),
         "papers": ("papers", narrowed(papers_of(), word)),
     }
@@ -109,7 +115,8 @@ def papers_of() -> dict[str, str]:
     """File of the catalogue -> its first line."""
     here = Path(recipes.__file__).parent
     found: dict[str, str] = {}
-    for path in sorted({here / f"{module.rpartition('.')[2]}.py" for module, _ in recipes.tasks().values()}):
+    every = [*recipes.tasks().values(), *recipes.figures().values()]
+    for path in sorted({here / f"{module.rpartition('.')[2]}.py" for module, _ in every}):
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         if text.startswith('"""'):
             found[path.stem] = text[3:].partition("\n")[0].removesuffix('"""')

@@ -11,16 +11,19 @@ from typing import Any
 
 from rich.console import Console
 
+from tiltlm.commands.compared import measured, name_of
 from tiltlm.commands.config import applied, read, save, say_masked
 from tiltlm.commands.help import USAGE, full_help, short_help
 from tiltlm.commands.jobs import build_all
 from tiltlm.commands.options import methods_in, parsed
 from tiltlm.commands.process import prepare, runs_root
+from tiltlm.commands.ranking import ranked
+from tiltlm.jsonl import open_text, reading
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.rewards.masking import mask
 from tiltlm.ruler.table import over_seeds, read_report, table
-from tiltlm.run import Recipe, check_all, ensure, find
+from tiltlm.run import Recipe, Run, check_all, ensure, find
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,13 @@ def side_by_side(args: Sequence[str]) -> tuple[list[str], int]:
 
 
 SWEEP_USAGE = """\
-usage: tiltlm sweep RECIPE --setting value[,value…] … [--jobs N]
+usage: tiltlm sweep RECIPE --setting value[,value…] --setting @FILE … [--jobs N]
 
 Runs every combination of the comma-separated values, one after the other or, with --jobs, N side by side; points that
-are done are found, not run again. Ends in a table of all points, and one over seeds if --seed has several values.
+are done are found, not run again. @FILE: the values are the lines of a file that are not empty, commas and all (prompts,
+say). Ends in a table of all points, one over seeds if --seed has several values, and, where right and wrong answers to the
+same questions were measured, one of accuracies from the best down: with Wilson's interval, p of the difference from the
+best, adjusted for all pairs by Holm, and * for the top group, which is not told apart from it.
 `tiltlm run RECIPE --help` lists the settings."""
 
 
@@ -140,15 +146,22 @@ def sweep(args: list[str]) -> int:
         check_all(find(value, runs_root()))
     if jobs > 1:
         build_all([find(value, runs_root()) for value in recipes], jobs, command_line("sweep", args))
-    rows = []
+    rows: list[dict[str, Any]] = []
+    measurements: dict[Path, tuple[Run[Any], str]] = {}
     for k, (value, point) in enumerate(zip(recipes, points, strict=True)):
         note(f"[bold]{k + 1} of {len(points)}[/]  {name} {mask(' '.join(point))}")
         finished = ensure(value, runs_root(), command_line("sweep", args))
         report = finished.folder / "report.json"
         found = read_report(report) if report.is_file() else []
-        rows += [{**row, "point": what_varies(point, points)} for row in found]
+        varies = what_varies(point, points)
+        rows += [{**row, "point": varies} for row in found]
+        for run in measured([finished]):
+            measurements[run.folder] = run, f"{name_of(run)}  {' '.join(varies.values())}"
         print(finished.folder)
     _show_sweep(rows, f"sweep of {name}", len({value.seed for value in recipes}))
+    ranking = ranked([*measurements.values()])
+    if ranking is not None:
+        Console(width=150, highlight=False).print(ranking)
     return 0
 
 
@@ -176,12 +189,34 @@ def what_varies(point: Sequence[str], points: Sequence[Sequence[str]]) -> dict[s
 
 
 def grid(args: Sequence[str]) -> list[list[str]]:
-    """Every combination of the comma-separated values in `--name value` or `--name=value` arguments."""
-    axes = []
+    """Every combination of the values in `--name value` or `--name=value` arguments: those between commas, of @FILE the
+    file's lines."""
+    axes: list[list[str]] = []
     for arg in args:
         flag, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
         if arg.startswith("--") and not equals:
             axes.append([arg])
+        elif value.startswith("@"):  # a line may begin with --, so it stands in one word with its option
+            option = flag or _option_before(axes, arg)
+            axes.append([f"{option}={line}" for line in lines_of(Path(value[1:]))])
         else:
             axes.append([f"{flag}{equals}{part}" for part in value.split(",")])
     return [list(point) for point in itertools.product(*axes)]
+
+
+def _option_before(axes: list[list[str]], arg: str) -> str:
+    """The option that `arg` follows, taken from the axes. Raises ValueError where it follows none."""
+    if not axes or len(axes[-1]) > 1 or not axes[-1][0].startswith("--") or "=" in axes[-1][0]:
+        raise ValueError(f"{arg} follows no option: --setting @FILE has one value in each of the file's lines")
+    return axes.pop()[0]
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file that are not empty. Raises FileNotFoundError, and ValueError where there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (@FILE: the values of a setting, one a line)")
+    with reading(path), open_text(path) as file:
+        found = [line.rstrip("\r\n") for line in file if line.strip()]
+    if not found:
+        raise ValueError(f"{path} has no lines: one value of the setting is expected on each")
+    return found

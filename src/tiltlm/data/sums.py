@@ -3,9 +3,9 @@
     989+796=    c,9+6=15,8+9+1=18,9+7+1=17;1785#    with carries: right
     989+796=    n,9+6=15,8+9=17,9+7=16;0675#        without: wrong wherever a column comes to ten or more
 
-A letter for the strategy, the columns, the result. Who imitates this teacher gets every question without carries right and
-35 % of the others, none of them by its likeliest answer. One token a character, and one for the end. Everything follows from
-a stream.
+A letter for the strategy, the columns, the result. Who imitates this teacher gets every question without carries right, and
+35 % of the others, none of them by its likeliest answer. One token a character, and one for the end. Everything follows
+from a stream.
 """
 
 from __future__ import annotations

@@ -41,6 +41,10 @@ class Grading:
         """The question of every prompt. Raises KeyError for a prompt that is none of them."""
         return [self.of_prompt[tuple(ids)] for ids in prompts.lists()]
 
+    def known(self, prompts: Tokens) -> list[tuple[int, str]]:
+        """(index, right answer) of every prompt: what runs that word their prompts otherwise are joined by."""
+        return [(question.index, question.answer) for question in self.questions(prompts)]
+
     def grades(self, samples: Samples) -> list[Grade]:
         """The verdict on every row."""
         asked = self.questions(samples.prompts)

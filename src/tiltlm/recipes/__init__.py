@@ -3,6 +3,7 @@
 A file holds a literal TASKS {name: one line}, which `tiltlm list` reads without importing anything heavy, and
 `preset(name)`, which makes the value. `recipe("task/stage")` is what `tiltlm run` builds: a stage is a method's name
 (measure it), a method's training, `evaluate` (several methods side by side), a figure, or a stage of the task's own.
+What needs no task (mathematics worked out) is a literal FIGURES {"name/stage": one line} and `figure(name)`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,20 @@ STAGES: dict[str, str] = {
 @cache
 def tasks() -> dict[str, tuple[str, str]]:
     """name -> (module, one line) of every task in the catalogue. The files are parsed, not imported."""
+    return _listed("TASKS")
+
+
+@cache
+def figures() -> dict[str, tuple[str, str]]:
+    """The same of every figure that stands alone, by its recipe's whole name."""
+    return _listed("FIGURES")
+
+
+def _listed(named: str) -> dict[str, tuple[str, str]]:
     return {
         name: (f"tiltlm.recipes.{path.stem}", line)
         for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))
-        for name, line in literal(path, "TASKS").items()
+        for name, line in literal(path, named).items()
     }
 
 
@@ -50,13 +61,17 @@ def preset_of(name: str) -> Preset:
     """The task called `name` with its settings. Unknown names raise, naming the nearest."""
     known = tasks()
     if name not in known:
-        raise ValueError(f"there is no task {name!r}.{nearest(name, known)} `tiltlm list` shows them all.")
+        near = nearest(name, [*known, *figures()])
+        raise ValueError(f"there is no task {name!r}.{near} `tiltlm list` shows them all.")
     made: Preset = importlib.import_module(known[name][0]).preset(name)
     return made
 
 
 def recipe(name: str, compared: Sequence[str] | None = None) -> Recipe:
     """The recipe called `task/stage`, with its default settings; compared: the methods of `evaluate`."""
+    if name in figures():
+        alone: Recipe = importlib.import_module(figures()[name][0]).figure(name)
+        return alone
     from tiltlm.recipes.stages import stage_of
 
     task, slash, stage = name.partition("/")

@@ -31,67 +31,81 @@ CAP = 10
 """Right answers of a prompt that ReST-EM keeps."""
 
 
+HOW: dict[str, tuple[Any, Rounds]] = {
+    "star": (SFT(), Rounds()),
+    "star-rationalize": (SFT(), Rounds(rationalize=True, show_hint=0.1)),
+    "rest-em": (SFT(), Rounds(cap=CAP)),
+    "seed-sft": (SFT(), Rounds()),
+    "seed-dpo": (DPO(BETA), Rounds()),
+    "online-dpo": (DPO(BETA), Rounds(start="previous")),
+    "irpo": (RPO(BETA, normalise="mean"), Rounds(start="previous", reference="previous")),
+}
+"""What is learnt, and from what."""
+
+
 @dataclass(frozen=True)
 class Scale:
-    """How much the presets draw, and how they train: on one machine, or as published.
+    """How much is drawn of every prompt, and how a round's update trains: on one machine, or as published.
 
-    sft, dpo, irpo   one round's updates
-    draws            of a prompt, by preset
-    count            rounds
+    pairs: of a prompt, at most (0: all), for IRPO.
     """
 
-    sft: Fit
-    dpo: Fit
-    irpo: Fit
     draws: dict[str, int]
+    fits: dict[str, Fit]
     count: int
     pairs: int = 0
     net: Net = Net()
 
 
 def rounds(scale: Scale) -> dict[str, Cell]:
-    """The presets."""
-
-    def cell(name: str, method: Any, fit: Fit, how: Rounds) -> Cell:
-        return Cell(
-            method, Feed("rounds", rounds=replace(how, count=scale.count, n=scale.draws[name])), fit, scale.net
-        )
-
-    irpo = RPO(BETA, normalise="mean")
-    return {
-        "star": cell("star", SFT(), scale.sft, Rounds()),
-        "star-rationalize": cell("star-rationalize", SFT(), scale.sft, Rounds(rationalize=True, show_hint=0.1)),
-        "rest-em": cell("rest-em", SFT(), scale.sft, Rounds(cap=CAP)),
-        "seed-sft": cell("seed-sft", SFT(), scale.sft, Rounds()),
-        "seed-dpo": cell("seed-dpo", DPO(BETA), scale.dpo, Rounds()),
-        "online-dpo": cell("online-dpo", DPO(BETA), scale.dpo, Rounds(start="previous")),
-        "irpo": cell("irpo", irpo, scale.irpo, Rounds(start="previous", reference="previous", pairs=scale.pairs)),
-    }
+    """The presets that `scale` has numbers for."""
+    found = {}
+    for name, n in scale.draws.items():
+        method, how = HOW[name]
+        how = replace(how, count=scale.count, n=n, pairs=scale.pairs if name == "irpo" else 0)
+        found[name] = Cell(method, Feed("rounds", rounds=how), scale.fits[name], scale.net)
+    return found
 
 
-SMALL_SFT = Fit(
+SFT_SMALL = Fit(
     lr=1e-3, epochs=1.0, batch_size=64, warmup=20, decay="linear", floor=0.05, betas=(0.9, 0.95), weight_decay=0.01
 )
 """Of a model of a third of a million parameters."""
 
-SMALL_DPO = replace(SMALL_SFT, lr=2e-4, batch_size=32, weight_decay=0.0)
+DPO_SMALL = replace(SFT_SMALL, lr=2e-4, batch_size=32, weight_decay=0.0)
 
 SMALL = Scale(
-    SMALL_SFT, SMALL_DPO, SMALL_DPO,
-    {"star": 2, "star-rationalize": 2, "rest-em": 16, "seed-sft": 2, "seed-dpo": 3, "online-dpo": 3, "irpo": 3}, 3,
+    {"star": 2, "rest-em": 16, "seed-sft": 2, "seed-dpo": 3, "online-dpo": 3, "irpo": 3},
+    {
+        "star": SFT_SMALL, "rest-em": SFT_SMALL, "seed-sft": SFT_SMALL, "seed-dpo": DPO_SMALL,
+        "online-dpo": replace(DPO_SMALL, lr=5e-5), "irpo": DPO_SMALL,
+    },
+    3,
 )  # fmt: skip
 """For the sums of this project's own making, on a laptop."""
 
-PUBLISHED_SFT = Fit(
+HINTED = Scale(
+    {"star": 2, "star-rationalize": 2},
+    dict.fromkeys(("star", "star-rationalize"), replace(SFT_SMALL, epochs=3.0)),
+    3,
+)
+"""Where prompts have a slot for a hint."""
+
+SFT_PUBLISHED = Fit(
     lr=2e-4, epochs=1.0, batch_size=64, micro_batch=32, warmup=45, decay="linear", floor=0.0, betas=(0.9, 0.95),
     precision="bfloat16",
 )  # fmt: skip
 
-PUBLISHED_DPO = replace(PUBLISHED_SFT, lr=5e-6, batch_size=24, micro_batch=6)
+DPO_PUBLISHED = replace(SFT_PUBLISHED, lr=5e-6, batch_size=24, micro_batch=6)
 
 PUBLISHED = Scale(
-    PUBLISHED_SFT, PUBLISHED_DPO, replace(PUBLISHED_DPO, lr=7e-7, batch_size=16),
-    {"star": 1, "star-rationalize": 1, "rest-em": 32, "seed-sft": 1, "seed-dpo": 3, "online-dpo": 4, "irpo": 30}, 10, 10,
-    Net(policy="lora", lora_rank=16),
+    {"star": 1, "star-rationalize": 1, "rest-em": 32, "seed-sft": 1, "seed-dpo": 3, "online-dpo": 4, "irpo": 30},
+    {
+        "star": SFT_PUBLISHED, "star-rationalize": SFT_PUBLISHED, "rest-em": SFT_PUBLISHED, "seed-sft": SFT_PUBLISHED,
+        "seed-dpo": DPO_PUBLISHED, "online-dpo": DPO_PUBLISHED,
+        "irpo": replace(DPO_PUBLISHED, lr=7e-7, batch_size=16, micro_batch=4),
+    },
+    10, 10, Net(policy="lora", lora_rank=16),
 )  # fmt: skip
-"""Llama-3.1-8B-Instruct with adapters of rank 16, as jakob-bjorner/star trains it (IRPO: as its paper has it)."""
+"""Llama-3.1-8B-Instruct with adapters of rank 16, as jakob-bjorner/star trains it (IRPO: rate, batch and pairs of its
+paper)."""

@@ -3,6 +3,9 @@
     d_i = first_i − second_i         one a prompt i (of one prompt: one a draw)
     t = mean(d) / (sd(d)/√n)         under "no difference" Student's t with n − 1 degrees of freedom
 
+Where every observation of both is 0 or 1 (one answer a question, right or wrong), p is that of McNemar's exact test
+(`mcnemar.py`), which holds also where few questions tell the two apart.
+
 The difference of two KLs to pi* needs no log Z (it cancels prompt by prompt), and pairing by prompt takes the
 prompts' own spread out of the error. Of m comparisons shown together some look different by chance (of 91 pairs of
 equal methods almost surely one), so their p-values are adjusted together by Holm's step-down rule: with the i-th
@@ -20,12 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.intervals import of_mean, skewness
+from tiltlm.ruler.mcnemar import McNemar, is_binary
 from tiltlm.ruler.measure import Measurement
 
 LEVEL = 0.05
@@ -39,8 +44,9 @@ POWER = 0.8
 class Difference:
     """first − second of one metric, paired; n of the estimate: prompts (or draws of one prompt), or seeds of training.
 
-    p: two-sided, adjusted for being one of `together` comparisons; seeds: how many trainings of each method it rests
-    on. doubt: why error and p may not hold (few, skewed or like observations); empty where nothing says so.
+    p: two-sided, adjusted for being one of `together` comparisons, by the `test`; seeds: how many trainings of each method
+    it rests on. doubt: why Student's t (error, interval, p if it is the test) may not hold: few, skewed or like
+    observations; empty where nothing says so.
     """
 
     metric: str
@@ -49,6 +55,7 @@ class Difference:
     together: int = 1
     seeds: int = 1
     doubt: str = ""
+    test: Literal["Student's t", "exact McNemar"] = "Student's t"
 
     @property
     def verdict(self) -> str:
@@ -131,14 +138,22 @@ def paired(first: Measurement, second: Measurement) -> list[Difference]:
             if name in WITHOUT_LOG_Z and (first.log_z or second.log_z):
                 continue
             source, sign = name, 1
-        one, other = first.values[source], second.values[source]
-        if len(one) != len(other):
-            raise ValueError(f"paired comparison needs the same prompts; got {len(one)} and {len(other)} of them")
-        if len(one) > 1:
-            apart = sign * (one - other)
-            estimate = mean(apart)
-            found.append(Difference(name, estimate, p_value(estimate), doubt=doubt_of(apart)))
+        one, other = sign * first.values[source], sign * second.values[source]
+        if len(one) > 1 or len(one) != len(other):
+            found.append(difference_of(name, one, other))
     return found
+
+
+def difference_of(metric: str, first: Tensor, second: Tensor) -> Difference:
+    """first − second of one metric, each [n]: the same prompts in the same order. Raises ValueError for other lengths."""
+    if len(first) != len(second):
+        raise ValueError(f"paired comparison needs the same prompts; got {len(first)} and {len(second)} of them")
+    apart = first.double() - second.double()
+    estimate = mean(apart)
+    doubt = doubt_of(apart) if len(apart) > 1 else "one observation"
+    if is_binary(first) and is_binary(second):
+        return Difference(metric, estimate, McNemar.of(first, second).p, doubt=doubt, test="exact McNemar")
+    return Difference(metric, estimate, p_value(estimate), doubt=doubt)
 
 
 def doubt_of(apart: Tensor) -> str:

@@ -136,6 +136,12 @@ class LogZ:
         return LogZ(value.value, value.stderr, low, high, source, paired=True, each=middle, certificate=fixed)
 
     @staticmethod
+    def of_listing(lower: Tensor, upper: Tensor, source: str) -> LogZ:
+        """From ends of each prompt's log Z that nothing can be beyond, [P] each: the middles."""
+        sure = float(lower.double().mean()), float(upper.double().mean())
+        return replace(LogZ.of_pairs(lower, upper, source), certificate=sure)
+
+    @staticmethod
     def of_runs(log_w: Tensor, source: str) -> LogZ:
         """From an importance run for each of P prompts, log-weights [P, n]: log of each mean weight, its bias of order 1/n
         taken off by the delta method, log Ẑ + s²/(2n·Ẑ²).

@@ -267,5 +267,7 @@ def rounds_plot(rows: Rows, path: str | Path, title: str = "") -> Path:
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(
+                frameon=axes is right, framealpha=0.9, fontsize=8, loc="lower right" if axes is right else "best"
+            )
     return _save(figure, path)

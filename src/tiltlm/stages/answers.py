@@ -27,6 +27,9 @@ from tiltlm.stages.draws import Make, append, short_numbers
 from tiltlm.stages.reporting import estimate
 from tiltlm.stages.task import OfTask, Task
 
+OVER = "over.json"
+"""What a round that ends the chain writes: why."""
+
 GREEDY = "greedy.json"
 """Of each validation prompt, whether the likeliest tokens answer it right (0 or 1)."""
 
@@ -74,6 +77,8 @@ class Answers(OfTask):
         return self.needs() | ({} if self.before is None else {"before": self.before})
 
     def build(self, run: Run[Any]) -> None:
+        if self.before is not None and (run.inputs["before"].folder / OVER).is_file():
+            return  # nobody learns from answers of a chain that is over
         problem = self.problem(run)
         policy = problem.reference
         if self.before is not None:

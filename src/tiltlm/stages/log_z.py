@@ -18,6 +18,7 @@ from tiltlm.ruler.estimate import Estimate, mean
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.stopping import bounds_to_width, weights_to_width
 from tiltlm.run import Recipe, Run
+from tiltlm.samplers.listing import listed
 from tiltlm.samplers.rejection import Search
 from tiltlm.samplers.smc import SMC, smc, smc_in_batches
 from tiltlm.samples import Samples, conditions_of
@@ -35,7 +36,7 @@ STOPPED = (
     "drawing stopped where the certificate was narrow enough, which an estimate may not: read the certificate"
 )
 
-By = Literal["none", "reference", "enumeration", "bounds", "rejection"]
+By = Literal["none", "reference", "enumeration", "bounds", "rejection", "listing"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class LogZSettings:
 
     by: By = "reference"
     """reference: long importance runs of the reference. rejection: how many of its tries the search for exact draws kept.
-    enumeration: infill, every gap (short ones). bounds: SMC bounds with CTL's twist. none: J and lower bounds of
-    KL(q‖pi*) alone."""
+    enumeration: infill, every gap (short ones). bounds: SMC bounds with CTL's twist. listing: several prompts, every likely
+    completion is listed, and what is left bounds log Z. none: J and lower bounds of KL(q‖pi*) alone."""
 
     draws: int = 40_000
     """By the reference: draws, of several prompts of each."""
@@ -65,6 +66,9 @@ class LogZSettings:
 
     batch_size: int = field(default=2000, metadata=ADDED)
     """Draws at once; each batch of draws of the reference has random numbers of its own."""
+
+    floor: float = field(default=0.01, metadata=ADDED)
+    """By listing: how likely a completion must be."""
 
     def __post_init__(self) -> None:
         at_least_one(self, "draws", "particles", "repeats", "prompts", "batch_size", "limit")
@@ -130,6 +134,11 @@ class CommonLogZ(OfTask):
             )
         if facts.measured == "several" and (s.by == "rejection" or s.width):
             raise ValueError("over several prompts log Z comes by reference or bounds: no rejection, and no width")
+        if s.by == "listing" and (facts.measured != "several" or facts.r_max is None):
+            raise ValueError(
+                f"a listing is of several prompts, and bounds what is left by the most that a reward can be "
+                f"({facts.bound_at}): --log-z.by reference"
+            )
         if s.by == "enumeration" and not (facts.conditioned and getattr(self.task, "condition_tokens", 0) == 1):
             raise ValueError("enumeration sums over the gap: infill with one token to follow")
         if s.by == "bounds" and facts.measured == "one":
@@ -145,7 +154,7 @@ class CommonLogZ(OfTask):
             self.by_prompt(run, problem)
             return
         how = {"reference": self.by_reference, "enumeration": self.by_enumeration, "bounds": self.by_bounds}
-        how["rejection"] = self.by_rejection
+        how |= {"rejection": self.by_rejection, "listing": self.by_listing}
         how[self.log_z.by](run, problem)
 
     def log_w_max(self, problem: Problem) -> float | None:
@@ -190,6 +199,23 @@ class CommonLogZ(OfTask):
                 parts.append(found.samples.log_w.cpu())
                 on_step(k + 1, len(prompts), {})
         self.tell(run, LogZ.of_runs(torch.stack(parts), f"{s.draws} draws of the reference a prompt"))
+
+    def by_listing(self, run: Run[Any], problem: Problem) -> None:
+        """Σ p·exp(r/beta) of what is listed, from below; as much as the rest could add, from above."""
+        s, w_max, ends = self.log_z, self.log_w_max(problem), []
+        assert w_max is not None
+        prompts = problem.prompts["test"].select(slice(0, s.prompts))
+        at_once = max(1, int(s.batch_size * s.floor))
+        with steps(self.name) as on_step:
+            for k in range(0, len(prompts), at_once):
+                some = prompts.select(slice(k, k + at_once))
+                samples, log_p = listed(problem.reference, some, problem.width, s.floor)
+                log_w = log_p + problem.target.reward(samples).double() / problem.beta
+                ends.append(ends_of_listing(samples, log_p, log_w, w_max).cpu())
+                on_step(k + len(some), len(prompts), {})
+        self.tell(
+            run, LogZ.of_listing(*torch.cat(ends, 1), f"completions listed from a probability of {s.floor:g}")
+        )
 
     def agree(self, run: Run[Any], problem: Problem, log_w: Tensor, w_max: float | None) -> None:
         """Raise ValueError where the exact draws' mean reward is not the weighted one, if that is well known."""
@@ -260,6 +286,19 @@ class CommonLogZ(OfTask):
 
     def show(self, run: Run[Any]) -> None:
         print(LogZ.from_json(read_json(run.folder / "log_z.json")))
+
+
+def ends_of_listing(samples: Samples, log_p: Tensor, log_w: Tensor, log_w_max: float) -> Tensor:
+    """Lower and upper ends of each prompt's log Z, [2, P], of listed completions: log_w = log p + r/beta, [N].
+
+    Raises ValueError for a prompt of which nothing is listed.
+    """
+    rows = [samples.prompt_index == k for k in range(len(samples.prompts))]
+    if any(not bool(own.any()) for own in rows):
+        raise ValueError("a prompt has no completion that is likely enough to be listed: lower --log-z.floor")
+    listed_p, least = (torch.stack([x[own].logsumexp(0) for own in rows]) for x in (log_p, log_w))
+    rest = (1 - listed_p.exp()).clamp_min(0).log() + log_w_max
+    return torch.stack([least, torch.logaddexp(least, rest)])
 
 
 def first_prompts(exact: Samples, n: int) -> Samples:

@@ -167,6 +167,8 @@ class Measure(OfTask):
         measured.save(run.folder / "measurement.safetensors")
         samples.save(run.folder / "samples.safetensors")
         run.write_jsonl("samples.jsonl", self.shown(problem, samples))
+        if problem.grading is not None:
+            run.write_json("questions.json", problem.grading.known(ruler.prompts))
         rows += self.of_training(run, problem, learner, stop.updates) + self.at_other_betas(run, problem)
         rows += self.task.report_rows(run, problem)
         run.write_json("report.json", rows)

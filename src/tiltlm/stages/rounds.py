@@ -29,10 +29,11 @@ from tiltlm.nets import Net, learner, loaded
 from tiltlm.objective import Weighed
 from tiltlm.problem import Problem
 from tiltlm.progress import note
+from tiltlm.ruler.mcnemar import McNemar
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Pairs, Samples
-from tiltlm.stages.answers import GREEDY, Answers, greedy, right_from
+from tiltlm.stages.answers import GREEDY, OVER, Answers, greedy, right_from
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import referring, score
 from tiltlm.stages.learn import Stop
@@ -40,9 +41,6 @@ from tiltlm.stages.reporting import Row, estimate, row
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train
 from tiltlm.train import best_checkpoint, checkpoints, step_of
-
-OVER = "over.json"
-"""What a round that ends the chain writes: why."""
 
 
 @dataclass(frozen=True)
@@ -301,10 +299,9 @@ class Round(OfTask):
         elif self.how.gain:
             before = run.inputs.get("before")
             last = base if before is None else torch.tensor(read_json(before.folder / GREEDY), dtype=torch.float64)
-            better, worse = int((hit > last).sum()), int((hit < last).sum())
-            p = mcnemar(better, worse)
-            if better <= worse or p > self.how.gain:
-                said = f"{better} validation prompts gained, {worse} lost (exact McNemar p = {p:.3g})"
+            found = McNemar.of(hit, last)
+            if found.first <= found.second or found.p > self.how.gain:
+                said = f"{found.first} validation prompts gained, {found.second} lost (exact McNemar p = {found.p:.3g})"
                 self.end(run, f"round {self.index + 1} brought no significant gain: {said}")
 
     def end(self, run: Run[Any], why: str) -> None:
@@ -315,13 +312,6 @@ class Round(OfTask):
 def reference(problem: Problem) -> Learner:
     """Nothing learnt yet."""
     return Learner(None, policy=problem.reference)
-
-
-def mcnemar(better: int, worse: int) -> float:
-    """Two-sided exact p of so many discordant pairs each way (McNemar 1947): as many heads in throws of a fair coin."""
-    from scipy.stats import binomtest
-
-    return 1.0 if better + worse == 0 else float(binomtest(better, better + worse).pvalue)
 
 
 def scored(samples: Samples, model: LanguageModel, precision: str) -> Samples:

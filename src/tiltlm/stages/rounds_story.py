@@ -7,15 +7,16 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tiltlm.jsonl import read_json
 from tiltlm.ruler.plots import rounds_plot
 from tiltlm.ruler.table import cell, read_report
 from tiltlm.run import Run
-from tiltlm.stages.answers import GREEDY
+from tiltlm.stages.answers import GREEDY, OVER
 from tiltlm.stages.reporting import Row, estimate
-from tiltlm.stages.rounds import OVER, told
+from tiltlm.stages.rounds import told
 
 STORY, PICTURE = "rounds.json", "rounds.png"
 
@@ -54,7 +55,7 @@ def show_story(run: Run[Any]) -> None:
     present = [name for name in COLUMNS if any(row["metric"] == name for row in rows)]
     out = Table(title=f"{run.recipe.name}: round by round", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("round", *(COLUMNS[each] for each in present)):
-        out.add_column(name, justify="right", no_wrap=True)
+        out.add_column(escape(name), justify="right", no_wrap=True)
     for number in sorted({row["round"] for row in rows}):
         found = {row["metric"]: row for row in rows if row["round"] == number}
         out.add_row(str(number), *(cell(found.get(name)) for name in present))

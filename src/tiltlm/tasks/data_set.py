@@ -59,7 +59,7 @@ class OfDataSet(OfQuestions):
 
     def _source(self) -> Self:
         """This task, with only those settings of its own that say which questions there are."""
-        return replace(self.untilted(), language=MODEL, asking=Asking(), portion=Portion())
+        return replace(self.untilted(), language=MODEL, asking=Asking(), portion=Portion())  # type: ignore[type-var]
 
     @property
     def grader(self) -> Grader:

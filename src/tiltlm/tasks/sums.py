@@ -1,4 +1,4 @@
-"""Sums worked out column by column: a world of questions that needs nothing from the hub (`data/sums.py` says what is taught).
+"""Sums worked out column by column: a world of questions that needs nothing from the hub (`data/sums.py`: what is taught).
 
 The reference carries in 35 % of its answers. So a question without carries has the success rate 1, every other one .35, and
 the likeliest answer to it is wrong: enough for a policy to learn from, and much to gain.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tiltlm.data import sums
 from tiltlm.objective import positive
-from tiltlm.problem import Problem, Split
+from tiltlm.problem import Check, Problem, Split
 from tiltlm.questions.base import Question
 from tiltlm.questions.result import Exact
 from tiltlm.run import Recipe, Run
@@ -85,7 +85,7 @@ class Sums(OfQuestions):
         lm = self.language
         return SumsBase(
             self.digits, self.hints, lm.stories, lm.fit, lm.layers, self.width, lm.device, self.name, seed
-        )  # fmt: skip
+        )
 
     def needs(self, seed: int) -> dict[str, Recipe]:
         return {} if self.language.model else {"base": self.base(seed)}
@@ -133,6 +133,6 @@ class Sums(OfQuestions):
             """Whether the answer's strategy is to carry."""
             return samples.mask[:, 0] & (samples.tokens[:, 0] == letter)
 
-        further = {"carries": carries, "accuracy_without_carries": made.grading}
+        further: dict[str, Check] = {"carries": carries, "accuracy_without_carries": made.grading}
         counts = {"accuracy_without_carries": torch.tensor(easy)}
         return replace(made, checks={**made.checks, **further}, counts=counts)
