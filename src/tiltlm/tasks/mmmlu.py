@@ -20,21 +20,9 @@ from tiltlm.tasks.language import Flat
 from tiltlm.tasks.mmlu import SIZE
 
 Locale = Literal[
-    "AR-XY",
-    "BN-BD",
-    "DE-DE",
-    "ES-LA",
-    "FR-FR",
-    "HI-IN",
-    "ID-ID",
-    "IT-IT",
-    "JA-JP",
-    "KO-KR",
-    "PT-BR",
-    "SW-KE",
-    "YO-NG",
+    "AR-XY", "BN-BD", "DE-DE", "ES-LA", "FR-FR", "HI-IN", "ID-ID", "IT-IT", "JA-JP", "KO-KR", "PT-BR", "SW-KE", "YO-NG",
     "ZH-CN",
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
