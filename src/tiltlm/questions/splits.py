@@ -45,15 +45,21 @@ def numbers(n: int) -> dict[Split, list[int]]:
 
 
 def by_number(questions: Sequence[Question], n: int, what: str) -> Parts:
-    """The split of a data set whose questions are numbered 0 … n−1; says how many a file has of them, where it lacks some.
+    """The split of a data set whose questions are numbered 0 … n−1. Raises as `_present`."""
+    return _present(questions, numbers(n), n, what)
 
-    Raises ValueError for a question with another number.
+
+def _present(
+    questions: Sequence[Question], wanted: Mapping[Split, list[int]], n: int, what: str
+) -> dict[Split, list[Question]]:
+    """The questions of these numbers, of n that there are; says how many are there, where some are not.
+
+    Raises ValueError for a question of no such number.
     """
     known = {question.index: question for question in questions}
     odd = max(known, default=0)
     if odd >= n:
         raise ValueError(f"{what} has {n} questions, numbered from 0; here is one of number {odd}")
-    wanted = numbers(n)
     found: dict[Split, list[Question]] = {s: [known[k] for k in own if k in known] for s, own in wanted.items()}
     if len(known) < n:
         has = ", ".join(f"{len(found[s])} of {len(own)} to {VERBS[s]}" for s, own in wanted.items())
@@ -82,13 +88,12 @@ def by_name(questions: Sequence[Question], called: Mapping[str, Split]) -> Parts
     return found
 
 
-def held_out(questions: Sequence[Question], n: int, test: Sequence[Question]) -> Parts:
+def held_out(questions: Sequence[Question], n: int, test: Sequence[Question], what: str) -> Parts:
     """A data set with questions to test of its own and none to validate: a tenth of those to train, numbered 0 … n−1, is
-    held out."""
-    known, mixed = {question.index: question for question in questions}, order(n)
-    middle = -(-n // 10)
-    train, valid = ([known[k] for k in own if k in known] for own in (mixed[middle:], mixed[:middle]))
-    return {"train": train, "valid": valid, "test": list(test)}
+    held out. Raises as `_present`."""
+    mixed, middle = order(n), -(-n // 10)
+    found = _present(questions, {"train": mixed[middle:], "valid": mixed[:middle]}, n, what)
+    return {**found, "test": list(test)}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Questions whose answers can be checked: multiple choice and arithmetic, right answers worth 1 (STaR, Zelikman et al.
-2022, arXiv:2203.14465, on the data sets that it and its successors use).
+"""Questions whose answers can be checked (STaR, Zelikman et al. 2022, arXiv:2203.14465, and its successors).
+
+A right answer is worth 1, any other 0.
 
 Tasks without a suffix carry the published settings and hub models (they want a GPU): Llama-3.1-8B-Instruct, adapters of
 rank 16, 1024 new tokens. `mmlu-small` and `csqa-small` run on a laptop CPU, on real questions where the data folder has
@@ -8,7 +9,6 @@ them, answered by a letter alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from tiltlm.feeds import Draws, Feed
@@ -48,17 +48,25 @@ TASKS: dict[str, str] = {
 METHODS = ("reference", "rloo", "dpo", "sft")
 """What a comparison takes where none are named."""
 
-LLAMA = replace(MODEL, model="unsloth/Meta-Llama-3.1-8B-Instruct", device="auto")
-
 
 def preset(name: str) -> Preset:
     """The settings of a task of this system."""
-    task = SMALL[name]() if name in SMALL else PUBLISHED[name]
-    made = small(task) if name in SMALL else published(task)
+    made = small(SMALL[name]) if name in SMALL else published(PUBLISHED[name])
     return replace(made, task=replace(made.task, name=name), methods=METHODS)  # type: ignore[type-var]
 
 
+def cells(fit: Fit, dpo: Fit, net: Net) -> dict[str, Cell]:
+    """DPO on pairs of three stored draws, every right one over every wrong one; the others on new draws."""
+    return {
+        "sft": Cell(SFT(), Feed(), fit, net),
+        "rloo": Cell(Reinforce("leave_one_out", None), Feed(n=4), fit, net),
+        "dpo": Cell(DPO(0.1), Feed("stored", Draws(3), 3, "all"), dpo, net),
+    }
+
+
 # ---- published --------------------------------------------------------------------------------------------------
+
+LLAMA = replace(MODEL, model="unsloth/Meta-Llama-3.1-8B-Instruct", device="auto")
 
 PUBLISHED: dict[str, OfDataSet] = {
     "mmlu": MMLU(LLAMA), "mmmlu": MMMLU(LLAMA), "afrimmlu": AfriMMLU(LLAMA), "gsm8k": GSM8K(LLAMA), "mgsm": MGSM(LLAMA),
@@ -67,31 +75,20 @@ PUBLISHED: dict[str, OfDataSet] = {
 
 
 def published(task: OfDataSet) -> Preset:
-    """AdamW at 2e-4 with betas .9 and .95 and weight decay .01, five steps of warm-up, then linearly to 0; DPO at 1e-5 with
-    beta_pi .1 and no decay of weights."""
+    """The original STaR on MMLU: AdamW at 2e-4, betas .9 and .95, weight decay .01, five steps of warm-up, then linearly to
+    0, adapters of rank 16; its DPO at 1e-5, six pairs a step, 45 steps of warm-up, no weight decay."""
     fit = Fit(
-        lr=2e-4, epochs=1.0, batch_size=16, warmup=5, decay="linear", floor=0.0, betas=(0.9, 0.95), weight_decay=0.01,
+        lr=2e-4, steps=500, batch_size=16, warmup=5, decay="linear", floor=0.0, betas=(0.9, 0.95), weight_decay=0.01,
         precision="bfloat16", micro_batch=4,
     )  # fmt: skip
-    ruler = RulerSettings(n=4, batch_size=64, absolute=False)
+    dpo = replace(fit, lr=1e-5, epochs=1.0, batch_size=6, warmup=45, weight_decay=0.0, micro_batch=2)
+    net = Net(policy="lora", lora_rank=16, checkpointing=True)
     return Preset(
-        task, cells(fit, 1e-5, Net(policy="lora", lora_rank=16, checkpointing=True)), ruler, log_z=NO_LOG_Z
+        task,
+        cells(fit, dpo, net),
+        RulerSettings(n=4, batch_size=64, absolute=False),
+        log_z=LogZSettings(by="none"),
     )
-
-
-NO_LOG_Z = LogZSettings(by="none")
-
-
-def cells(fit: Fit, dpo_lr: float, net: Net) -> dict[str, Cell]:
-    """DPO on pairs of stored draws, right ones over wrong ones; the others on new draws."""
-    new = replace(fit, steps=351, epochs=0.0)
-    return {
-        "sft": Cell(SFT(), Feed(), new, net),
-        "rloo": Cell(Reinforce("leave_one_out", None), Feed(n=4), new, net),
-        "dpo": Cell(
-            DPO(0.1), Feed("stored", Draws(3), 3, "all"), replace(fit, lr=dpo_lr, weight_decay=0.0, warmup=45), net
-        ),
-    }
 
 
 # ---- a laptop's CPU ---------------------------------------------------------------------------------------------
@@ -101,33 +98,19 @@ LETTER = replace(MODEL, model=found("models", "stories260K"), new_tokens=2)
 
 SHORT = Asking("short", chat="none")
 
-FEW = Portion(400, 100, 100, 250)
+FEW = Portion(400, 100, 100, longest=250)
 
+CSQA_FILES = found("reasoning", "commonsenseqa_train.jsonl"), found("reasoning", "commonsenseqa_dev.jsonl")
 
-def data(folder: str, name: str) -> str:
-    """A file of the data folder; its name, where there is none, so that errors and `--task.file` say what is meant."""
-    return found(folder, name)
-
-
-SMALL: dict[str, Callable[[], OfDataSet]] = {
-    "mmlu-small": lambda: MMLU(LETTER, SHORT, FEW, found("mmlu", "mmlu_test.csv")),
-    "csqa-small": lambda: CSQA(
-        LETTER,
-        SHORT,
-        FEW,
-        found("reasoning", "commonsenseqa_train.jsonl"),
-        found("reasoning", "commonsenseqa_dev.jsonl"),
-    ),
-    "mcq": lambda: MCQ(MODEL),
+SMALL: dict[str, OfDataSet] = {
+    "mmlu-small": MMLU(LETTER, SHORT, FEW, found("mmlu", "mmlu_test.csv")),
+    "csqa-small": CSQA(LETTER, SHORT, FEW, *CSQA_FILES),
+    "mcq": MCQ(replace(MODEL, new_tokens=256)),
 }
 
 
 def small(task: OfDataSet) -> Preset:
     """A laptop's numbers."""
     fit = Fit(lr=3e-4, steps=100, batch_size=64)
-    return Preset(
-        task,
-        cells(fit, 1e-4, Net()),
-        RulerSettings(prompts=100, n=20),
-        log_z=LogZSettings(by="reference", draws=500, prompts=100),
-    )
+    log_z = LogZSettings(by="reference", draws=500, prompts=100)
+    return Preset(task, cells(fit, replace(fit, lr=1e-4), Net()), RulerSettings(prompts=100, n=20), log_z=log_z)

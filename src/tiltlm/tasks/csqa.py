@@ -47,7 +47,7 @@ class CSQA(OfDataSet):
             consistent(lettered(rows(file or HUB.format(split=split), split, self.name), first), self.name)
             for file, split, first in ((self.file, "train", 0), (self.test_file, "validation", FURTHER))
         )
-        return held_out(train, len(train), test)
+        return held_out(train, len(train), test, "CommonsenseQA")
 
     def sources(self) -> list[str]:
         return [name for name in (self.file, self.test_file) if name]

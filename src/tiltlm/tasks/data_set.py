@@ -7,9 +7,10 @@ questions are, by split (`parts`), and which files they are in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import tyro
 
@@ -54,7 +55,11 @@ class OfDataSet(OfQuestions):
         raise NotImplementedError
 
     def asked(self, split: Split, seed: int) -> Sequence[Question]:
-        return self.portion.of(_parts(self, _changed(self.sources()))[split], split)
+        return self.portion.of(_parts(self._source(), _changed(self.sources()))[split], split)
+
+    def _source(self) -> Self:
+        """This task, with only those settings of its own that say which questions there are."""
+        return replace(self.untilted(), language=MODEL, asking=Asking(), portion=Portion())  # type: ignore[type-var]
 
     @property
     def grader(self) -> Grader:
@@ -65,6 +70,9 @@ class OfDataSet(OfQuestions):
 
     def files(self) -> list[str]:
         return super().files() + [name for name in (*self.sources(), self.asking.file) if name]
+
+    def untilted(self) -> Self:
+        return replace(self, beta=1.0, grading=type(self).grading)  # type: ignore[type-var]
 
     def check(self) -> None:
         super().check()

@@ -49,7 +49,7 @@ class GSM8K(OfDataSet):
             solved(rows(file or HUB.format(split=split), split, self.name), first)
             for file, split, first in ((self.file, "train", 0), (self.test_file, "test", FURTHER))
         )
-        return held_out(consistent(train, self.name), SIZE, consistent(test, self.name))
+        return held_out(consistent(train, self.name), SIZE, consistent(test, self.name), "GSM8K")
 
     def sources(self) -> list[str]:
         return [name for name in (self.file, self.test_file) if name]

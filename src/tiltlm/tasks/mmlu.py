@@ -40,7 +40,7 @@ class MMLU(OfDataSet):
     name: tyro.conf.Suppress[str] = "mmlu"
 
     def parts(self) -> Parts:
-        found = lettered(rows(self.file or HUB, "test", self.name))
+        found = lettered(rows(self.file or HUB, "test", self.name, SIZE))
         return by_number(consistent(found, self.name), SIZE, "MMLU")
 
     def sources(self) -> list[str]:

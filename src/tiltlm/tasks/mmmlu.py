@@ -20,21 +20,9 @@ from tiltlm.tasks.language import Flat
 from tiltlm.tasks.mmlu import SIZE
 
 Locale = Literal[
-    "AR-XY",
-    "BN-BD",
-    "DE-DE",
-    "ES-LA",
-    "FR-FR",
-    "HI-IN",
-    "ID-ID",
-    "IT-IT",
-    "JA-JP",
-    "KO-KR",
-    "PT-BR",
-    "SW-KE",
-    "YO-NG",
+    "AR-XY", "BN-BD", "DE-DE", "ES-LA", "FR-FR", "HI-IN", "ID-ID", "IT-IT", "JA-JP", "KO-KR", "PT-BR", "SW-KE", "YO-NG",
     "ZH-CN",
-]
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,7 @@ class MMMLU(OfDataSet):
 
     def parts(self) -> Parts:
         hub = f"openai/MMMLU#{self.locale.replace('-', '_')}[test]"
-        found = lettered(rows(self.file or hub, "test", f"{self.name} {self.locale}"))
+        found = lettered(rows(self.file or hub, "test", f"{self.name} {self.locale}", SIZE))
         return by_number(consistent(found, self.name), SIZE, f"MMMLU {self.locale}")
 
     def sources(self) -> list[str]:

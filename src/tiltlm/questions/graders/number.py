@@ -20,7 +20,7 @@ GRADERS: dict[str, str] = {"number": "the number behind ####, in \\boxed{} or be
 INSTALL = "the grader 'number' needs the package math-verify: pip install 'tiltlm[questions]'"
 
 AROUND = r"[\s$€£¥₦₹*:=]*"
-NUMBER = re.compile(rf"{AROUND}({NUMERAL})(?![\d/^])")
+NUMBER = re.compile(rf"{AROUND}({NUMERAL})(?!\d|\s*[/^])")
 """A number with currency or markup before it."""
 
 LATEX = re.compile(r"(?:\\[dt]?frac|\\text|\\mathrm|\\[,!;:%$ ]|[\d{}.,/+\-\s]|(?<=\{)[a-zA-Z ]+(?=\}))+")

@@ -18,15 +18,22 @@ FILE_OF = re.compile(r"_(test|dev|val)\.csv.*\Z")
 """What MMMLU's Yoruba has behind its subjects: the name of the file they were in."""
 
 
-def rows(source: str, split: str, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """(where, row) of every row of a source, names of columns in small letters. Raises ValueError that says how to name a
-    file where there is no such source."""
+def rows(source: str, split: str, what: str, whole: int = 0) -> list[tuple[str, dict[str, Any]]]:
+    """(where, row) of every row of a source, names of columns in small letters.
+
+    whole: how many questions the data set has, where places number them; then rows that are fewer must have numbers of
+    their own. Raises ValueError, and for a source that is not there says how to name a file.
+    """
     try:
         found = [(where, {str(k).lower(): x for k, x in row.items()}) for where, row in rows_of(source, split)]
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"questions of {what}: {error} (--task.file names a csv or jsonl file of them)") from None
     if not found:
         raise ValueError(f"questions of {what}: {source} has no rows")
+    if whole and len(found) != whole and not any(name in found[0][1] for name in NUMBERS):
+        raise ValueError(
+            f"questions of {what}: {source} has {len(found)} rows of {whole}, and no column index that says which they are"
+        )
     return found
 
 
