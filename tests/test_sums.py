@@ -16,7 +16,7 @@ from tiltlm.fit import Fit
 from tiltlm.models.causal import CausalLM
 from tiltlm.problem import SPLITS, Problem
 from tiltlm.questions.base import Grade, Question
-from tiltlm.questions.result import Exact
+from tiltlm.questions.graders.result import Exact
 from tiltlm.recipes import preset_of, recipe, star_mmlu
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.run import ensure

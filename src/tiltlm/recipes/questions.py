@@ -20,6 +20,9 @@ from tiltlm.policies.sft import SFT
 from tiltlm.questions.splits import Portion
 from tiltlm.questions.wording import Asking
 from tiltlm.recipes.preset import Preset
+from tiltlm.recipes.rounds import PUBLISHED as AS_PUBLISHED
+from tiltlm.recipes.rounds import QUESTIONS as FEWER
+from tiltlm.recipes.rounds import rounds
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import RulerSettings
@@ -88,6 +91,7 @@ def published(task: OfDataSet) -> Preset:
         cells(fit, dpo, net),
         RulerSettings(n=4, batch_size=64, absolute=False),
         log_z=LogZSettings(by="none"),
+        variants=rounds(AS_PUBLISHED),
     )
 
 
@@ -113,4 +117,5 @@ def small(task: OfDataSet) -> Preset:
     """A laptop's numbers."""
     fit = Fit(lr=3e-4, steps=100, batch_size=64)
     log_z = LogZSettings(by="reference", draws=500, prompts=100)
-    return Preset(task, cells(fit, replace(fit, lr=1e-4), Net()), RulerSettings(prompts=100, n=20), log_z=log_z)
+    ruler, dpo = RulerSettings(prompts=100, n=20), replace(fit, lr=1e-4)
+    return Preset(task, cells(fit, dpo, Net()), ruler, log_z=log_z, variants=rounds(FEWER))

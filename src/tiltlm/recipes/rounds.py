@@ -91,6 +91,18 @@ HINTED = Scale(
 )
 """Where prompts have a slot for a hint."""
 
+SFT_GENTLE, DPO_GENTLE = replace(SFT_SMALL, lr=3e-4), replace(DPO_SMALL, lr=1e-4)
+
+QUESTIONS = Scale(
+    {"star": 8, "star-rationalize": 8, "rest-em": 16, "seed-sft": 8, "seed-dpo": 8, "online-dpo": 8, "irpo": 8},
+    {
+        "star": SFT_GENTLE, "star-rationalize": SFT_GENTLE, "rest-em": SFT_GENTLE, "seed-sft": SFT_GENTLE,
+        "seed-dpo": DPO_GENTLE, "online-dpo": DPO_GENTLE, "irpo": DPO_GENTLE,
+    },
+    3, 10,
+)  # fmt: skip
+"""Of your own questions and a small model: more draws, since few are right, and smaller steps."""
+
 SFT_PUBLISHED = Fit(
     lr=2e-4, epochs=1.0, batch_size=64, micro_batch=32, warmup=45, decay="linear", floor=0.0, betas=(0.9, 0.95),
     precision="bfloat16",

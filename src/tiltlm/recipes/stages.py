@@ -25,6 +25,7 @@ from tiltlm.stages.log_z import CommonLogZ
 from tiltlm.stages.measure import Measure
 from tiltlm.stages.qualitative import Qualitative, Shown
 from tiltlm.stages.reach import Reach, ReachSettings
+from tiltlm.stages.rounds import Round
 
 
 def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) -> Recipe:
@@ -71,6 +72,8 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
     if c.method.trained().trains != kind:
         trains = c.method.trained().trains
         raise ValueError(f"{name} trains {'nothing' if trains == 'nothing' else f'a {trains}'}, no {kind}")
+    if isinstance(c.feed, Feed) and c.feed.source == "rounds":
+        return Round.last_of(preset.task, c, name, preset.seed)
     return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, name, preset.seed)
 
 

@@ -18,7 +18,7 @@ from tiltlm.data import sums
 from tiltlm.objective import positive
 from tiltlm.problem import Check, Problem, Split
 from tiltlm.questions.base import Question
-from tiltlm.questions.result import Exact
+from tiltlm.questions.graders.result import Exact
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream

@@ -19,3 +19,10 @@ class Exact:
         if found is None:
             return Grade(False)
         return Grade(finished and found[1] == question.answer, found[1], "result")
+
+
+GRADERS: dict[str, str] = {"result": "the result of a sum worked out, between the last semicolon and #"}
+
+
+def grader(name: str) -> Exact:
+    return Exact()
