@@ -131,20 +131,21 @@ class Round(OfTask):
             self.end(run, f"round {self.index + 1} has nothing to learn from: no prompt has {self.wanted()}")
             run.write_json("report.json", self.shares(run, right, 0))
             return
-        problem, who = learner(problem, self.method, self.net, problem.stream.child(self.stage, "init"))
+        plain = problem  # with adapters, the learner's reference is the learner's own network without them
+        problem, who = learner(plain, self.method, self.net, plain.stream.child(self.stage, "init"))
         if before is not None and self.how.start == "previous":
             who.module.restore(best_checkpoint(before.folder))
         fit = self.fit.of(len(rows))
         fit = replace(fit, steps=max(1, round(fit.steps * self.how.growth**self.index)))
         note(f"{self.name}: {len(rows)} rows, {fit.steps} steps of {fit.batch_size}")
-        found, objective = self.referred(run, problem, rows), self.method.objective(problem)
+        found, objective = self.referred(run, problem, plain, rows), self.method.objective(problem)
         if self.how.weigh == "prompts" and (self.method.fed in ("answers", "pairs")):
             objective = Weighed(objective)
         train(
             run, who.module, objective, self.experience(problem, who, found, fit), fit, problem.device,
             problem.stream.child(self.called, self.index), passes=self.method.passes,
         )  # fmt: skip
-        report = self.shares(run, right, len(rows)) + self.validate(run, problem, who, right)
+        report = self.shares(run, right, len(rows)) + self.validate(run, problem, plain, who, right)
         run.write_json("report.json", report)
         self.look(run)
 
@@ -165,8 +166,8 @@ class Round(OfTask):
         own = problem.stream.child(self.called, "build", self.index)
         return built(every, self.method.fed, self.how, right, own, also)
 
-    def referred(self, run: Run[Any], problem: Problem, rows: Any) -> Any:
-        """`rows` with log-probabilities of the reference, or of the policy of the round before."""
+    def referred(self, run: Run[Any], problem: Problem, plain: Problem, rows: Any) -> Any:
+        """`rows` with log-probabilities of the reference, or of the policy of the round before (read as `plain` reads it)."""
         if self.method.fed == "answers":
             return rows.to(problem.device)
         before = run.inputs.get("before")
@@ -175,7 +176,7 @@ class Round(OfTask):
                 referring, run.folder.parents[1] / "log_ref", problem, self.fit.precision, split="train"
             )
         else:
-            model = before.recipe.learnt(before, problem).policy
+            model = before.recipe.learnt(before, plain).policy
             fill = partial(scored, model=model, precision=self.fit.precision)
         if isinstance(rows, Pairs):
             return Pairs(fill(rows.chosen), fill(rows.rejected)).to(problem.device)
@@ -249,7 +250,7 @@ class Round(OfTask):
         return told + [row(self, self.called, name, count) for name, count in counts.items()]
 
     @torch.no_grad()
-    def validate(self, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
+    def validate(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, right: float) -> list[Row]:
         """Greedy accuracy on validation prompts, also of those that the reference always, or sometimes, answers right; the
         method's loss and metrics on what is built of the reference's answers to them: the same at every round."""
         if not self.validated:
@@ -266,12 +267,12 @@ class Round(OfTask):
             if int(some.sum()) > 1:
                 rows.append(estimate(self, self.called, f"accuracy[greedy, {name}]", hit[some]))
         kept = built(graded, self.method.fed, self.how, right, problem.stream.child("valid pairs"))
-        return rows + self.held_out(run, problem, who, kept)
+        return rows + self.held_out(run, problem, plain, who, kept)
 
-    def held_out(self, run: Run[Any], problem: Problem, who: Learner, rows: Any) -> list[Row]:
+    def held_out(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, rows: Any) -> list[Row]:
         if not len(rows):
             return []
-        data = self.referred(run, problem, rows)
+        data = self.referred(run, problem, plain, rows)
         objective = self.method.objective(problem)
         fit = replace(self.fit, batch_size=min(len(data), self.fit.batch_size))
         batches = self.experience(problem, who, data, fit)
