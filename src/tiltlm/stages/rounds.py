@@ -167,7 +167,7 @@ class Round(OfTask):
         return built(every, self.method.fed, self.how, right, own, also)
 
     def referred(self, run: Run[Any], problem: Problem, plain: Problem, rows: Any) -> Any:
-        """`rows` with log-probabilities of the reference, or of the policy of the round before (read as `plain` reads it)."""
+        """`rows` with log-probabilities of the reference, or of the policy of the round before, read as `plain` reads it."""
         if self.method.fed == "answers":
             return rows.to(problem.device)
         before = run.inputs.get("before")
