@@ -16,13 +16,14 @@ from tiltlm.cli import COMMANDS
 from tiltlm.commands.calibrate import Calibrate
 from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
+from tiltlm.commands.launch.settings import launch_options, launching
 from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
 from tiltlm.commands.merge import Merge
 from tiltlm.commands.options import by_flag
 from tiltlm.commands.prepare import Prepare
 from tiltlm.commands.report import Report
-from tiltlm.commands.run import Usage, grid, parse, side_by_side, value_of
+from tiltlm.commands.run import Usage, grid, parse, value_of
 from tiltlm.commands.sample import Sample
 from tiltlm.commands.score import Score
 from tiltlm.commands.serve import Serve
@@ -40,7 +41,14 @@ BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.S)
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 ENTRY = re.compile(r"^## (?=\d{4}-\d\d-\d\d)", re.M)
 AND_SO_ON = ("…", "...")
-OWN = ("--help", "--help-all", "--jobs", "--config", "--save-config", "--methods")
+OWN = (
+    "--help",
+    "--help-all",
+    "--config",
+    "--save-config",
+    "--methods",
+    *(f"--{each}" for each in launch_options()),
+)
 """Options of `run` that are no settings."""
 
 
@@ -136,7 +144,7 @@ def wrong_list(rest: list[str]) -> str:
 def wrong_recipe(rest: list[str], command: str) -> str:
     """`tiltlm run TASK/STAGE --…` and `tiltlm sweep`, read as the commands read it."""
     try:
-        args, _ = side_by_side(rest)
+        args, _ = launching(rest)
         for flag in ("--config", "--save-config"):  # files that need not be there
             _, args = value_of(flag, args)
         if not args or placeholder(args[0]):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
 import json
 import os
 import signal
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 import tiltlm.train as train
 from command import environment, tiltlm
 from tiltlm import cli
-from tiltlm.commands import jobs
+from tiltlm.commands.launch.order import Order
 from tiltlm.commands.options import from_json
 from tiltlm.lock import alone_in
 from tiltlm.mistakes import one_line
@@ -331,10 +331,11 @@ def test_a_cut_safetensors_file_is_named(tmp_path, cut):
         load_tensors(tmp_path / "x.safetensors")
 
 
-def test_a_process_whose_files_changed_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_process_whose_files_changed_says_so_in_one_line(tmp_path, capsys):
     value = recipe("animals/reference")
-    given = json.dumps({"recipe": value.name, "settings": asdict(value)}, default=str)
-    monkeypatch.setattr("sys.stdin", io.StringIO(given))
-    assert jobs.main(tmp_path / "runs" / value.name / "another", "tiltlm run") == 2
+    elsewhere = str(tmp_path / "runs" / value.name / "another")
+    order = Order(value.name, json.dumps(asdict(value), default=str), elsewhere, "tiltlm run", str(tmp_path))
+    with contextlib.chdir(tmp_path):
+        assert order.carry_out() == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "have changed since it was begun" in said
