@@ -148,21 +148,20 @@ def dependency(before: Iterable[str], lane: str | None) -> str:
 
 
 def _submit(run: Run[Any], how: Slurm, command: str, after: str) -> Job:
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
     begin(run)
     folder = run.folder.absolute() / FOLDER
     order = Order.of(run, command)
-    with _exported(
-        {"SUBMITIT_PREEMPT_SIGNAL": "USR1"} | ({ORDER: json.dumps(asdict(order))} if order.secret else {})
-    ):
-        from submitit import SlurmExecutor
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-        executor = SlurmExecutor(folder, max_num_timeout=how.requeue)
-        executor.update_parameters(**parameters(run, how, after))
-        try:
-            number = executor.submit(Work(None if order.secret else order, how.requeue > 0)).job_id
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise ValueError(f"{run.recipe.name}: SLURM took no job: {' '.join(str(error).split())}") from None
+    work = Work(None if order.secret else order, how.requeue > 0)
+    executor = SlurmExecutor(folder, max_num_timeout=how.requeue)
+    executor.update_parameters(**parameters(run, how, after))
+    try:
+        with _exported({ORDER: json.dumps(asdict(order))} if order.secret else {}):
+            number = executor.submit(work).job_id
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise ValueError(f"{run.recipe.name}: SLURM took no job: {' '.join(str(error).split())}") from None
     log = run.folder / FOLDER / f"{number}_0_log.out"
     (folder / JOB).write_text(json.dumps({"job": number, "log": str(log)}) + "\n", encoding="utf-8")
     return Job(run, number, log)
@@ -172,7 +171,7 @@ def parameters(run: Run[Any], how: Slurm, after: str) -> dict[str, Any]:
     """What submitit writes into the script of a run's job."""
     also: dict[str, Any] = dict(each.split("=", 1) for each in how.more)
     also |= {"requeue" if how.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"}
-    also |= {"mem": how.mem} if how.mem else {}
+    also |= {"signal": f"USR1@{how.warning}"} | ({"mem": how.mem} if how.mem else {})
     found = {
         "job_name": f"tiltlm-{run.recipe.name.replace('/', '-')}",
         "partition": how.partition or None,
@@ -182,7 +181,6 @@ def parameters(run: Run[Any], how: Slurm, after: str) -> dict[str, Any]:
         "nodes": how.nodes,
         "cpus_per_task": how.cpus,
         "gpus_per_node": how.gpus if run.recipe.computes and how.gpus else None,
-        "signal_delay_s": how.warning,
         "dependency": after or None,
         "stderr_to_stdout": True,
         "setup": ["export SUBMITIT_PREEMPT_SIGNAL=USR1", *how.setup],
