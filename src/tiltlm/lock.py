@@ -10,7 +10,6 @@ being gone (a suspended job) finds the lease taken, and stops. Beside both stand
 from __future__ import annotations
 
 import _thread
-import contextlib
 import errno
 import json
 import os
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
@@ -47,7 +47,8 @@ def alone_in(folder: Path, done: str = "DONE") -> Iterator[None]:
         try:
             yield
         finally:
-            (folder / HOLDER).unlink(missing_ok=True)
+            if _noted(folder) == me:  # else another has taken over
+                (folder / HOLDER).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -90,9 +91,17 @@ def _acquire(lock: BaseFileLock, folder: Path) -> None:
         lock.acquire(poll_interval=POLL_SECONDS)
 
 
+def _noted(folder: Path) -> Any:
+    """What stands there about who holds the lock; None where nothing can be read, which may be so for a moment."""
+    try:
+        return json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _holder(folder: Path) -> str:
-    """Who holds the lock, as far as it can be read: it may be written or taken away at this moment."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
-    return "another process"
+    """Who holds the lock, as far as it is known."""
+    found = _noted(folder)
+    if not isinstance(found, dict) or not {"pid", "host", "since"} <= set(found):
+        return "another process"
+    return f"process {found['pid']} on {found['host']} since {found['since']}"
