@@ -84,14 +84,16 @@ def build_on_slurm(tops: Iterable[Run[Any]], launch: Launch, command: str) -> bo
     """
     _check_here()
     runs = in_order(tops)
-    jobs = submit_all(runs, launch.slurm, command, queue() or {})
-    if not runs or launch.detach:
-        return not runs
+    jobs: list[Job] = []
     try:
+        for job in submitted(runs, launch.slurm, command, queue() or {}):
+            jobs.append(job)
+        if launch.detach:
+            return not runs
         watch(jobs)
     except BaseException:
-        numbers = " ".join(job.number for job in jobs if not job.run.done)
-        note(f"the jobs go on, and the same command watches them again; to end them: scancel {numbers}")
+        if numbers := [job.number for job in jobs if not job.run.done]:
+            note(f"jobs go on, and the same command watches them again; to end them: scancel {' '.join(numbers)}")
         raise
     failed, waited = apart(run for run in runs if not run.done)
     logs = {job.run.folder: job.log for job in jobs}
@@ -113,7 +115,7 @@ def _check_here() -> None:
 # ---- submitting -----------------------------------------------------------------------------------------------------
 
 
-def submit_all(runs: Iterable[Run[Any]], how: Slurm, command: str, queued: Mapping[str, str]) -> list[Job]:
+def submitted(runs: Iterable[Run[Any]], how: Slurm, command: str, queued: Mapping[str, str]) -> Iterator[Job]:
     """A job for every run, which come in their order; one that an earlier command submitted is taken as it is."""
     jobs: dict[Path, Job] = {}
     for run in runs:
@@ -124,7 +126,7 @@ def submit_all(runs: Iterable[Run[Any]], how: Slurm, command: str, queued: Mappi
             job = _submit(run, how, command, dependency(before, lane))
         jobs[run.folder] = job
         note(f"{run.recipe.name}  ->  {run.folder}  job {job.number}{_state(queued, job)}, log {job.log}")
-    return list(jobs.values())
+        yield job
 
 
 def _earlier(run: Run[Any], queued: Mapping[str, str]) -> Job | None:
