@@ -232,7 +232,9 @@ def watch(jobs: Iterable[Job]) -> None:
                 raise ValueError(f"SLURM (squeue) has not answered for {PATIENCE:.0f} s")
             continue
         silent_since = time.monotonic()
-        changed = [job for job in going if states.get(job.number) != queued.get(job.number)]
+        changed = [
+            job for job in going if job.number not in queued or states.get(job.number) != queued[job.number]
+        ]
         for job in changed:
             _say(job, queued)
         states, going = queued, [job for job in going if job.number in queued]
