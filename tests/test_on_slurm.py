@@ -109,7 +109,7 @@ def test_what_was_left_to_slurm_is_found_by_the_same_command(whole, tmp_path):
     assert len(jobs) == 4 and jobs_in(tmp_path) == jobs and not first.stdout
     assert re.search(rf"job {jobs['base 1']['job']} \((pending|running)\)", again.stderr)
     watching = started(*SWEEP, *SLURM, cwd=tmp_path)
-    wait_for(lambda: "running" in watching.stderr.readline(), watching)
+    wait_for(lambda: ": job" in watching.stderr.readline(), watching)
     watching.send_signal(signal.SIGINT)
     assert "jobs go on, and the same command" in watching.communicate(timeout=60)[1]
     done = tiltlm(*SWEEP, *SLURM, cwd=tmp_path)

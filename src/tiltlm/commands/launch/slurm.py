@@ -83,11 +83,13 @@ def build_on_slurm(tops: Iterable[Run[Any]], launch: Launch, command: str) -> bo
     Raises ValueError naming the runs that failed, once no job is left.
     """
     _check_here()
-    runs = in_order(tops)
+    runs, queued = in_order(tops), queue() or {}
     jobs: list[Job] = []
     try:
-        for job in submitted(runs, launch.slurm, command, queue() or {}):
+        for job in submitted(runs, launch.slurm, command, queued):
             jobs.append(job)
+            state = f" ({queued[job.number].lower()})" if job.number in queued else ""
+            note(f"{job.run.recipe.name}  ->  {job.run.folder}  job {job.number}{state}, log {job.log}")
         if launch.detach:
             return not runs
         watch(jobs)
@@ -125,7 +127,6 @@ def submitted(runs: Iterable[Run[Any]], how: Slurm, command: str, queued: Mappin
             lane = [*jobs.values()][-how.parallel].number if 0 < how.parallel <= len(jobs) else None
             job = _submit(run, how, command, dependency(before, lane))
         jobs[run.folder] = job
-        note(f"{run.recipe.name}  ->  {run.folder}  job {job.number}{_state(queued, job)}, log {job.log}")
         yield job
 
 
@@ -133,10 +134,6 @@ def _earlier(run: Run[Any], queued: Mapping[str, str]) -> Job | None:
     record = run.folder / FOLDER / JOB
     found = read_json(record) if record.is_file() else {}
     return Job(run, found["job"], Path(found["log"])) if found.get("job") in queued else None
-
-
-def _state(queued: Mapping[str, str], job: Job) -> str:
-    return f" ({queued[job.number].lower()})" if job.number in queued else ""
 
 
 def dependency(before: Iterable[str], lane: str | None) -> str:
