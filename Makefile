@@ -10,12 +10,14 @@ export MKL_NUM_THREADS ?= 1
 # other in one process, for a debugger.
 WORKERS ?= 2
 
-.PHONY: wheel-check browser demo test test-portable check format lint types bench clean help
+.PHONY: wheel-check browser demo test test-portable test-slurm test-ray check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
 	@echo "make test    every test, $(WORKERS) files at a time (WORKERS=0: one after the other)"
 	@echo "make test-portable   the numbers of networks once more, rounded as on another processor"
+	@echo "make test-slurm   jobs on the SLURM of this machine, stopped and requeued (minutes; sbatch must be there)"
+	@echo "make test-ray     tasks on Ray, whose workers are killed"
 	@echo "make check   format, lint, types, tests"
 	@echo "make bench   speed and memory beside peers (BENCH_ARGS=--quick for a short run)"
 	@echo "make wheel-check  build the wheel, install it in an empty environment, run the demo there"
@@ -50,6 +52,14 @@ test: $(VENV)/.dev
 # torch's plainest kernels, and matrix products summed in another order (tests/rounding.py).
 test-portable: $(VENV)/.dev
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m kernels --other-rounding $(PYTEST_ARGS)
+
+# A SLURM must be running here, a partition of one node will do; requeued jobs wait two minutes each.
+test-slurm: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_on_slurm.py -m slurm $(PYTEST_ARGS)
+
+test-ray: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python -m pytest tests/test_on_ray.py -m ray $(PYTEST_ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests bench

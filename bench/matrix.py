@@ -16,7 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tiltlm.commands.jobs import build_all
+from tiltlm.commands.launch.building import build_all
+from tiltlm.commands.launch.settings import Launch
+
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.jsonl import read_json
 from tiltlm.methods import names
@@ -56,7 +58,9 @@ def build(tasks: Iterable[str], seeds: int, jobs: int) -> None:
         for name, recipes in cells(task, MEASURED[task][:seeds]).items():
             for each in recipes if isinstance(recipes, list) else ():
                 try:
-                    build_all([find(each, runs_root())], jobs, f"python bench/matrix.py --tasks {task}")
+                    build_all(
+                        [find(each, runs_root())], Launch(jobs=jobs), f"python bench/matrix.py --tasks {task}"
+                    )
                 except MISTAKES as error:
                     note(f"[red]{task}/{name}: {one_line(error)}[/]")
 

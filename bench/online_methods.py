@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from tiltlm.commands.launch.building import build_all
+from tiltlm.commands.launch.settings import Launch
 
-from tiltlm.commands.jobs import build_all
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.feeds import Feed
 from tiltlm.fit import Fit
@@ -113,7 +114,11 @@ def build(tasks: Sequence[str], names: Sequence[str], seeds: int, jobs: int) -> 
             recipes.append(reference(task, seed))
             for each in recipes:
                 try:
-                    build_all([find(each, runs_root())], jobs, f"python bench/online_methods.py --tasks {task}")
+                    build_all(
+                        [find(each, runs_root())],
+                        Launch(jobs=jobs),
+                        f"python bench/online_methods.py --tasks {task}",
+                    )
                 except MISTAKES as error:
                     note(f"[red]{task}/{each.called}, seed {seed}: {one_line(error)}[/]")
 

@@ -17,6 +17,7 @@ from tiltlm.commands.calibrate import Calibrate
 from tiltlm.commands.compare import Compare
 from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
+from tiltlm.commands.launch.settings import launch_options, launching
 from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
 from tiltlm.commands.merge import Merge
@@ -25,7 +26,7 @@ from tiltlm.commands.power import Power
 from tiltlm.commands.prepare import Prepare
 from tiltlm.commands.removing import Rm
 from tiltlm.commands.report import Report
-from tiltlm.commands.run import Usage, grid, parse, side_by_side, value_of
+from tiltlm.commands.run import Usage, grid, parse, value_of
 from tiltlm.commands.runs import Diff, Du, Ls
 from tiltlm.commands.sample import Sample
 from tiltlm.commands.score import Score
@@ -45,7 +46,14 @@ BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.S)
 CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 ENTRY = re.compile(r"^## (?=\d{4}-\d\d-\d\d)", re.M)
 AND_SO_ON = ("…", "...")
-OWN = ("--help", "--help-all", "--jobs", "--config", "--save-config", "--methods")
+OWN = (
+    "--help",
+    "--help-all",
+    "--config",
+    "--save-config",
+    "--methods",
+    *(f"--{each}" for each in launch_options()),
+)
 """Options of `run` that are no settings."""
 
 
@@ -147,7 +155,7 @@ def wrong_list(rest: list[str]) -> str:
 def wrong_recipe(rest: list[str], command: str) -> str:
     """`tiltlm run TASK/STAGE --…` and `tiltlm sweep`, read as the commands read it."""
     try:
-        args, _ = side_by_side(rest)
+        args, _ = launching(rest)
         for flag in ("--config", "--save-config"):  # files that need not be there
             _, args = value_of(flag, args)
         if not args or placeholder(args[0]):

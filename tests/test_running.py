@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
 import json
 import os
 import signal
@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 
 import tiltlm.train as train
 from command import environment, tiltlm
+from runs import BASE, files_of, started, wait_for
 from tiltlm import cli
-from tiltlm.commands import jobs
+from tiltlm.commands.launch.order import Order
 from tiltlm.commands.options import from_json
 from tiltlm.lock import alone_in
 from tiltlm.mistakes import one_line
@@ -29,51 +30,6 @@ from tiltlm.ruler.measure import Measurement
 from tiltlm.settings import ADDED, SPEED, hashed
 from tiltlm.stopping import Stopped, held, listening
 from tiltlm.tensors import load_tensors, notes_of, save_tensors
-
-BASE = [
-    "run",
-    "star-graph/base",
-    "--task.network.layers",
-    "1",
-    "--task.network.width",
-    "16",
-    "--task.network.mlp",
-    "16",
-]
-BASE += ["--task.network.dropout", "0.1", "--task.world.posttrain", "80", "--task.world.test", "50"]
-BASE += ["--task.base.until", "0", "--task.base.checkpoint-every", "100000", "--task.base.steps"]
-
-
-def started(*args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
-    program = [sys.executable, "-m", "tiltlm.cli", *args]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(program, cwd=cwd, env=environment() | env, text=True, **pipes)
-
-
-def wait_for(look, process: subprocess.Popen[str]) -> None:
-    while not look():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of all runs, without what tells when; of an optimizer's state its content: its pickle knows objects."""
-    found = {str(path.relative_to(folder)): path for path in (folder / "runs").rglob("*") if path.is_file()}
-    return {
-        name: repr(plain(torch.load(path))).encode() if path.name == "trainer.pt" else path.read_bytes()
-        for name, path in found.items()
-        if path.name != "provenance.json"
-    }
-
-
-def plain(value):
-    """Nested values with their tensors as lists."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 @pytest.fixture(scope="module")
@@ -331,10 +287,11 @@ def test_a_cut_safetensors_file_is_named(tmp_path, cut):
         load_tensors(tmp_path / "x.safetensors")
 
 
-def test_a_process_whose_files_changed_says_so_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_process_whose_files_changed_says_so_in_one_line(tmp_path, capsys):
     value = recipe("animals/reference")
-    given = json.dumps({"recipe": value.name, "settings": asdict(value)}, default=str)
-    monkeypatch.setattr("sys.stdin", io.StringIO(given))
-    assert jobs.main(tmp_path / "runs" / value.name / "another", "tiltlm run") == 2
+    elsewhere = str(tmp_path / "runs" / value.name / "another")
+    order = Order(value.name, json.dumps(asdict(value), default=str), elsewhere, "tiltlm run", str(tmp_path))
+    with contextlib.chdir(tmp_path):
+        assert order.carry_out() == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "have changed since it was begun" in said

@@ -48,6 +48,9 @@ class Recipe:
     gathers: ClassVar[bool] = False
     """Whether the report repeats the rows of the inputs' reports: a comparison."""
 
+    computes: ClassVar[bool] = True
+    """Whether networks are asked: a scheduler gives such stages the GPUs, and reading data none."""
+
     @property
     def name(self) -> str:
         """The recipe's name, `task/stage`."""
@@ -192,10 +195,14 @@ def _build(run: Run[Any], command: str) -> None:
     (run.folder / "DONE").touch()
 
 
-def check_all(run: Run[Any]) -> None:
-    """Look, before any work, at what the settings name of everything that is still to be built for `run`."""
+def check_all(run: Run[Any], here: bool = True) -> None:
+    """Look, before any work, at what the settings name of everything that is still to be built for `run`.
+
+    here: whether it is built on this machine, so that its devices have to be there.
+    """
     for each in unfinished(run):
-        check_devices(each.recipe)
+        if here:
+            check_devices(each.recipe)
         each.recipe.check()
 
 

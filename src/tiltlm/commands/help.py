@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from tiltlm.commands.kinds import shown, texts_of
+from tiltlm.commands.launch.settings import launch_options
 from tiltlm.commands.options import Setting, settings_of
 from tiltlm.methods import names
 from tiltlm.recipes import STAGES, figures, tasks
@@ -29,15 +30,20 @@ FEW = 16
 WIDTH, INDENT = 112, 36
 
 USAGE = """\
-usage: tiltlm {command} TASK/STAGE [--setting value …] [--jobs N] [--config FILE] [--save-config FILE]
+usage: tiltlm {command} TASK/STAGE [--setting value …] [--jobs N | --on slurm | --on ray] [--config FILE]
+       [--save-config FILE]
 
 `tiltlm list` shows the tasks and stages; `tiltlm {command} TASK/STAGE --help` the settings of one.
---jobs N builds what a recipe needs N at a time, each in a process of its own."""
+--jobs N builds what a recipe needs N at a time, each in a process of its own, --on slurm and --on ray on a cluster."""
 
-COMMON = """\
-  --jobs N                          build what is needed N at a time, each in a process of its own
+FILES = """\
   --config FILE                     settings from a YAML or JSON file (a run's config.json is one); options override it
   --save-config FILE                write these settings to such a file, and run nothing"""
+
+COMMON = f"""\
+  --jobs N                          build what is needed N at a time, each in a process of its own
+  --on {{local,slurm,ray}}            build as jobs of SLURM (--slurm.partition gpu …) or tasks of Ray; --help-all
+{FILES}"""
 
 COMPARED = """\
   --methods A B …                   what is compared (now {methods})
@@ -64,7 +70,8 @@ def full_help(recipe: Any, command: str) -> str:
         if not each.hidden:
             groups.setdefault(each.flag.rpartition(".")[0], []).append(each)
     parts = [part for name, members in groups.items() for part in (f"{name or 'recipe'}:", *_lines(members), "")]
-    return "\n".join([*_head(recipe, command), *parts, *_compared(recipe), COMMON])
+    where = ["", "where runs are built:", *_lines(launch_options().values())]
+    return "\n".join([*_head(recipe, command), *parts, *_compared(recipe), FILES, *where])
 
 
 def _head(recipe: Any, command: str) -> list[str]:

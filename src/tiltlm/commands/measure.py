@@ -31,6 +31,8 @@ from tiltlm.commands.compared import (
     same_prompts,
 )
 from tiltlm.commands.exams import examined, show_exams
+from tiltlm.commands.launch.building import build_all
+from tiltlm.commands.launch.settings import launching
 from tiltlm.commands.models import load_run
 from tiltlm.commands.process import prepare
 from tiltlm.commands.prompts import hardest, spread
@@ -38,7 +40,7 @@ from tiltlm.decoders.ready import Ready
 from tiltlm.problem import Split
 from tiltlm.progress import note
 from tiltlm.ruler.table import read_report, table
-from tiltlm.run import Run, ensure
+from tiltlm.run import Run, ensure, find
 from tiltlm.stages.cells import default_cell
 from tiltlm.stages.examine import ExamSettings
 from tiltlm.stages.measure import Measure as MeasureRecipe
@@ -82,7 +84,8 @@ class Measure:
 
 def measure(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Measure, prog="tiltlm measure", args=args)
+    rest, launch = launching(args)
+    settings = tyro.cli(Measure, prog="tiltlm measure", args=rest)
     prepare()
     metrics, command = _metrics(settings.metrics), shlex.join(["tiltlm", "measure", *args])
     if settings.protocol:
@@ -90,7 +93,12 @@ def measure(args: list[str]) -> int:
         return show_exams(
             examined(settings.runs, settings.protocol, asked, command), settings.subjects, settings.out
         )
-    runs, called = gathered(settings.runs, command)
+    runs, called = gathered(settings.runs)
+    models = [run for run in runs if run.folder in called]
+    if not build_all(models, launch, command):
+        return 0
+    for run in models:
+        ensure(run.recipe, run.folder.parents[2], command)
     rows = [row for run in runs for row in report_of(run, called.get(run.folder))]
     own = contestants(measured(runs), called)
     found = comparisons(own, metrics, settings.control)
@@ -108,19 +116,20 @@ def measure(args: list[str]) -> int:
     return 0
 
 
-def gathered(names: Sequence[str], command: str = "") -> tuple[list[Run[Any]], dict[Path, str]]:
-    """The runs that are named, those of ready models built where they are not there yet; and the latter's names."""
+def gathered(names: Sequence[str]) -> tuple[list[Run[Any]], dict[Path, str]]:
+    """The runs that are named, and those that measure ready models, whether or not they are built; the latter's names."""
     ready = [re.fullmatch(r"([^/=]+)=(.+)", name) for name in names if not Path(name).is_dir()]
     models = {found[1]: found[2] for found in ready if found is not None}
     runs = [load_run(Path(name)) for name in names if Path(name).is_dir() or "=" not in name]
     if not runs:
         raise ValueError("name at least one run folder (`tiltlm run` prints it at its end)")
-    made = {name: as_measured(runs[0], folder, command) for name, folder in models.items()}
+    made = {name: as_measured(runs[0], folder) for name, folder in models.items()}
     return [*runs, *made.values()], {run.folder: name for name, run in made.items()}
 
 
-def as_measured(run: Run[Any], model: str, command: str = "") -> Run[Any]:
-    """A ready model, measured on a run's prompts against its target by its ruler. Raises ValueError where it has none."""
+def as_measured(run: Run[Any], model: str) -> Run[Any]:
+    """The run of a ready model, measured on another run's prompts against its target by its ruler. Raises ValueError where
+    that has none."""
     like = run if not run.recipe.gathers else next(iter(run.inputs.values()))
     if not isinstance(like.recipe, MeasureRecipe):
         raise ValueError(
@@ -128,7 +137,7 @@ def as_measured(run: Run[Any], model: str, command: str = "") -> Run[Any]:
         )
     cell = default_cell(Ready(model), like.recipe.task.facts())
     value = replace(like.recipe, method=cell.method, feed=cell.feed, fit=cell.fit, net=cell.net, called="model")
-    return ensure(value, like.folder.parents[2], command)
+    return find(value, like.folder.parents[2])
 
 
 def _metrics(names: Sequence[str]) -> Sequence[str]:

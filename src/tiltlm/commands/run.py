@@ -14,7 +14,8 @@ from rich.console import Console
 from tiltlm.commands.compared import measured, name_of
 from tiltlm.commands.config import applied, read, save, say_masked
 from tiltlm.commands.help import USAGE, full_help, short_help
-from tiltlm.commands.jobs import build_all
+from tiltlm.commands.launch.building import build_all
+from tiltlm.commands.launch.settings import launching
 from tiltlm.commands.options import methods_in, parsed
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.commands.ranking import ranked
@@ -23,7 +24,7 @@ from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.rewards.masking import mask
 from tiltlm.ruler.table import over_seeds, read_report, table
-from tiltlm.run import Recipe, Run, check_all, ensure, find
+from tiltlm.run import Recipe, Run, ensure, find
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Usage(Exception):
 def run(args: list[str]) -> int:
     """Build one recipe, or find it built; then print its report and its folder."""
     prepare()
-    rest, jobs = side_by_side(args)
+    rest, launch = launching(args)
     command = command_line("run", args)
     try:
         asked = parse(rest, "run")
@@ -84,8 +85,8 @@ def run(args: list[str]) -> int:
         save(value, asked.save_to)
         print(asked.save_to)
         return 0
-    if jobs > 1:
-        build_all([find(value, runs_root())], jobs, command)
+    if not build_all([find(value, runs_root())], launch, command):
+        return 0
     finished = ensure(value, runs_root(), command)
     finished.recipe.show(finished)
     print(finished.folder)
@@ -109,27 +110,15 @@ def command_line(command: str, args: Sequence[str]) -> str:
     return shlex.join(["tiltlm", command, *map(mask, args)])
 
 
-def side_by_side(args: Sequence[str]) -> tuple[list[str], int]:
-    """The arguments without `--jobs N`, and N (1 where it is not given)."""
-    rest, jobs = list(args), "1"
-    for k, arg in enumerate(args):
-        if arg == "--jobs" or arg.startswith("--jobs="):
-            after = 1 if "=" in arg else 2
-            jobs = (args[k : k + after] if after == 2 else ["", arg.partition("=")[2]])[-1]
-            rest = [*args[:k], *args[k + after :]]
-    if not jobs.isdigit() or int(jobs) < 1:
-        raise ValueError(f"--jobs wants a number of runs to build side by side, 1 or more; got {jobs!r}")
-    return rest, int(jobs)
-
-
 SWEEP_USAGE = """\
-usage: tiltlm sweep RECIPE --setting value[,value…] --setting @FILE … [--jobs N]
+usage: tiltlm sweep RECIPE --setting value[,value…] --setting @FILE … [--jobs N | --on slurm | --on ray]
 
-Runs every combination of the comma-separated values, one after the other or, with --jobs, N side by side; points that
-are done are found, not run again. @FILE: the values are the lines of a file that are not empty, commas and all (prompts,
-say). Ends in a table of all points, one over seeds if --seed has several values, and, where right and wrong answers to the
-same questions were measured, one of accuracies from the best down: with Wilson's interval, p of the difference from the
-best, adjusted for all pairs by Holm, and * for the top group, which is not told apart from it.
+Runs every combination of the comma-separated values: one after the other, N side by side with --jobs, or as jobs of SLURM
+or tasks of Ray; points that are done are found, not run again. @FILE: the values are the lines of a file that are not
+empty, commas and all (prompts, say). Ends in a table of all points, one over seeds if --seed has several values, and,
+where right and wrong answers to the same questions were measured, one of accuracies from the best down: with Wilson's
+interval, p of the difference from the best, adjusted for all pairs by Holm, and * for the top group, which is not told
+apart from it.
 `tiltlm run RECIPE --help` lists the settings."""
 
 
@@ -139,18 +128,17 @@ def sweep(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(SWEEP_USAGE)
         return 0
-    rest, jobs = side_by_side(args)
+    rest, launch = launching(args)
     name, points = rest[0], grid(rest[1:])
     recipes = [parse([name, *point], "sweep").recipe for point in points]  # all mistakes come before any work
-    for value in recipes:
-        check_all(find(value, runs_root()))
-    if jobs > 1:
-        build_all([find(value, runs_root()) for value in recipes], jobs, command_line("sweep", args))
+    runs, command = [find(value, runs_root()) for value in recipes], command_line("sweep", args)
+    if not build_all(runs, launch, command):
+        return 0
     rows: list[dict[str, Any]] = []
     measurements: dict[Path, tuple[Run[Any], str]] = {}
     for k, (value, point) in enumerate(zip(recipes, points, strict=True)):
         note(f"[bold]{k + 1} of {len(points)}[/]  {name} {mask(' '.join(point))}")
-        finished = ensure(value, runs_root(), command_line("sweep", args))
+        finished = ensure(value, runs_root(), command)
         report = finished.folder / "report.json"
         found = read_report(report) if report.is_file() else []
         varies = what_varies(point, points)

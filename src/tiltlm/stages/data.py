@@ -137,6 +137,7 @@ class Data(OfTask):
     task: Any
     seed: int = 0
     stage: ClassVar[str] = "data"
+    computes: ClassVar[bool] = False
 
     def counted(self) -> Data:
         return Data(self.task.only("dataset", "reader"), self.seed)

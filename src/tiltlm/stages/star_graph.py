@@ -70,6 +70,7 @@ class WriteGraphs(_Stage):
     """Write the world's graphs as text files of the original's format; `--task.world.folder` reads them back."""
 
     stage: ClassVar[str] = "graphs"
+    computes: ClassVar[bool] = False
 
     def counted(self) -> WriteGraphs:
         return replace(self, task=self.task.graphs_alone())

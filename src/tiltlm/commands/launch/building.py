@@ -1,0 +1,32 @@
+"""Building runs wherever the user says: here side by side, on SLURM, on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tiltlm.commands.launch.settings import Launch
+from tiltlm.run import Run, check_all
+
+
+def build_all(runs: Iterable[Run[Any]], launch: Launch, command: str) -> bool:
+    """Build whatever is not finished of `runs` and of what they need; whether all is done (else jobs were left behind).
+
+    Raises ValueError naming what failed.
+    """
+    tops = list(runs)
+    for run in tops:
+        check_all(run, here=launch.on == "local")
+    if launch.on == "slurm":
+        from tiltlm.commands.launch.slurm import build_on_slurm
+
+        return build_on_slurm(tops, launch, command)
+    if launch.on == "ray":
+        from tiltlm.commands.launch.ray import build_on_ray
+
+        build_on_ray(tops, launch.ray, command)
+    elif launch.jobs > 1:
+        from tiltlm.commands.launch.local import build_here
+
+        build_here(tops, launch.jobs, command)
+    return True
