@@ -30,14 +30,17 @@ from tiltlm.commands.compared import (
     measured,
     same_prompts,
 )
+from tiltlm.commands.exams import examined, show_exams
 from tiltlm.commands.models import load_run
 from tiltlm.commands.process import prepare
 from tiltlm.commands.prompts import hardest, spread
 from tiltlm.decoders.ready import Ready
+from tiltlm.problem import Split
 from tiltlm.progress import note
 from tiltlm.ruler.table import read_report, table
 from tiltlm.run import Run, ensure
 from tiltlm.stages.cells import default_cell
+from tiltlm.stages.examine import ExamSettings
 from tiltlm.stages.measure import Measure as MeasureRecipe
 
 
@@ -59,6 +62,20 @@ class Measure:
     worst: int = 0
     """Show quantiles over prompts, and this many prompts on which each method did worst."""
 
+    protocol: tuple[str, ...] = ()
+    """Put the questions to the runs' models instead, by each of these protocols: greedy, avg@K, maj@K, letters, options,
+    options-per-character. Then RUN@STEP is a checkpoint of the run's training and RUN@round2 what a round ended with,
+    and runs that train may be named as well."""
+
+    split: Split = "test"
+    """Whose questions (with --protocol): train, valid or test."""
+
+    questions: int = 0
+    """The first ones of the split (with --protocol; 0: all)."""
+
+    subjects: bool = False
+    """Show accuracies by subject as well (with --protocol)."""
+
     out: Path | None = None
     """Write all rows to this .json file as well."""
 
@@ -67,8 +84,13 @@ def measure(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Measure, prog="tiltlm measure", args=args)
     prepare()
-    metrics = _metrics(settings.metrics)
-    runs, called = gathered(settings.runs, shlex.join(["tiltlm", "measure", *args]))
+    metrics, command = _metrics(settings.metrics), shlex.join(["tiltlm", "measure", *args])
+    if settings.protocol:
+        asked = ExamSettings(settings.split, settings.questions)
+        return show_exams(
+            examined(settings.runs, settings.protocol, asked, command), settings.subjects, settings.out
+        )
+    runs, called = gathered(settings.runs, command)
     rows = [row for run in runs for row in report_of(run, called.get(run.folder))]
     own = contestants(measured(runs), called)
     found = comparisons(own, metrics, settings.control)

@@ -19,6 +19,7 @@ from tiltlm.commands.kinds import converted
 from tiltlm.feeds import TwistFeed
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.evaluate import Evaluate
+from tiltlm.stages.examine import Examine
 from tiltlm.stages.measure import Measure
 
 HIDDEN = ("called", "purpose", "methods")
@@ -80,7 +81,7 @@ def _walk(value: Any, flag: tuple[str, ...], path: tuple[str, ...], hidden: bool
 
 
 def _trains_nothing(value: Any) -> bool:
-    return isinstance(value, Cell | Measure) and value.method.trained().trains == "nothing"
+    return isinstance(value, Cell | Measure | Examine) and value.method.trained().trains == "nothing"
 
 
 @cache

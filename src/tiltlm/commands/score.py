@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
+from tiltlm.commands.grading import GRADER, grade
 from tiltlm.device import device_of
 from tiltlm.jsonl import placed_rows
 from tiltlm.progress import note
@@ -42,7 +43,8 @@ class Score:
     classifier with one output; `classifier:MODEL:LABEL`, log P(label | prompt and completion), and
     `log-odds:MODEL:LABEL`; MODEL is a folder, a hub name, or a run; an `https://` endpoint; `toxicity`, `nontoxicity` and
     `sentiment:STARS` (1 to 5) by the published hub models; a gold reward (bagofwords, nouns, math, judge:MODEL@URL, …:
-    `tiltlm list gold` has a line on each); or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'."""
+    `tiltlm list gold` has a line on each); or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'. `grader:NAME` grades
+    answers to questions: lines of an exam, or STaR's generated.csv (`commands/grading.py`)."""
 
     rows: Annotated[Path, tyro.conf.Positional]
     """The .jsonl file of completions: a `completion` (or `response`) a line, or a list of `completions`, which get
@@ -67,9 +69,11 @@ class Rows(NamedTuple):
 def score(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Score, prog="tiltlm score", args=args)
-    reward = text_function(settings.reward, str(device_of(settings.device)))
     if settings.out.resolve() == settings.rows.resolve():
         raise ValueError(f"--out must be another file than {settings.rows}: results never replace their input")
+    if settings.reward.startswith(GRADER):
+        return grade(settings.reward.removeprefix(GRADER), settings.rows, settings.out)
+    reward = text_function(settings.reward, str(device_of(settings.device)))
     lines = list(placed_rows(settings.rows))
     if not lines:
         raise ValueError(f"{settings.rows} has no lines: there is nothing to score")

@@ -5,7 +5,7 @@
 | .jsonl, .json (an array of objects, or lines like .jsonl), .csv, .tsv; each also as .gz | file:line where the row begins |
 | .parquet | file:row, from 1 |
 | a folder that holds one of these for the split asked for (train.jsonl, test.json, …) | as above |
-| a data set of the hub: owner/name, owner/name:data_dir, either with `[split]` behind it | owner/name[split]:row, from 1 |
+| a data set of the hub: owner/name, owner/name#config, owner/name:data_dir, maybe with `[split]` | owner/name[split]:row |
 
 A csv separates its fields by commas, semicolons, tabs or bars: whichever makes the most of its first line. Parquet needs
 pyarrow and the hub needs datasets; they are imported only when asked for. A source may carry a weight: `file:2`.
@@ -25,7 +25,9 @@ from tiltlm.jsonl import no_half_characters, open_text, parsing, placed_rows, re
 Placed = tuple[str, dict[str, Any]]
 """(where a row stands, the row)."""
 
-HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(:(?P<data_dir>[\w./-]+))?(\[(?P<split>\w+)\])?")
+HUB_NAME = re.compile(
+    r"(?P<name>\w[\w.-]*(/[\w.-]+)?)(#(?P<config>[\w.-]+))?(:(?P<data_dir>[\w./-]+))?(\[(?P<split>\w+)\])?"
+)
 INSTALL = "install it with: pip install datasets"
 
 
@@ -190,7 +192,8 @@ def _hub(source: str, split: str) -> Iterator[Placed]:
     assert found is not None  # or it would not have been taken for a hub name
     split = found["split"] or split
     try:
-        data = load_dataset(found["name"], data_dir=found["data_dir"], split=split)
+        config = [found["config"]] if found["config"] else []
+        data = load_dataset(found["name"], *config, data_dir=found["data_dir"], split=split)
     except (OSError, ValueError) as error:
         why = str(error).strip().split("\n")[0]
         raise ValueError(

@@ -9,6 +9,7 @@ from tiltlm.feeds import Draws as DrawSettings
 from tiltlm.feeds import Feed
 from tiltlm.methods import method, names
 from tiltlm.mistakes import nearest
+from tiltlm.questions.protocols import protocol
 from tiltlm.recipes.preset import Preset
 from tiltlm.run import Recipe
 from tiltlm.stages.bounds import Bounds, BoundsSettings
@@ -17,6 +18,7 @@ from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import Draws, Labels
 from tiltlm.stages.evaluate import Evaluate
 from tiltlm.stages.exact import Exact
+from tiltlm.stages.examine import Examine
 from tiltlm.stages.frontier import BETAS, Frontier
 from tiltlm.stages.learn import Learn
 from tiltlm.stages.log_z import CommonLogZ
@@ -30,7 +32,12 @@ def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) 
     if stage in names() or stage in preset.variants:
         return measured(preset, stage)
     own = preset.task.stages(preset.seed)
-    for made in (own.get(stage), _common(preset, stage, compared), _training(preset, stage)):
+    for made in (
+        own.get(stage),
+        _common(preset, stage, compared),
+        _training(preset, stage),
+        _examined(preset, stage),
+    ):
         if made is not None:
             return made
     known = [*names(), *preset.variants, *own, *COMMON, "value"]
@@ -65,6 +72,15 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
         trains = c.method.trained().trains
         raise ValueError(f"{name} trains {'nothing' if trains == 'nothing' else f'a {trains}'}, no {kind}")
     return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, name, preset.seed)
+
+
+def _examined(preset: Preset, stage: str) -> Recipe | None:
+    """`METHOD@PROTOCOL`."""
+    name, at, how = stage.partition("@")
+    if not at or not (name in names() or name in preset.variants):
+        return None
+    protocol(how)
+    return Examine.of(measured(preset, name), how)
 
 
 def _draws(preset: Preset) -> DrawSettings:

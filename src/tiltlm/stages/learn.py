@@ -130,6 +130,13 @@ class Learn(OfTask):
         own = problem.stream.child(self.stage, "init")
         return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
 
+    def learner_at(self, run: Run[Any], problem: Problem, name: str) -> Learner:
+        """What a training held on the way: `name` is a step's number; empty: at its best. Raises ValueError for another."""
+        kept = {str(step_of(path)): path for path in checkpoints(run.folder)}
+        if name and name not in kept:
+            raise ValueError(f"{run.folder} has no checkpoint {name!r}; there are {', '.join(kept) or 'none'}")
+        return self.learnt(run, problem, kept.get(name))
+
     def stops(self, run: Run[Any], count: int) -> list[Stop]:
         """The checkpoints to measure: `count` of them spread over the training, if more than one, and the best last."""
         best = best_checkpoint(run.folder)

@@ -204,6 +204,13 @@ class Round(OfTask):
         own = problem.stream.child(self.stage, "init")
         return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
 
+    def learner_at(self, run: Run[Any], problem: Problem, name: str) -> Learner:
+        """What `round2` ended with, say (round0: the reference); empty: the last. Raises ValueError for another name."""
+        known = {f"round{stop.about['round']}": stop for stop in self.stops(run, 0)}
+        if name and name not in known:
+            raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join(known)}")
+        return known[name].load(problem) if name else self.learnt(run, problem)
+
     def stops(self, run: Run[Any], count: int) -> list[Stop]:
         """Where there is something to measure: the reference, and what every round ended with."""
         found, updates, drawn = [Stop(0, reference, {"round": 0, "drawn": 0})], 0, 0

@@ -24,6 +24,9 @@ class Task:
     shows: ClassVar[tuple[str, ...]] = ()
     """The settings that people change first (dotted), for short help."""
 
+    questions: ClassVar[bool] = False
+    """Whether its prompts are questions, and its reward that an answer is right."""
+
     def facts(self) -> Facts:
         """What is known before anything is built."""
         raise NotImplementedError

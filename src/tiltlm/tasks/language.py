@@ -34,6 +34,9 @@ from tiltlm.train import best_checkpoint
 DATA = Path(os.environ.get("TILTLM_DATA", "../shared/data"))
 """Where the small presets look for a pretrained stories model and for labelled text ($TILTLM_DATA)."""
 
+AUTO = ("auto",)
+"""The setting `stop` that takes the tokens which the model's own files name."""
+
 
 def found(*parts: str) -> str:
     """A path under DATA, or "" where there is no such thing: the project then makes its own."""
@@ -56,7 +59,8 @@ class Language:
     """T: every completion has this many tokens, as published; with `stop`, at most."""
 
     stop: tuple[str, ...] = ()
-    """Tokens that end a completion before that, by id or text (default: none, whatever the model's files name)."""
+    """Tokens that end a completion before that, by id or text (default: none, whatever the model's files name; auto: those
+    that they name)."""
 
     device: str = field(default="cpu", metadata=SPEED)
     """cpu, cuda, cuda:N, mps, or auto: the first of cuda, mps and cpu that is there."""
@@ -106,7 +110,8 @@ class Language:
         """The reference, frozen, with its tokenizer; completions have the length of the settings, or end where these
         say."""
         place = self.place(runs)
-        eos_ids = ends_of(place, self.stop, "--task.stop") if self.stop else ()
+        named = () if self.stop == AUTO else self.stop
+        eos_ids = ends_of(place, named, "--task.stop") if self.stop else ()
         model = CausalLM.load(place, device=device_of(self.device, "--task.device"), eos_ids=eos_ids)
         model.tokenizer = self.tokenizer(runs)
         return model.requires_grad_(False)

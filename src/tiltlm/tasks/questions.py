@@ -9,7 +9,7 @@ log(1 + p (exp(1/beta) − 1)), p being the reference's success rate on a questi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from tiltlm.tasks.language import OfLanguage
 
 class OfQuestions(OfLanguage):
     """A task of questions."""
+
+    questions: ClassVar[bool] = True
 
     def asked(self, split: Split, seed: int) -> Sequence[Question]:
         """The questions of a split."""
@@ -48,6 +50,7 @@ class OfQuestions(OfLanguage):
         reference = self.language.reference(runs)
         asked = {split: self.asked(split, seed) for split in SPLITS}
         ids = {split: [self.put(q, reference.tokenizer) for q in own] for split, own in asked.items()}
+        self._fit(ids, asked)
         both = [pair for split in SPLITS for pair in zip(ids[split], asked[split], strict=True)]
         grading = Grading.of(both, self.grader, reference.tokenizer)
 
@@ -61,6 +64,19 @@ class OfQuestions(OfLanguage):
             self.language.new_tokens, stream(seed, "questions"), self.facts(), reference.tokenizer,
             checks=checks(grading), begin=lambda: steady(reference), grading=grading, hinted=hinted,
         )  # fmt: skip
+
+    def _fit(
+        self, ids: Mapping[Split, Sequence[Sequence[int]]], asked: Mapping[Split, Sequence[Question]]
+    ) -> None:
+        """Raise ValueError, naming the question, for a prompt that does not fit into the model beside its completion."""
+        most = self.language.positions() - self.language.new_tokens
+        for split, rows in ids.items():
+            for row, question in zip(rows, asked[split], strict=True):
+                if len(row) > most:
+                    raise ValueError(
+                        f"question {question.index} is put in {len(row)} tokens, and the model holds {most:g} beside the "
+                        "completion: leave longer questions out, or lower --task.new-tokens"
+                    )
 
 
 def checks(grading: Grading) -> dict[str, Check]:

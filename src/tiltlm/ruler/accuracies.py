@@ -1,0 +1,62 @@
+"""Rows of exams as a table for people: one line per model and protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+BESIDE = {"parsed": "read", "finished": "ended"}
+"""What stands beside an accuracy, and over its column."""
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """Accuracy with its 95% interval (Wilson's, of 0 and 1) and the number of questions; the shares of answers that could
+    be read, and that ended by themselves; what the best constant answer gets."""
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    for heading in ("model", "protocol", "split"):
+        out.add_column(heading, no_wrap=True)
+    for heading in ("n", "accuracy [95%]", *BESIDE.values(), "constant"):
+        out.add_column(escape(heading), justify="right", no_wrap=True)
+    for (method, split, _), own in _exams(rows).items():
+        for protocol in dict.fromkeys(name.partition("[")[2][:-1] for name in own if name.startswith("accuracy[")):
+            if protocol == "constant":
+                continue
+            right = own[f"accuracy[{protocol}]"]
+            beside = [rate(own.get(f"{name}[{protocol}]")) for name in BESIDE]
+            always = rate(own.get("accuracy[constant]"))
+            out.add_row(escape(method), protocol, split, str(right["n"]), with_interval(right), *beside, always)
+    return out
+
+
+def _exams(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str], dict[str, Mapping[str, Any]]]:
+    """Rows by model and questions, then by metric."""
+    found: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        exam = row["method"], row.get("split", ""), row.get("questions", "")
+        found.setdefault(exam, {})[row["metric"]] = row
+    return found
+
+
+def with_interval(row: Mapping[str, Any]) -> str:
+    """value [low, high]."""
+    low, high = ("?" if row.get(end) is None else f"{row[end]:.4f}" for end in ("low", "high"))
+    return escape(f"{row['value']:.4f} [{low}, {high}]")
+
+
+def rate(row: Mapping[str, Any] | None) -> str:
+    return "–" if row is None else f"{row['value']:.3f}"
+
+
+def subjects(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """Accuracy by subject, the worst first."""
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    out.add_column("subject")
+    for heading in ("n", "accuracy [95%]"):
+        out.add_column(escape(heading), justify="right", no_wrap=True)
+    for row in sorted(rows, key=lambda row: (row["value"], row["subject"])):
+        out.add_row(escape(row["subject"] or "(none)"), str(row["n"]), with_interval(row))
+    return out
