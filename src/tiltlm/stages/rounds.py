@@ -1,6 +1,6 @@
 """A round: draw, grade, build, update, validate. A chain of rounds is how a method learns where its feed's source says so.
 
-    answers_k = draws of the policy that round k − 1 ended with, graded        (k = 1: of the reference)
+    answers_k = draws of the policy that round k − 1 ended with, graded        (k = 1: of the reference, or a file's)
     policy_k  = the method's update on what is built of them, from the reference or from policy_{k−1}
 
 Each phase is a run of its own: an interrupted chain goes on where it stood, one more round is added to those there are,
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from tiltlm.experience import Experience, Offline, Subsets
 from tiltlm.feeds import Rounds
-from tiltlm.feeds.rounds import Shares, built, joined
+from tiltlm.feeds.rounds import Shares, built, joined, rates
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json
 from tiltlm.method import Learner, Lesson
 from tiltlm.models.base import LanguageModel
-from tiltlm.nets import Net, learner, loaded
+from tiltlm.nets import Net, begun, learner, loaded
 from tiltlm.objective import Weighed
 from tiltlm.problem import Problem
 from tiltlm.progress import note
@@ -89,7 +89,7 @@ class Round(OfTask):
     def answers(self) -> Answers:
         """What this round learns from."""
         how = self.how
-        return Answers(
+        found = Answers(
             self.task,
             how.n,
             how.prompts,
@@ -98,6 +98,16 @@ class Round(OfTask):
             right=how.right,
             seed=self.seed,
         )
+        return found if self.index else replace(found, policy=self.net.weights, samples=how.samples)
+
+    @property
+    def valid(self) -> Answers:
+        """Answers to validation prompts by who answers first; the same for every round."""
+        how = self.how
+        return Answers(
+            self.task, how.n, split="valid", right=how.right, policy=self.net.weights, samples=how.valid_samples,
+            seed=self.seed,
+        )  # fmt: skip
 
     @property
     def validated(self) -> bool:
@@ -108,12 +118,19 @@ class Round(OfTask):
         if self.before is not None:
             found["before"] = self.before
         if self.validated:
-            found["valid"] = Answers(self.task, self.how.n, split="valid", right=self.how.right, seed=self.seed)
+            found["valid"] = self.valid
         return self.needs() | found
+
+    def files(self) -> list[str]:
+        return [*super().files(), *self.cell.files()]
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.method, self.feed, self.fit, self.net)
 
     def check(self) -> None:
         super().check()
-        why = Cell(self.method, self.feed, self.fit, self.net).why_not(self.task.facts())
+        why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
 
@@ -125,7 +142,7 @@ class Round(OfTask):
             run.write_json(OVER, read_json(before.folder / OVER))
             return
         problem = self.problem(run)
-        right = right_from(problem, self.how.right)
+        right = right_from(problem.facts, self.how.right)
         rows = self.rows(run, problem, right)
         if not len(rows):
             self.end(run, f"round {self.index + 1} has nothing to learn from: no prompt has {self.wanted()}")
@@ -197,7 +214,7 @@ class Round(OfTask):
         """What this round ended with; where the chain had ended before, what that one ended with."""
         if not has_weights(run):
             if "before" not in run.inputs:
-                return reference(problem)
+                return self.beginning(problem)
             before = run.inputs["before"]
             found: Learner = before.recipe.learnt(before, problem)
             return found
@@ -211,9 +228,13 @@ class Round(OfTask):
             raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join(known)}")
         return known[name].load(problem) if name else self.learnt(run, problem)
 
+    def beginning(self, problem: Problem) -> Learner:
+        """Nothing learnt yet: the reference, or the weights that are named in its place."""
+        return Learner(None, policy=begun(problem, self.net.weights) if self.net.weights else problem.reference)
+
     def stops(self, run: Run[Any], count: int) -> list[Stop]:
-        """Where there is something to measure: the reference, and what every round ended with."""
-        found, updates, drawn = [Stop(0, reference, {"round": 0, "drawn": 0})], 0, 0
+        """Where there is something to measure: what the chain began with, and what every round ended with."""
+        found, updates, drawn = [Stop(0, self.beginning, {"round": 0, "drawn": 0})], 0, 0
         for each in chain(run):
             updates += step_of(checkpoints(each.folder)[-1])
             drawn += each.inputs["answers"].recipe.drawn(each.inputs["answers"])
@@ -238,8 +259,8 @@ class Round(OfTask):
             "pairs": found.pairs, "rows": rows,
         }  # fmt: skip
         said = [each for each in read_json(drawn.folder / "report.json") if each["metric"] != "reward"]
-        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
-        told = [estimate(self, self.called, "train_accuracy", rate)]
+        rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
+        told = [estimate(self, self.called, "train_accuracy", rate[~rate.isnan()])]
         told += [
             row(self, self.called, f"train_{each['metric']}", each["value"], each["stderr"], each["n"], "rate")
             for each in said
@@ -260,7 +281,7 @@ class Round(OfTask):
         run.write_json(GREEDY, [int(x) for x in hit])
         drawn = run.inputs["valid"]
         graded = drawn.recipe.graded(drawn)
-        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
+        rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
         rows = [estimate(self, self.called, "accuracy[greedy]", hit)]
         for name, some in {"always right": rate == 1, "sometimes right": (rate > 0) & (rate < 1)}.items():
             if int(some.sum()) > 1:
@@ -314,11 +335,6 @@ class Round(OfTask):
     def end(self, run: Run[Any], why: str) -> None:
         note(f"[yellow]{self.name}: {why}; no round follows[/]")
         run.write_json(OVER, {"round": self.index + 1, "why": why})
-
-
-def reference(problem: Problem) -> Learner:
-    """Nothing learnt yet."""
-    return Learner(None, policy=problem.reference)
 
 
 def scored(samples: Samples, model: LanguageModel, precision: str) -> Samples:
