@@ -19,9 +19,15 @@ from tiltlm.stages.evaluate import Evaluate
 
 FIRST = (
     "fit.lr", "fit.steps", "fit.epochs", "fit.batch-size", "feed.n", "feed.size", "feed.particles", "feed.draws.n",
-    "draws.n", "draws.prompts", "exact.n", "log-z.draws", "ruler.n", "ruler.prompts", "seed",
+    "draws.n", "draws.prompts", "exact.n", "log-z.draws", "ruler.n", "ruler.prompts", "net.weights", "seed",
 )  # fmt: skip
 """The settings that people change first, beside those that the task shows and the method's own."""
+
+IN_ROUNDS = (
+    "count", "n", "start", "reference", "right", "cap", "weigh", "pairs", "rationalize", "accumulate", "samples",
+    "valid-samples",
+)  # fmt: skip
+"""Of a method that learns in rounds: the feed's settings that come first, in the place of those of other sources."""
 
 FEW = 16
 """So many settings are all shown at once."""
@@ -98,6 +104,8 @@ def _comes_first(each: Setting, recipe: Any) -> bool:
     if group == "task":
         shows = getattr(recipe.task, "shows", ())
         return rest in shows or rest == "beta" or ".".join(each.path[1:]) in shows
+    if each.flag.startswith("feed.") and getattr(recipe.feed, "source", "") == "rounds":
+        return each.flag.removeprefix("feed.rounds.") in IN_ROUNDS
     if each.flag in ("fit.steps", "fit.epochs"):
         return bool(recipe.fit.epochs) == (each.flag == "fit.epochs")
     return group == "method" or each.flag in FIRST or len(each.path) == 1

@@ -60,3 +60,16 @@ def subjects(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     for row in sorted(rows, key=lambda row: (row["value"], row["subject"])):
         out.add_row(escape(row["subject"] or "(none)"), str(row["n"]), with_interval(row))
     return out
+
+
+def chosen_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """Accuracies by the number of draws and how one of them was chosen; rows have `draws` and `chosen`."""
+    own = {(row["draws"], row["chosen"]): row for row in rows if "chosen" in row}
+    ways, numbers = (list(dict.fromkeys(key[k] for key in own)) for k in (1, 0))
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    for heading in ("draws", *ways):
+        out.add_column(escape(str(heading)), justify="right", no_wrap=True)
+    for n in numbers:
+        found = [own.get((n, way)) for way in ways]
+        out.add_row(str(n), *("–" if row is None else with_interval(row) for row in found))
+    return out

@@ -117,7 +117,7 @@ class Answers(OfTask):
             raise ValueError(f"{self.samples}: no such file of answers")
 
     def build(self, run: Run[Any]) -> None:
-        if self.before is not None and (run.inputs["before"].folder / OVER).is_file():
+        if self.split == "train" and self.before is not None and (run.inputs["before"].folder / OVER).is_file():
             return  # nobody learns from answers of a chain that is over
         problem = self.problem(run)
         if self.samples:

@@ -9,12 +9,13 @@ and methods share the reference's answers. A round that finds a reason to end sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from tiltlm.experience import Experience, Offline, Subsets
@@ -33,6 +34,7 @@ from tiltlm.ruler.mcnemar import McNemar
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Pairs, Samples
+from tiltlm.settings import ADDED
 from tiltlm.stages.answers import GREEDY, OVER, Answers, greedy, right_from
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import referring, score
@@ -56,6 +58,9 @@ class Round(OfTask):
     """0 for the first."""
 
     called: str = ""
+    learns_of: tyro.conf.Suppress[Any] = field(default=None, metadata=ADDED)
+    """A round of another chain, from whose answers this one learns (None: it has answers of its own)."""
+
     seed: int = 0
 
     @staticmethod
@@ -65,7 +70,7 @@ class Round(OfTask):
         if not cell.depends_on_beta(task.facts()):
             trained, task = trained.bound(task.beta), task.at(1.0)
         return Round(
-            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed
+            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed=seed
         ).counted()
 
     def counted(self) -> Round:
@@ -88,17 +93,14 @@ class Round(OfTask):
     @property
     def answers(self) -> Answers:
         """What this round learns from."""
+        if self.learns_of is not None:
+            found: Answers = self.learns_of.answers
+            return found
         how = self.how
-        found = Answers(
-            self.task,
-            how.n,
-            how.prompts,
-            before=self.before,
-            hinted=how.rationalize,
-            right=how.right,
-            seed=self.seed,
-        )
-        return found if self.index else replace(found, policy=self.net.weights, samples=how.samples)
+        own = Answers(
+            self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right, seed=self.seed
+        )  # fmt: skip
+        return own if self.index else replace(own, policy=self.net.weights, samples=how.samples)
 
     @property
     def valid(self) -> Answers:
@@ -170,9 +172,7 @@ class Round(OfTask):
 
     def rows(self, run: Run[Any], problem: Problem, right: float) -> Samples | Pairs | Groups:
         """What is built of this round's answers, and of those before where they accumulate."""
-        drawn = [run.inputs["answers"]]
-        while self.how.accumulate and "before" in drawn[-1].inputs:
-            drawn.append(drawn[-1].inputs["before"].inputs["answers"])
+        drawn = self.drawn(run) if self.how.accumulate else self.drawn(run)[:1]
         graded = [each.recipe.graded(each) for each in reversed(drawn)]
         also = None
         if self.how.rationalize:
@@ -181,6 +181,13 @@ class Round(OfTask):
         every = graded[0] if len(graded) == 1 else joined(graded)
         own = problem.stream.child(self.called, "build", self.index)
         return built(every, self.method.fed, self.how, right, own, also)
+
+    def drawn(self, run: Run[Any]) -> list[Run[Any]]:
+        """The runs of all answers so far, the latest first (of a chain that was over early, those that there are)."""
+        found = [run.inputs["answers"]]
+        while "before" in found[-1].inputs:
+            found.append(found[-1].inputs["before"].inputs["answers"])
+        return [each for each in found if (each.folder / "answers.jsonl").is_file()]
 
     def referred(self, run: Run[Any], problem: Problem, rows: Any) -> Any:
         """`rows` with log-probabilities of the reference, or of the policy of the round before."""
@@ -251,7 +258,7 @@ class Round(OfTask):
 
     def shares(self, run: Run[Any], right: float, rows: int) -> list[Row]:
         """What the answers were like, and what was built of them."""
-        drawn = run.inputs["answers"]
+        drawn = self.drawn(run)[0]
         graded = drawn.recipe.graded(drawn)
         found = Shares.of(graded.reward >= right, graded.prompt_index)
         counts = {
