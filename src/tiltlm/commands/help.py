@@ -19,7 +19,9 @@ from tiltlm.stages.evaluate import Evaluate
 
 FIRST = (
     "fit.lr", "fit.steps", "fit.epochs", "fit.batch-size", "feed.n", "feed.size", "feed.particles", "feed.draws.n",
-    "draws.n", "draws.prompts", "exact.n", "log-z.draws", "ruler.n", "ruler.prompts", "net.weights", "seed",
+    "draws.n", "draws.prompts", "exact.n", "log-z.draws", "ruler.n", "ruler.prompts", "net.weights", "candidates.n",
+    "candidates.prompts", "generator.feed.rounds.count", "generator.feed.rounds.n", "generator.fit.lr", "verifier.fit.lr",
+    "verifier.method.beta", "seed",
 )  # fmt: skip
 """The settings that people change first, beside those that the task shows and the method's own."""
 

@@ -20,6 +20,9 @@ from tiltlm.policies.sft import SFT
 from tiltlm.questions.splits import Portion
 from tiltlm.questions.wording import Asking
 from tiltlm.recipes.preset import Preset
+from tiltlm.recipes.rounds import PUBLISHED as PUBLISHED_ROUNDS
+from tiltlm.recipes.rounds import SMALL as SMALL_SUMS
+from tiltlm.recipes.rounds import rounds
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import RulerSettings
@@ -74,9 +77,9 @@ def published(task: OfDataSet) -> Preset:
         precision="bfloat16", micro_batch=4,
     )  # fmt: skip
     ruler = RulerSettings(n=4, batch_size=64, absolute=False)
-    return Preset(
-        task, cells(fit, 1e-5, Net(policy="lora", lora_rank=16, checkpointing=True)), ruler, log_z=NO_LOG_Z
-    )
+    net = Net(policy="lora", lora_rank=16, checkpointing=True)
+    scale = replace(PUBLISHED_ROUNDS, net=net)
+    return Preset(task, cells(fit, 1e-5, net), ruler, log_z=NO_LOG_Z, variants=rounds(scale))
 
 
 NO_LOG_Z = LogZSettings(by="none")
@@ -109,6 +112,11 @@ def data(folder: str, name: str) -> str:
     return found(folder, name)
 
 
+SMALL_ROUNDS = replace(
+    SMALL_SUMS, fits={name: replace(fit, lr=fit.lr / 3) for name, fit in SMALL_SUMS.fits.items()}
+)
+"""The draws of the small sums, and a third of their rates: the stories model has learnt more than one thing."""
+
 SMALL: dict[str, Callable[[], OfDataSet]] = {
     "mmlu-small": lambda: MMLU(LETTER, SHORT, FEW, found("mmlu", "mmlu_test.csv")),
     "csqa-small": lambda: CSQA(
@@ -130,4 +138,5 @@ def small(task: OfDataSet) -> Preset:
         cells(fit, 1e-4, Net()),
         RulerSettings(prompts=100, n=20),
         log_z=LogZSettings(by="reference", draws=500, prompts=100),
+        variants=rounds(SMALL_ROUNDS),
     )

@@ -23,7 +23,8 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.nets import begun
 from tiltlm.problem import Facts, Problem, Split
 from tiltlm.progress import note, steps
-from tiltlm.ruler.table import read_report, table
+from tiltlm.ruler.accuracies import answers_table
+from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import Warp, Warped, draw, draw_in_batches
 from tiltlm.samples import Samples, Tokens
@@ -219,7 +220,7 @@ class Answers(OfTask):
             rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
             rows = [estimate(self, self.stage, "accuracy", rate[~rate.isnan()]), *rows]
             rows += self.shares(Shares.of(graded.reward >= right, graded.prompt_index), rate)
-        Console(width=150, highlight=False).print(table(rows, self.name))
+        Console(width=130, highlight=False).print(answers_table(rows, self.name))
 
     def told_right(self) -> float | None:
         """The reward from which an answer is right, where that is known."""
