@@ -6,24 +6,32 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config
 
 from tiltlm import recipes
 from tiltlm.commands.help import short_help
 from tiltlm.commands.models import load_run
 from tiltlm.commands.run import parse
 from tiltlm.feeds import Feed, Rounds
+from tiltlm.feeds.rounds import Shares, rates
 from tiltlm.fit import Fit
 from tiltlm.jsonl import read_json, read_rows
+from tiltlm.methods import method
+from tiltlm.models.causal import CausalLM
 from tiltlm.nets import Net, learner
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.sft import SFT
+from tiltlm.problem import Problem
 from tiltlm.recipes import preset_of, recipe
 from tiltlm.ruler.of_draws import best_at, majority_at, pass_at, ranking
-from tiltlm.run import Run, ensure, find
+from tiltlm.run import Run, begin, ensure, find
+from tiltlm.samples import Samples, Tokens
+from tiltlm.settings import hashed
 from tiltlm.stages.answers import Answers
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.learn import Learn
@@ -66,23 +74,18 @@ def test_the_stage_answers_tells_of_how_many_prompts_all_some_and_no_answers_are
     run.recipe.show(run)
     said = capsys.readouterr().out
     right = [sum(line["rewards"]) for line in lines(run)]
-    shares = run.recipe.shares
-    assert "accuracy" in said and "always_right" in said
-    found = {"always": sum(r == 12 for r in right), "never": sum(r == 0 for r in right)}
-    from tiltlm.feeds.rounds import Shares, rates
-
     graded = run.recipe.graded(run)
     rate = rates(graded.reward >= 1, graded.prompt_index, 6)
-    rows = {
-        row["metric"]: row["value"] for row in shares(Shares.of(graded.reward >= 1, graded.prompt_index), rate)
-    }
-    assert rows["always_right"] == found["always"] and rows["never_right"] == found["never"]
-    assert rows["pairs"] == sum(r * (12 - r) for r in right) and rows["unanswered"] == 0
+    rows = run.recipe.shares(Shares.of(graded.reward >= 1, graded.prompt_index), rate)
+    found = {row["metric"]: row["value"] for row in rows}
+    assert found["always_right"] == sum(r == 12 for r in right) and found["never_right"] == right.count(0)
+    assert found["pairs"] == sum(r * (12 - r) for r in right) and found["unanswered"] == 0
+    assert f"{sum(right) / 72:.4f} [" in said and "always" in said
 
 
 def test_another_policy_answers_where_one_is_named(tmp_path):
     """Learnt to near certainty; what it draws is right more often than the reference's."""
-    sure = ensure(measure(SFT(), Fit(lr=0.5, epochs=60.0, batch_size=4), n=16).learn(), tmp_path)
+    sure = ensure(measure(SFT(), Fit(lr=0.5, epochs=10.0, batch_size=8), n=16, count=1).learn(), tmp_path)
     plain = ensure(Answers(Toy(), n=20), tmp_path)
     own = ensure(Answers(Toy(), n=20, policy=str(sure.folder)), tmp_path)
     rate = [torch.tensor([line["rewards"] for line in lines(run)]).mean() for run in (plain, own)]
@@ -95,8 +98,6 @@ def test_runs_of_rounds_are_read_back_by_their_names(stage, tmp_path, monkeypatc
     run = find(parse([f"toy/{stage}"], "run").recipe, tmp_path)
     assert run.recipe.name == f"toy/{stage}"
     run.folder.mkdir(parents=True)
-    from tiltlm.run import begin
-
     begin(run)
     for name in ("provenance.json", "DONE"):
         (run.folder / name).write_text("{}")
@@ -220,13 +221,7 @@ def test_learn_begins_with_them_as_well_and_their_content_counts(trained, tmp_pa
         for a, b in zip(weights(policy(run)), weights(policy(trained)), strict=True)
     )
     assert str(trained.folder) in run.recipe.files()
-    assert Net().files() == [""] and "weights" not in json.dumps(read_json_settings(Net()))
-
-
-def read_json_settings(net: Net) -> Any:
-    from tiltlm.settings import hashed
-
-    return hashed(net)
+    assert "weights" not in hashed(Net())
 
 
 def test_round_zero_of_the_story_is_what_the_chain_began_with(trained, tmp_path):
@@ -250,8 +245,6 @@ def test_round_zero_of_the_story_is_what_the_chain_began_with(trained, tmp_path)
     ],
 )
 def test_weights_that_make_no_sense_are_refused(name, net, said):
-    from tiltlm.methods import method
-
     assert said in str(net.why_not(method(name), replace(Toy().facts(), network=True)))
 
 
@@ -259,6 +252,71 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     torch.save({}, tmp_path / "x")
     with pytest.raises(ValueError, match=r"no weights of a model like the reference|no such"):
         learner(Toy().problem({}, 0), SFT(), Net(weights=str(tmp_path)), Toy().problem({}, 0).stream)
+
+
+# ---- the same of networks -------------------------------------------------------------------------------------------
+
+
+def network(seed: int) -> CausalLM:
+    config = GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None
+    )
+    return CausalLM.from_config(config, seed=seed)
+
+
+@pytest.fixture
+def folders(tmp_path) -> dict[str, Path]:
+    """A reference, another model, and adapters beside the reference."""
+    found = {name: tmp_path / name for name in ("base", "other", "adapters")}
+    for k, name in enumerate(("base", "other")):
+        network(k).save(found[name])
+    adapted = CausalLM.load(found["base"], eos_ids=()).with_lora(4, 8)
+    for name, x in adapted.named_parameters():
+        if "lora_B" in name:
+            x.data.normal_(generator=torch.Generator().manual_seed(0))
+    adapted.save(found["adapters"])
+    return found
+
+
+def begins(folders: dict[str, Path], net: Net) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of one completion by the policy as it begins, and by what its ratios are taken to."""
+    reward: Any = lambda samples: samples.mask.sum(1).double()  # noqa: E731
+    model = CausalLM.load(folders["base"], eos_ids=()).requires_grad_(False)
+    problem = Problem.of(model, reward=reward, prompts=[[1, 2]], beta=1.0, max_new_tokens=3)
+    problem, who = learner(problem, DPO(0.1), net, problem.stream)
+    assert who.policy is not None and any(x.requires_grad for x in who.module.parameters())
+    with torch.no_grad():
+        return who.policy.log_prob(ONE), problem.reference.log_prob(ONE)
+
+
+ONE = Samples(
+    Tokens.of([[1, 2]]), torch.tensor([0]), torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.bool)
+)
+
+
+@pytest.mark.parametrize("policy", ["full", "lora"])
+@pytest.mark.parametrize("weights", ["other", "adapters"])
+def test_networks_begin_as_the_weights_and_keep_their_reference(policy, weights, folders):
+    found, reference = begins(folders, Net(policy, lora_rank=4, weights=str(folders[weights])))
+    if weights == "other":
+        expected = CausalLM.load(folders["other"], eos_ids=())
+    else:
+        expected = CausalLM.load(folders["base"], eos_ids=()).with_lora(4, 8)
+        expected.restore(folders["adapters"])
+    base = CausalLM.load(folders["base"], eos_ids=())
+    with torch.no_grad():
+        assert torch.allclose(found, expected.eval().log_prob(ONE), atol=1e-5)
+        assert torch.allclose(reference, base.log_prob(ONE), atol=1e-6)
+        assert not torch.allclose(found, reference, atol=1e-2)
+
+
+def test_adapters_of_another_rank_or_model_say_how_to_go_on(folders):
+    with pytest.raises(ValueError, match="have rank 4, and those to train --net.lora-rank 8: merge them first"):
+        begins(folders, Net("lora", weights=str(folders["adapters"])))
+    config = folders["adapters"] / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(folders["base"]), str(folders["other"])))
+    with pytest.raises(ValueError, match="belong to .*other, and the reference is .*base"):
+        begins(folders, Net("lora", lora_rank=4, weights=str(folders["adapters"])))
 
 
 # ---- what n draws are worth -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 from tiltlm.commands.kinds import shown, texts_of
 from tiltlm.commands.options import Setting, settings_of
 from tiltlm.methods import names
-from tiltlm.recipes import STAGES, figures, tasks
+from tiltlm.recipes import STAGES, figures, presets, tasks
 from tiltlm.rewards.masking import mask
 from tiltlm.stages.evaluate import Evaluate
 
@@ -91,7 +91,12 @@ def about(recipe: Any) -> str:
         return f"{line[0].upper()}{line[1:]}. It stands alone: no task, no training."
     task, _, stage = recipe.name.partition("/")
     line = tasks()[task][1] if task in tasks() else task
-    does = names().get(stage) or STAGES.get(stage) or (inspect.getdoc(type(recipe)) or "").partition("\n\n")[0]
+    does = (
+        names().get(stage)
+        or presets().get(stage)
+        or STAGES.get(stage)
+        or (inspect.getdoc(type(recipe)) or "").partition("\n\n")[0]
+    )
     return f"{stage}: {' '.join(does.split()).rstrip('.')}. On {task}: {line.rstrip('.')}."
 
 
