@@ -311,11 +311,11 @@ def test_networks_begin_as_the_weights_and_keep_their_reference(policy, weights,
 
 
 def test_adapters_of_another_rank_or_model_say_how_to_go_on(folders):
-    with pytest.raises(ValueError, match="have rank 4, and those to train --net.lora-rank 8: merge them first"):
+    with pytest.raises(ValueError, match=r"have rank 4, and those to train --net\.lora-rank 8: merge them first"):
         begins(folders, Net("lora", weights=str(folders["adapters"])))
     config = folders["adapters"] / "adapter_config.json"
     config.write_text(config.read_text().replace(str(folders["base"]), str(folders["other"])))
-    with pytest.raises(ValueError, match="belong to .*other, and the reference is .*base"):
+    with pytest.raises(ValueError, match=r"belong to .*other, and the reference is .*base"):
         begins(folders, Net("lora", lora_rank=4, weights=str(folders["adapters"])))
 
 

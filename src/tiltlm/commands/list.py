@@ -17,14 +17,15 @@ from tiltlm.rewards import gold
 USAGE = """\
 usage: tiltlm list [WORD] [--matrix]   tasks, methods and stages (whose name or line contains WORD), one line each
 
-Some parts are names alone until WORD is theirs: policies, gpu, presets, figures, gold.
+Some parts are names alone until WORD is theirs: policies, gpu, presets, figures, gold,
+papers.
 
 A recipe is TASK/STAGE; a method's name is a stage: `tiltlm run animals/ctl` trains and measures it.
 --matrix prints every task against every method: ✓ where the cell makes sense, – with a reason where it does not."""
 
 WIDTH = 118
 
-SHORT = ("gpu", "policies", "presets", "figures", "gold")
+SHORT = ("gpu", "policies", "presets", "figures", "gold", "papers")
 """Parts that are names alone where no word is given; the word says a line on each."""
 
 
@@ -85,7 +86,7 @@ def _parts(word: str) -> dict[str, tuple[str, Mapping[str, str]]]:
             figures if word == "figures" else narrowed(figures, word),
         ),
         "gold": ("gold rewards, for --task.reward and tiltlm score", gold_rewards(word)),
-        "papers": ("papers", narrowed(papers_of(), word)),
+        "papers": ("papers", papers_of() if word == "papers" else narrowed(papers_of(), word)),
     }
 
 
