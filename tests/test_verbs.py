@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config
 
+import question_world
 from tiltlm import recipes
 from tiltlm.commands.help import short_help
 from tiltlm.commands.models import load_run
@@ -27,6 +28,7 @@ from tiltlm.nets import Net, learner
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.sft import SFT
 from tiltlm.problem import Problem
+from tiltlm.questions.generated import Generated, write_generated
 from tiltlm.recipes import preset_of, recipe
 from tiltlm.ruler.of_draws import best_at, majority_at, pass_at, ranking
 from tiltlm.run import Run, begin, ensure, find
@@ -420,3 +422,39 @@ def test_help_of_a_preset_of_rounds_shows_the_settings_of_rounds():
     assert "--feed.draws.n" in short_help(recipe("sums/dpo"), "run")
     assert "--candidates.n" in short_help(recipe("sums/v-star"), "run")
     assert "--before" not in short_help(recipe("sums/answers"), "run")
+
+
+# ---- of graded questions ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def letters(tmp_path) -> question_world.Letters:
+    folder = question_world.written(tmp_path / "model")
+    return question_world.Letters(language=replace(question_world.Letters().language, model=str(folder)))
+
+
+def test_rounds_learn_from_stars_own_table_of_answers(letters, tmp_path, capsys):
+    """Question 7 has a right and a wrong answer, 5 a right one, 3 and 12 none; 99 is not asked here."""
+    table = tmp_path / "generated.csv"
+    answers = [(7, "A", True), (7, "B", True), (5, "D", True), (99, "C", True)]
+    rows = [Generated(i, 0, "", text, finish_reason="stop" if done else "length") for i, text, done in answers]
+    write_generated(table, rows)
+    fit = Fit(lr=0.01, steps=4, batch_size=1)
+    made = measure(DPO(0.1), fit, task=letters, count=1, samples=str(table), valid_samples=str(table)).learn()
+    learnt = ensure(made, tmp_path)
+    found = lines(learnt.inputs["answers"])
+    assert [(line["index"], line["rewards"], line["answers"]) for line in found] == [
+        (7, [1, 0], ["A", "B"]), (3, [], []), (12, [], []), (5, [1], ["D"]),
+    ]  # fmt: skip
+    told = {row["metric"]: row["value"] for row in read_json(learnt.folder / "report.json")}
+    assert told["pairs"] == told["rows"] == 1 and told["train_accuracy"] == pytest.approx(0.75)
+    assert told["valid_reward_accuracy"] == 1 if "valid_reward_accuracy" in told else "valid_loss" in told
+    assert "1 stored answers belong to none" in " ".join(capsys.readouterr().err.split())
+
+
+def test_v_star_of_questions_votes_as_well(letters, tmp_path):
+    run = ensure(replace(v_star(n=4), task=letters), tmp_path)
+    told = {row["metric"]: row["value"] for row in read_json(run.folder / "report.json")}
+    assert told["accuracy[maj@1]"] == pytest.approx(told["accuracy[pass@1]"])
+    assert told["accuracy[maj@4]"] <= told["accuracy[pass@4]"]
+    assert [index for index, _ in read_json(run.folder / "questions.json")] == [7, 3, 12, 5]
