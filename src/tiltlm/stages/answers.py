@@ -179,7 +179,7 @@ class Answers(OfTask):
         never = torch.tensor([max(line["rewards"]) < bar for line in lines])
         plain = asked.select(never.to(asked.device))
         with steps(f"{self.name} with a hint") as on_step:
-            found = answered(problem, policy, plain, problem.hinted(plain), self.n, own)
+            found = answered(problem, policy, plain, problem.hinted(plain), self.n, own, never.nonzero()[:, 0])
             append(run.folder / "hinted.jsonl", found, len(plain), max(1, self.rows // self.n), on_step)
 
     def report(self, run: Run[Any]) -> list[Row]:
@@ -268,13 +268,18 @@ def greedy(problem: Problem, policy: LanguageModel, right: float) -> Tensor:
     return (problem.target.reward(drawn) >= right).double().cpu()
 
 
-def answered(problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens, n: int, own: Stream) -> Make:
-    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`. Answer j to prompt i
-    follows from i and j alone, however many are drawn of each."""
+def answered(
+    problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens, n: int, own: Stream,
+    numbers: Tensor | None = None,
+) -> Make:  # fmt: skip
+    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`. Answer j to the prompt
+    called i follows from i and j alone, however many are drawn of each. numbers: what prompts are called, int64 [P]
+    (default: their places)."""
+    called = torch.arange(len(plain)) if numbers is None else numbers.cpu()
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
         asked, read_as = put.select(slice(begin, end)).cropped(), plain.select(slice(begin, end)).cropped()
-        number = torch.arange(begin, end)[:, None] * SPACING + torch.arange(n)
+        number = called[begin:end, None] * SPACING + torch.arange(n)
         drawn = draw(policy, asked, n=n, max_new_tokens=problem.width, stream=own, rows=number.flatten())
         samples = replace(drawn, prompts=read_as)
         yield from lines_of(problem, samples.with_(reward=problem.target.reward(samples)))

@@ -14,13 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
-from torch import Tensor
 
 from tiltlm.experience import Experience, Offline, Subsets
 from tiltlm.feeds import Rounds
-from tiltlm.feeds.rounds import Shares, built, joined, rates
+from tiltlm.feeds.rounds import built
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json
@@ -30,18 +28,18 @@ from tiltlm.nets import Net, begun, learner, loaded
 from tiltlm.objective import Weighed
 from tiltlm.problem import Problem
 from tiltlm.progress import note
-from tiltlm.ruler.mcnemar import McNemar
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Pairs, Samples
 from tiltlm.settings import ADDED
-from tiltlm.stages.answers import GREEDY, OVER, Answers, greedy, right_from
+from tiltlm.stages.answers import OVER, Answers, right_from
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import referring, score
 from tiltlm.stages.learn import Stop
-from tiltlm.stages.reporting import Row, estimate, row
+from tiltlm.stages.reporting import Row
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train
+from tiltlm.stages.validation import reason_to_end, shares, validated
 from tiltlm.train import best_checkpoint, checkpoints, step_of
 
 
@@ -74,8 +72,11 @@ class Round(OfTask):
         ).counted()
 
     def counted(self) -> Round:
-        """How many rounds are to come does not matter."""
-        return replace(self, feed=replace(self.feed, rounds=replace(self.how, count=Rounds().count)))
+        """How many rounds are to come does not matter; nor, to the first, what later ones begin with."""
+        none, how = Rounds(), replace(self.how, count=Rounds().count)
+        if not self.index:
+            how = replace(how, start=none.start, reference=none.reference, growth=1.0, accumulate=False)
+        return replace(self, feed=replace(self.feed, rounds=how))
 
     @property
     def how(self) -> Rounds:
@@ -148,7 +149,7 @@ class Round(OfTask):
         rows = self.rows(run, problem, right)
         if not len(rows):
             self.end(run, f"round {self.index + 1} has nothing to learn from: no prompt has {self.wanted()}")
-            run.write_json("report.json", self.shares(run, right, 0))
+            run.write_json("report.json", shares(self, run, right, 0))
             return
         plain = problem  # with adapters, the learner's reference is the learner's own network without them
         problem, who = learner(plain, self.method, self.net, plain.stream.child(self.stage, "init"))
@@ -157,31 +158,34 @@ class Round(OfTask):
         fit = self.fit.of(len(rows))
         fit = replace(fit, steps=max(1, round(fit.steps * self.how.growth**self.index)))
         note(f"{self.name}: {len(rows)} rows, {fit.steps} steps of {fit.batch_size}")
-        found, objective = self.referred(run, problem, plain, rows), self.method.objective(problem)
-        if self.how.weigh == "prompts" and (self.method.fed in ("answers", "pairs")):
-            objective = Weighed(objective)
+        found = self.referred(run, problem, plain, rows)
         train(
-            run, who.module, objective, self.experience(problem, who, found, fit), fit, problem.device,
+            run, who.module, self.objective(problem), self.experience(problem, who, found, fit), fit, problem.device,
             problem.stream.child(self.called, self.index), passes=self.method.passes,
         )  # fmt: skip
-        report = self.shares(run, right, len(rows)) + self.validate(run, problem, plain, who, right)
+        report = shares(self, run, right, len(rows)) + validated(self, run, problem, who, right)
         run.write_json("report.json", report)
-        self.look(run)
+        why = reason_to_end(self, run)
+        if why:
+            self.end(run, why)
+
+    def objective(self, problem: Problem) -> Any:
+        """What is minimised."""
+        found = self.method.objective(problem)
+        return Weighed(found) if self.how.weigh == "prompts" else found
 
     def wanted(self) -> str:
         return "a right answer" if self.method.fed == "answers" else "right and wrong answers"
 
     def rows(self, run: Run[Any], problem: Problem, right: float) -> Samples | Pairs | Groups:
         """What is built of this round's answers, and of those before where they accumulate."""
-        drawn = self.drawn(run) if self.how.accumulate else self.drawn(run)[:1]
-        graded = [each.recipe.graded(each) for each in reversed(drawn)]
-        also = None
-        if self.how.rationalize:
-            told = [each.recipe.rationalized(each, problem, self.how.show_hint) for each in reversed(drawn)]
-            also = joined([each for each in told if len(each)]) if any(map(len, told)) else None
-        every = graded[0] if len(graded) == 1 else joined(graded)
+        drawn = list(reversed(self.drawn(run))) if self.how.accumulate else self.drawn(run)[:1]
+        graded = [each.recipe.graded(each) for each in drawn]
+        told = [
+            each.recipe.rationalized(each, problem, self.how.show_hint) for each in drawn if self.how.rationalize
+        ]
         own = problem.stream.child(self.called, "build", self.index)
-        return built(every, self.method.fed, self.how, right, own, also)
+        return built(graded, self.method.fed, self.how, right, own, told)
 
     def drawn(self, run: Run[Any]) -> list[Run[Any]]:
         """The runs of all answers so far, the latest first (of a chain that was over early, those that there are)."""
@@ -191,7 +195,7 @@ class Round(OfTask):
         return [each for each in found if (each.folder / "answers.jsonl").is_file()]
 
     def referred(self, run: Run[Any], problem: Problem, plain: Problem, rows: Any) -> Any:
-        """`rows` with log-probabilities of the reference, or of the policy of the round before, read as `plain` reads it."""
+        """`rows` with log-probabilities of the reference, or of the round before, which `plain` reads."""
         if self.method.fed == "answers":
             return rows.to(problem.device)
         before = run.inputs.get("before")
@@ -214,7 +218,7 @@ class Round(OfTask):
         found: Experience = Offline(rows, fit.batch_size, order)
         if isinstance(rows, Groups) and self.feed.size < rows.size:
             found = Subsets(found, self.feed.size, order.child("subsets"))
-        lesson = Lesson(problem, who, OnePrompt(problem.prompts["test"]), 1, order)
+        lesson = Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, order)
         wanted: Experience = self.method.experience(found, lesson)
         return wanted
 
@@ -255,92 +259,8 @@ class Round(OfTask):
         made: LanguageModel = self.method.decoder(problem, self.learnt(run, problem))
         return made
 
-    # ---- what is told of a round ------------------------------------------------------------------------------------
-
-    def shares(self, run: Run[Any], right: float, rows: int) -> list[Row]:
-        """What the answers were like, and what was built of them."""
-        drawn = self.drawn(run)[0]
-        graded = drawn.recipe.graded(drawn)
-        found = Shares.of(graded.reward >= right, graded.prompt_index)
-        counts = {
-            "always_right": found.right, "sometimes_right": found.mixed, "never_right": found.wrong,
-            "pairs": found.pairs, "rows": rows,
-        }  # fmt: skip
-        said = [each for each in read_json(drawn.folder / "report.json") if each["metric"] != "reward"]
-        rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
-        told = [estimate(self, self.called, "train_accuracy", rate[~rate.isnan()])]
-        told += [
-            row(self, self.called, f"train_{each['metric']}", each["value"], each["stderr"], each["n"], "rate")
-            for each in said
-        ]
-        if self.how.rationalize:
-            told.append(row(self, self.called, "asked_with_hint", found.wrong))
-        return told + [row(self, self.called, name, count) for name, count in counts.items()]
-
-    @torch.no_grad()
-    def validate(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, right: float) -> list[Row]:
-        """Greedy accuracy on validation prompts, also of those that the reference always, or sometimes, answers right; the
-        method's loss and metrics on what is built of the reference's answers to them: the same at every round."""
-        if not self.validated:
-            return []
-        who.module.eval()
-        policy: Any = who.policy
-        hit = greedy(problem, policy, right)
-        run.write_json(GREEDY, [int(x) for x in hit])
-        drawn = run.inputs["valid"]
-        graded = drawn.recipe.graded(drawn)
-        rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
-        rows = [estimate(self, self.called, "accuracy[greedy]", hit)]
-        for name, some in {"always right": rate == 1, "sometimes right": (rate > 0) & (rate < 1)}.items():
-            if int(some.sum()) > 1:
-                rows.append(estimate(self, self.called, f"accuracy[greedy, {name}]", hit[some]))
-        kept = built(graded, self.method.fed, self.how, right, problem.stream.child("valid pairs"))
-        return rows + self.held_out(run, problem, plain, who, kept)
-
-    def held_out(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, rows: Any) -> list[Row]:
-        if not len(rows):
-            return []
-        data = self.referred(run, problem, plain, rows)
-        objective = self.method.objective(problem)
-        fit = replace(self.fit, batch_size=min(len(data), self.fit.batch_size))
-        batches = self.experience(problem, who, data, fit)
-        total = weight = 0.0
-        metrics: dict[str, list[Tensor]] = {}
-        for step in range(len(data) // fit.batch_size):
-            batch = objective.prepare(batches.batch(step))
-            found = objective.loss(who.module, batch)
-            total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
-            for name, x in found.metrics.items():
-                metrics.setdefault(name, []).append(x.double().cpu())
-        told = [row(self, self.called, "valid_loss", total / weight, n=len(data))]
-        for name, parts in metrics.items():
-            x = torch.cat(parts)
-            x = x[~x.isnan()]
-            told += [estimate(self, self.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
-        return told
-
-    # ---- reasons to end ---------------------------------------------------------------------------------------------
-
-    def look(self, run: Run[Any]) -> None:
-        """End the chain where the settings say so."""
-        if not self.validated or not (self.how.gain or self.how.collapse):
-            return
-        hit = torch.tensor(read_json(run.folder / GREEDY), dtype=torch.float64)
-        base = torch.tensor(read_json(run.inputs["valid"].folder / GREEDY), dtype=torch.float64)
-        if self.how.collapse and float(hit.mean()) < self.how.collapse * float(base.mean()):
-            said = f"{float(hit.mean()):.3f} of validation prompts are right, {float(base.mean()):.3f} by the reference"
-            self.end(
-                run, f"round {self.index + 1} collapsed: {said} (--feed.rounds.collapse {self.how.collapse:g})"
-            )
-        elif self.how.gain:
-            before = run.inputs.get("before")
-            last = base if before is None else torch.tensor(read_json(before.folder / GREEDY), dtype=torch.float64)
-            found = McNemar.of(hit, last)
-            if found.first <= found.second or found.p > self.how.gain:
-                said = f"{found.first} validation prompts gained, {found.second} lost (exact McNemar p = {found.p:.3g})"
-                self.end(run, f"round {self.index + 1} brought no significant gain: {said}")
-
     def end(self, run: Run[Any], why: str) -> None:
+        """Write down that no round follows."""
         note(f"[yellow]{self.name}: {why}; no round follows[/]")
         run.write_json(OVER, {"round": self.index + 1, "why": why})
 
