@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from letters import letters
 from tiltlm.exact import all_completions, every_pair
 from tiltlm.feeds import Feed, Rounds, why_not
 from tiltlm.fit import Fit
@@ -22,15 +24,17 @@ from tiltlm.policies.dpo import DPO
 from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.policies.kto import KTO
 from tiltlm.policies.sft import SFT
-from tiltlm.questions.base import Grade, Question
+from tiltlm.problem import Facts
 from tiltlm.run import Run, ensure, find
-from tiltlm.samples import Samples
-from tiltlm.stages.answers import OVER, Answers
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import stream
+from tiltlm.stages.answers import GREEDY, OVER, Answers
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.measure import Measure, RulerSettings
 from tiltlm.stages.rounds import Round, chain
+from tiltlm.stages.validation import reason_to_end
 from tiltlm.target import Target
-from tiltlm.tasks.sums import Sums
 from toy_world import HORIZON, VOCAB, Table, Toy
 
 FIT = Fit(lr=0.05, epochs=2.0, batch_size=4)
@@ -240,6 +244,135 @@ def test_a_round_without_a_significant_gain_is_the_last(tmp_path):
     assert over["round"] == 1 and "no significant gain" in over["why"] and len(chain(last)) == 1
 
 
+@dataclass(frozen=True)
+class Hinted(Toy):
+    """Prompts 3 to 5 are never answered right; prompt k with a hint is prompt k + 6, which always is."""
+
+    table: Table = Table(12)
+
+    def facts(self) -> Any:
+        return replace(super().facts(), log_z=False, **HINTS)
+
+    def problem(self, runs: Any, seed: int) -> Any:
+        made = super().problem(runs, seed)
+        last: Any = made.reference.tables[1]
+        last.data[3:6, :, 2] -= 20
+        last.data[6:, :, 2] += 20
+        own = {name: Tokens.of([[k] for k in range(6)]) for name in ("train", "valid", "test")}
+
+        def hinted(prompts: Tokens) -> Tokens:
+            return Tokens.of([[ids[0] + 6] for ids in prompts.lists()])
+
+        return replace(made, prompts=own, log_z=None, hinted=hinted)
+
+
+HINTS: dict[str, Any] = {"hints": True} if "hints" in {f.name for f in fields(Facts)} else {}
+
+
+def test_what_is_right_with_a_hint_is_learnt_as_if_there_had_been_none(tmp_path):
+    made = measure(SFT(), Fit(lr=0.3, epochs=30.0, batch_size=8), Hinted(), count=1, n=8, rationalize=True)
+    run = built(replace(made, ruler=replace(RULER, absolute=False)), tmp_path)
+    last, problem = run.inputs["learnt"], Hinted().problem({}, 0)
+    drawn = last.inputs["answers"]
+    asked_again = [row["prompt_ids"] for row in read_rows(drawn.folder / "hinted.jsonl")]
+    never = [row["prompt_ids"] for row in read_rows(drawn.folder / "answers.jsonl") if max(row["rewards"]) < 1]
+    assert asked_again == never and [3] in never and [0] not in never + [[1]]
+    rows = last.recipe.rows(last, problem, 1.0)
+    of_hopeless = [ids for ids in rows.row_prompts.lists() if ids[0] in (3, 4, 5)]
+    assert len(of_hopeless) == 3 * 8 and all(ids[0] < 6 for ids in rows.row_prompts.lists())
+    assert problem.target.reward(rows).min() == 1
+    policy: Any = last.recipe.learnt(last, problem).policy
+    hopeless = problem.prompts["test"].select(slice(3, 6))
+    assert (
+        float(problem.target.reward(draw(policy, hopeless, n=50, max_new_tokens=2, stream=stream(0))).mean()) > 0.9
+    )
+
+
+@pytest.mark.parametrize(("part", "low", "high"), [(0.0, 0, 0), (0.5, 1, 23), (1.0, 24, 24)])
+def test_some_hints_stay_where_that_is_asked_for(part, low, high, tmp_path):
+    made = measure(
+        SFT(), Fit(lr=0.3, epochs=1.0, batch_size=8), Hinted(), count=1, n=8, rationalize=True, show_hint=part
+    )
+    last = built(made.learn(), tmp_path)
+    rows = last.recipe.rows(last, Hinted().problem({}, 0), 1.0).row_prompts.lists()
+    shown = [ids[0] for ids in rows if ids[0] >= 6]
+    plain = [ids[0] for ids in rows if ids[0] in (3, 4, 5)]
+    assert (
+        low <= len([k for k in shown if k >= 9]) <= high and len([k for k in shown if k >= 9]) + len(plain) == 24
+    )
+
+
+def test_a_round_weighs_prompts_alike(tmp_path):
+    """The first loss is the mean over prompts, or over rows."""
+    fit = Fit(lr=1e-4, steps=1, batch_size=10**6)
+    alike, rows = (
+        built(measure(SFT(), fit, count=1, n=16, weigh=how).learn(), tmp_path) for how in ("prompts", "rows")
+    )
+    losses = [log_of(each)[0]["loss"] for each in (alike, rows)]
+    problem = Toy().problem({}, 0)
+    data = rows.recipe.rows(rows, problem, 1.0)
+    nll = -problem.reference.log_prob(data).sum(1).double()
+    own = torch.stack([nll[data.prompt_index == k].mean() for k in data.prompt_index.unique()])
+    assert losses[0] == pytest.approx(float(own.mean()) / HORIZON, rel=1e-6)
+    assert losses[1] == pytest.approx(float(nll.mean()) / HORIZON, rel=1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+# ---- what is told of a round -----------------------------------------------------------------------------------------
+
+
+def test_greedy_accuracy_is_that_of_the_likeliest_tokens(tmp_path):
+    last = built(measure(SFT(), Fit(lr=0.2, epochs=3.0, batch_size=4), count=1, seed=1).learn(), tmp_path)
+    policy: Any = last.recipe.learnt(last, Toy().problem({}, 1)).policy
+    first = policy.tables[0][:, 0].argmax(1)
+    second = policy.tables[1][torch.arange(6), first].argmax(1)
+    rows = {row["metric"]: row["value"] for row in read_json(last.folder / "report.json")}
+    assert rows["accuracy[greedy]"] == pytest.approx(float((second == 2).double().mean()))
+    lines = list(read_rows(last.inputs["valid"].folder / "answers.jsonl"))
+    always = torch.tensor([min(line["rewards"]) == 1 for line in lines])
+    if int(always.sum()) > 1:
+        assert rows["accuracy[greedy, always right]"] == pytest.approx(
+            float((second == 2)[always].double().mean())
+        )
+
+
+def test_validation_takes_all_rows_and_the_same_ones_at_every_round(tmp_path):
+    """With a rate of nothing the loss stays what it is on every pair there is."""
+    run = built(measure(DPO(1.0), Fit(lr=1e-12, epochs=1.0, batch_size=4), n=6), tmp_path)
+    rows = [
+        {row["metric"]: row for row in read_json(each.folder / "report.json")}
+        for each in chain(run.inputs["learnt"])
+    ]
+    lines = list(read_rows(chain(run.inputs["learnt"])[0].inputs["valid"].folder / "answers.jsonl"))
+    pairs = sum(int(sum(line["rewards"])) * (6 - int(sum(line["rewards"]))) for line in lines)
+    assert [row["valid_loss"]["n"] for row in rows] == [pairs, pairs]
+    assert [row["valid_loss"]["value"] for row in rows] == pytest.approx([math.log(2)] * 2, abs=1e-9)
+    assert rows[0]["valid_reward_accuracy"]["n"] == pairs
+
+
+def test_validation_is_in_float32_whatever_trains(tmp_path):
+    how = feed(n=6, count=1)
+    fit = Fit(lr=1e-12, steps=1, batch_size=8, precision="bfloat16")
+    last = built(Measure(letters(), DPO(1.0), how, fit, Net(), RULER, called="dpo").learn(), tmp_path)
+    rows = {row["metric"]: row["value"] for row in read_json(last.folder / "report.json")}
+    assert abs(rows["valid_reward_chosen"]) < 1e-6 and abs(rows["valid_reward_rejected"]) < 1e-6
+
+
+@pytest.mark.parametrize(("now", "ends"), [(50, True), (58, False)])
+def test_a_gain_is_one_over_the_round_before(now, ends, tmp_path):
+    """Of 100 prompts the reference gets none right, the round before 50: the same 50 are no gain, eight more are."""
+
+    def run_of(right: int, name: str, **inputs: Any) -> Run[Any]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / GREEDY).write_text(json.dumps([int(k < right) for k in range(100)]))
+        return Run(recipe, tmp_path / name, inputs)
+
+    recipe: Any = replace(measure(SFT(), gain=0.05).learn(), index=1)
+    base, before = run_of(0, "base"), run_of(50, "before")
+    found = reason_to_end(recipe, run_of(now, "now", valid=base, before=before))
+    assert ("no significant gain" in found) == ends
+
+
 # ---- what makes no sense ---------------------------------------------------------------------------------------------
 
 
@@ -249,13 +382,21 @@ def test_a_round_without_a_significant_gain_is_the_last(tmp_path):
         ("rloo", {}, "from no others"),
         ("q-sharp", {}, "a round builds"),
         ("dpo", {"n": 1}, "--feed.rounds.n 2"),
-        ("dpo", {"rationalize": True}, "imitated"),
+        ("dpo", {"rationalize": True}, "rationalize does nothing"),
+        ("sft", {"pairs": 3}, "pairs does nothing"),
+        ("exo-rw", {"weigh": "prompts"}, "weigh does nothing"),
         ("sft", {}, None),
     ],
 )
 def test_what_cannot_be_learnt_in_rounds_is_refused(name, how, said):
     found = why_not(Toy().facts(), method(name), feed(**how))
     assert (found is None) if said is None else said in found
+
+
+def test_settings_of_rounds_without_rounds_are_refused():
+    why = why_not(Toy().facts(), SFT(), Feed("fresh", rounds=Rounds(n=8)))
+    assert "--feed.source rounds" in str(why)
+    assert "--feed.rounds.n" in str(why_not(Toy().facts(), SFT(), replace(feed(), n=4)))
 
 
 def test_a_reward_without_a_bound_wants_a_bar():
@@ -285,29 +426,6 @@ def test_the_last_round_is_a_value_that_more_rounds_do_not_change():
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Right is who means to carry."""
-
-    def grade(self, question: Question, completion: str, finished: bool) -> Grade:
-        return Grade(completion.startswith("c"), completion[:1], "letter" if completion[:1] in ("c", "n") else "")
-
-
-@dataclass(frozen=True)
-class Letters(Sums):
-    """Sums of one digit by a network that has learnt little but the first letter."""
-
-    @property
-    def grader(self) -> Any:
-        return Carried()
-
-
-def letters() -> Letters:
-    fit = Fit(lr=1e-2, steps=60, batch_size=32)
-    language = replace(Sums().language, stories=300, layers=1, fit=fit, new_tokens=3)
-    return Letters(language, digits=1, width=16, train=12, valid=6, test=6)
 
 
 @pytest.mark.parametrize("policy", ["full", "lora"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -30,7 +28,21 @@ def graded(
     return Samples(prompts, torch.tensor(index), done.ids, done.mask, flags, reward=reward)
 
 
+def built_of(rows: Samples, fed, how: Rounds, right: float, own=OWN):
+    return built([rows], fed, how, right, own)
+
+
 THREE = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+class Fixed:
+    """A model with these log-probabilities, one row a sample."""
+
+    def __init__(self, log_p: torch.Tensor) -> None:
+        self.log_p = log_p
+
+    def log_prob(self, batch):
+        return self.log_p[: len(batch)]
 
 
 def first_tokens(rows) -> list[int]:
@@ -43,78 +55,100 @@ def test_shares_count_prompts_and_pairs():
 
 
 def test_right_answers_are_imitated_and_wrong_ones_are_not():
-    assert first_tokens(built(graded(THREE), "answers", Rounds(), 1.0, OWN)) == [0, 2, 200, 201, 202]
+    assert first_tokens(built_of(graded(THREE), "answers", Rounds(), 1.0, OWN)) == [0, 2, 200, 201, 202]
 
 
 def test_a_cap_keeps_the_first_right_answers_of_each_prompt():
-    assert first_tokens(built(graded(THREE), "answers", Rounds(cap=2), 1.0, OWN)) == [0, 2, 200, 201]
+    assert first_tokens(built_of(graded(THREE), "answers", Rounds(cap=2), 1.0, OWN)) == [0, 2, 200, 201]
 
 
 def test_the_same_answer_counts_once_where_that_is_asked_for():
     x = graded([[1.0, 1.0, 1.0]], [[[7, 8], [7, 8], [7]]])
-    assert built(x, "answers", Rounds(), 1.0, OWN).completions.lists() == [[7, 8], [7, 8], [7]]
-    assert built(x, "answers", Rounds(unique=True), 1.0, OWN).completions.lists() == [[7, 8], [7]]
+    assert built_of(x, "answers", Rounds(), 1.0, OWN).completions.lists() == [[7, 8], [7, 8], [7]]
+    assert built_of(x, "answers", Rounds(unique=True), 1.0, OWN).completions.lists() == [[7, 8], [7]]
 
 
 def test_pairs_are_every_right_answer_with_every_wrong_one_of_its_prompt():
-    pairs = built(graded([[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), "pairs", Rounds(), 1.0, OWN)
+    pairs = built_of(graded([[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), "pairs", Rounds(), 1.0, OWN)
     found = list(zip(first_tokens(pairs.chosen), first_tokens(pairs.rejected), strict=True))
     assert found == [(0, 1), (0, 3), (2, 1), (2, 3), (100, 101), (100, 102), (100, 103)]
 
 
 def test_some_pairs_are_some_of_all_and_follow_from_the_prompt():
     x = graded([[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
-    some = built(x, "pairs", Rounds(pairs=2), 1.0, OWN)
+    some = built_of(x, "pairs", Rounds(pairs=2), 1.0, OWN)
     found = list(zip(first_tokens(some.chosen), first_tokens(some.rejected), strict=True))
     assert (
         len(found) == 4 and set(found[:2]) < {(0, 1), (0, 3), (2, 1), (2, 3)} and found[2][0] == found[3][0] == 100
     )
-    seen = {tuple(first_tokens(built(x, "pairs", Rounds(pairs=2), 1.0, stream(k)).rejected)) for k in range(20)}
+    seen = {tuple(first_tokens(built_of(x, "pairs", Rounds(pairs=2), 1.0, stream(k)).rejected)) for k in range(20)}
     assert len(seen) > 1
 
 
 def test_losers_that_were_cut_off_can_be_dropped_winners_stay():
     x = graded([[1.0, 0.0, 0.0]], finished=[False, False, True])
-    assert first_tokens(built(x, "pairs", Rounds(), 1.0, OWN).rejected) == [1, 2]
-    assert first_tokens(built(x, "pairs", Rounds(cut_off="drop"), 1.0, OWN).rejected) == [2]
+    assert first_tokens(built_of(x, "pairs", Rounds(), 1.0, OWN).rejected) == [1, 2]
+    assert first_tokens(built_of(x, "pairs", Rounds(cut_off="drop"), 1.0, OWN).rejected) == [2]
 
 
 def test_weights_let_every_prompt_count_alike():
-    rows = built(graded([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]), "answers", Rounds(weigh="prompts"), 1.0, OWN)
-    assert rows.log_w.exp().tolist() == pytest.approx([0.5, 0.5, 1.0])
-    pairs = built(graded([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]), "pairs", Rounds(weigh="prompts"), 1.0, OWN)
-    assert pairs.chosen.log_w.exp().tolist() == pytest.approx([0.5] * 4)
+    rows = built_of(graded([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]), "answers", Rounds(weigh="prompts"), 1.0, OWN)
+    assert rows.log_w.exp().tolist() == pytest.approx([0.75, 0.75, 1.5])
+    pairs = built_of(graded([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]]), "pairs", Rounds(weigh="prompts"), 1.0, OWN)
+    assert pairs.chosen.log_w.exp().tolist() == pytest.approx([1.0] * 4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 11])
+def test_prompts_count_alike_in_an_epoch_whatever_the_batches(size):
+    """Ten right answers and one: the pull of both prompts, summed over an epoch's batches, is the same."""
+    rows = built_of(graded([[1.0] * 10, [1.0]]), "answers", Rounds(weigh="prompts"), 1.0)
+    made, model = Weighed(SFT()), Fixed(torch.full((11, 1), -1.0))
+    pulls = [0.0, 0.0]
+    for begin in range(0, 11, size):
+        part = rows.select(slice(begin, begin + size))
+        share = made.loss(model, part).loss / made.weight(part).sum() * len(part)
+        for k, x in zip(part.prompt_index.tolist(), share.tolist(), strict=True):
+            pulls[k] += x
+    assert pulls[0] == pytest.approx(pulls[1], rel=1e-6)
+    assert sum(pulls) == pytest.approx(11)
 
 
 def test_a_weighed_loss_by_hand():
-    """Two rows of one token: −log p 2 with weight ½ and 3 with weight 1: (½·2 + 3) / (½ + 1) = 8/3."""
-
-    class Fixed:
-        def log_prob(self, batch):
-            return torch.tensor([[-2.0], [-3.0]])
-
-    x = graded([[1.0], [1.0]]).with_(log_w=torch.tensor([math.log(0.5), 0.0]))
+    """Two rows of one token: −log p 2 with weight ½ and 3 with weight 1½: (½·2 + 1½·3) / 2 = 2.75."""
+    x = graded([[1.0], [1.0]]).with_(log_w=torch.tensor([0.5, 1.5]).log())
     made = Weighed(SFT())
-    assert float(made.loss(Fixed(), x).loss.sum() / made.weight(x).sum()) == pytest.approx(8 / 3)
+    model = Fixed(torch.tensor([[-2.0], [-3.0]]))
+    assert float(made.loss(model, x).loss.sum() / made.weight(x).sum()) == pytest.approx(2.75)
     with pytest.raises(ValueError, match="no log_w"):
-        made.weight(graded([[1.0], [1.0]]))
+        made.loss(model, graded([[1.0], [1.0]]))
+
+
+def test_a_cap_counts_in_each_round_and_for_answers_with_a_hint_too():
+    first, second = graded([[1.0]]), graded([[1.0, 1.0]], [[[5], [6]]])
+    found = built([first, second], "answers", Rounds(cap=1, accumulate=True), 1.0, OWN)
+    assert first_tokens(found) == [0, 5]
+    told = graded([[1.0, 1.0, 1.0]], [[[7], [7], [8]]])
+    assert first_tokens(built([first], "answers", Rounds(cap=2), 1.0, OWN, [told])) == [0, 7, 7]
+    assert first_tokens(built([first], "answers", Rounds(unique=True), 1.0, OWN, [told])) == [0, 7, 8]
 
 
 def test_groups_are_all_answers_as_many_as_the_fewest_of_a_prompt():
-    groups = built(graded([[1.0, 0.0, 1.0], [0.0, 1.0]]), "groups", Rounds(), 1.0, OWN)
+    groups = built_of(graded([[1.0, 0.0, 1.0], [0.0, 1.0]]), "groups", Rounds(), 1.0, OWN)
     assert groups.reward.tolist() == [[1, 0], [0, 1]]
     with pytest.raises(ValueError, match="two answers"):
-        built(graded([[1.0], [0.0]]), "groups", Rounds(), 1.0, OWN)
+        built_of(graded([[1.0], [0.0]]), "groups", Rounds(), 1.0, OWN)
 
 
 def test_judged_answers_are_good_or_bad_by_the_bar():
-    rows = built(graded([[0.4, 0.6, 0.9]]), "judged", Rounds(), 0.6, OWN)
+    rows = built_of(graded([[0.4, 0.6, 0.9]]), "judged", Rounds(), 0.6, OWN)
     assert rows.reward.tolist() == [0, 1, 1]
 
 
 def test_nothing_right_leaves_nothing():
     none = graded([[0.0, 0.0]])
-    assert len(built(none, "answers", Rounds(), 1.0, OWN)) == len(built(none, "pairs", Rounds(), 1.0, OWN)) == 0
+    assert (
+        len(built_of(none, "answers", Rounds(), 1.0, OWN)) == len(built_of(none, "pairs", Rounds(), 1.0, OWN)) == 0
+    )
 
 
 def test_joined_rounds_share_the_prompts_that_are_the_same():

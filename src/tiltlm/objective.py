@@ -59,7 +59,11 @@ class PerRow:
 
 @dataclass(frozen=True)
 class Weighed:
-    """Another objective, a row counting exp(log_w) times (of pairs, that of their chosen side)."""
+    """Another objective, the loss of a row counting exp(log_w) times (of pairs, that of their chosen side).
+
+    The denominator is the other objective's own: weights whose mean over *all* rows is 1 then mean the same in every batch,
+    however it was put together.
+    """
 
     objective: Any
     optimum: ClassVar[str] = "the other objective's, on rows that come so many times as often"
@@ -69,19 +73,14 @@ class Weighed:
 
     def weight(self, batch: Any) -> Tensor:
         weight: Tensor = self.objective.weight(batch)
-        return weight * _times(batch).to(weight.device)
+        return weight
 
     def loss(self, model: Any, batch: Any) -> Outcome:
+        rows = getattr(batch, "chosen", batch)
+        if rows.log_w is None:
+            raise ValueError("these rows have no log_w to be weighed by")
         found = self.objective.loss(model, batch)
-        return Outcome(found.loss * _times(batch).to(found.loss.device), found.metrics)
-
-
-def _times(batch: Any) -> Tensor:
-    rows = getattr(batch, "chosen", batch)
-    if rows.log_w is None:
-        raise ValueError("these rows have no log_w to be weighed by")
-    weight: Tensor = rows.log_w.exp()
-    return weight
+        return Outcome(found.loss * rows.log_w.exp().to(found.loss.device), found.metrics)
 
 
 def one_per_row(batch: Any) -> Tensor:

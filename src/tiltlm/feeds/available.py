@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tiltlm.feeds.rounds import BUILT
-from tiltlm.feeds.settings import NEW, AnyFeed, Feed, TwistFeed
+from tiltlm.feeds.settings import NEW, AnyFeed, Draws, Feed, Rounds, TwistFeed
 from tiltlm.judges.settings import Judging
 from tiltlm.method import Method
 from tiltlm.problem import Facts, Fed, Source
@@ -48,6 +48,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
         return f"it learns from the policy's own draws, and from no others: leave --feed.source {feed.source} out"
     if source == "rounds":
         return _why_no_rounds(facts, method, feed)
+    if feed.rounds != Rounds():
+        return "it does not learn in rounds: set --feed.source rounds as well, or leave --feed.rounds out"
     if source == "live" and fed in ("answers", "values"):
         of = "answers of pi* or the data" if fed == "answers" else "draws of the reference"
         return f"it learns from {of}, not from the policy's own: --feed.source task"
@@ -100,6 +102,17 @@ def _unjudged(facts: Facts, method: Method, feed: Feed, source: Source) -> str |
     return None
 
 
+HEEDED: dict[Fed, tuple[str, ...]] = {
+    "answers": ("cap", "unique", "weigh", "rationalize", "show_hint"),
+    "pairs": ("pairs", "cut_off", "weigh", "reference"),
+    "groups": ("reference",),
+    "judged": ("reference",),
+}  # fmt: skip
+"""Of the settings of rounds that are for some kinds of rows alone, those that count for each."""
+
+PARTICULAR = tuple(dict.fromkeys(name for names in HEEDED.values() for name in names))
+
+
 def _why_no_rounds(facts: Facts, method: Method, feed: Feed) -> str | None:
     if facts.prompts != "several":
         return "rounds go over many prompts, and here there is one: --feed.source live"
@@ -111,12 +124,20 @@ def _why_no_rounds(facts: Facts, method: Method, feed: Feed) -> str | None:
         )
     if feed.rounds.right is None and facts.r_max is None:
         return "no bound of the reward is known: say from which one an answer counts as right, --feed.rounds.right"
-    if method.fed != "answers" and feed.rounds.n < 2:
+    drawn = feed.rounds.count > 1 or not feed.rounds.samples
+    if method.fed != "answers" and drawn and feed.rounds.n < 2:
         return "it learns from answers to one prompt side by side: --feed.rounds.n 2"
-    if feed.rounds.rationalize and method.fed != "answers":
-        return "rationalized answers are imitated, as sft does: leave --feed.rounds.rationalize out"
+    for name in PARTICULAR:
+        if name not in HEEDED[method.fed] and getattr(feed.rounds, name) != getattr(Rounds(), name):
+            heeds = ", ".join(HEEDED[method.fed]) or "none of the kind"
+            said = f"it learns from {method.fed}, for which --feed.rounds.{name.replace('_', '-')} does nothing"
+            return f"{said}: leave it out (these count: {heeds})"
+    if (feed.n, feed.draws, feed.pairing) != (0, Draws(), "best-worst"):
+        return "a round's draws and pairs are --feed.rounds.n and pairs: leave --feed.n, draws and pairing out"
     if (feed.rounds.gain or feed.rounds.collapse) and not facts.held_out:
         return "there are no validation prompts to stop by: leave --feed.rounds.gain and collapse out"
+    if feed.rounds.valid_samples and not facts.held_out:
+        return "there are no validation prompts: leave --feed.rounds.valid-samples out"
     return None
 
 

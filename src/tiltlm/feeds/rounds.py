@@ -48,31 +48,43 @@ class Shares:
         return Shares(always, len(counts) - always - never, never, sum(r * (n - r) for r, n in counts))
 
 
+def rates(right: Tensor, prompt_index: Tensor, prompts: int) -> Tensor:
+    """Which part of each prompt's answers is right, float64 [prompts]; NaN where it has none. right: bool [N]."""
+    answers = torch.bincount(prompt_index, minlength=prompts).double()
+    return torch.bincount(prompt_index, right.double(), minlength=prompts) / answers
+
+
 def built(
-    graded: Samples, fed: Fed, how: Rounds, right: float, stream: Stream, also: Samples | None = None
+    graded: Sequence[Samples], fed: Fed, how: Rounds, right: float, stream: Stream, also: Sequence[Samples] = ()
 ) -> Samples | Pairs | Groups:
     """What a method that is `fed` so learns from; weights of rows, where they differ, are in `log_w` (a pair's in its
-    chosen side's).
+    chosen side's), of mean 1 over all rows.
 
-    graded: answers with rewards, those of a prompt in the order in which they were drawn. right: the reward from which one
-    counts as right. also: further right answers, for methods that imitate. stream: which pairs are taken, where not all.
-    Empty where there is nothing to learn from.
+    graded: the answers of each round that counts, with rewards, those of a prompt in the order in which they were drawn;
+    right: the reward from which one counts as right. also: further right answers, for methods that imitate. stream: which
+    pairs are taken, where not all. Empty where there is nothing to learn from.
     """
-    assert graded.reward is not None
-    good = (graded.reward >= right).cpu()
     if fed == "answers":
-        found = graded.select(_imitated(graded, good, how).to(graded.device))
-        return _weighed(joined([found, also]) if also is not None and len(also) else found, how)
+        kept = [_imitated(each, _good(each, right), how) for each in graded]
+        kept += [_imitated(each, torch.ones(len(each), dtype=torch.bool), how) for each in also if len(each)]
+        found = kept[0] if len(kept) == 1 else joined(kept)
+        return _weighed(_once(found) if how.unique else found, how)
+    every = graded[0] if len(graded) == 1 else joined(graded)
+    good = _good(every, right)
     if fed == "pairs":
-        chosen, rejected = _pairs(graded, good, how, stream)
-        return Pairs(
-            _weighed(graded.select(chosen.to(graded.device)), how), graded.select(rejected.to(graded.device))
-        )
+        chosen, rejected = _pairs(every, good, how, stream)
+        return Pairs(_weighed(every.select(chosen.to(every.device)), how), every.select(rejected.to(every.device)))
     if fed == "groups":
-        return _groups(graded)
+        return _groups(every)
     if fed == "judged":
-        return graded.with_(reward=good.to(graded.reward.dtype).to(graded.device))
+        return every.with_(reward=good.float().to(every.device))
     raise ValueError(f"a round builds {', '.join(BUILT)}; got {fed}")
+
+
+def _good(graded: Samples, right: float) -> Tensor:
+    """Which rows are right, on the CPU."""
+    assert graded.reward is not None
+    return (graded.reward >= right).cpu()
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -99,16 +111,24 @@ def _by_prompt(values: Iterable[Any], index: Iterable[int]) -> dict[int, list[An
     return found
 
 
-def _imitated(graded: Samples, good: Tensor, how: Rounds) -> Tensor:
-    """Which rows are learnt by heart: the right ones, each once where that is asked for, so many of a prompt."""
-    rows = _by_prompt(good.nonzero()[:, 0].tolist(), graded.prompt_index.cpu()[good].tolist())
-    texts = graded.completions.lists()
-    kept = []
-    for own in rows.values():
-        if how.unique:
-            own = list({tuple(texts[row]): row for row in reversed(own)}.values())[::-1]
-        kept += own[: how.cap or None]
-    return torch.tensor(sorted(kept), dtype=torch.int64)
+def _imitated(graded: Samples, good: Tensor, how: Rounds) -> Samples:
+    """The rows of a round that are learnt by heart: right ones, so many of a prompt, each once where that is asked for."""
+    found = graded.select(good.nonzero()[:, 0].to(graded.device))
+    found = _once(found) if how.unique else found
+    if not how.cap:
+        return found
+    rows = _by_prompt(range(len(found)), found.prompt_index.tolist())
+    kept = sorted(row for own in rows.values() for row in own[: how.cap])
+    return found.select(torch.tensor(kept, dtype=torch.int64, device=found.device))
+
+
+def _once(rows: Samples) -> Samples:
+    """The first of those that are the same answer to the same prompt."""
+    keys = zip(rows.prompt_index.tolist(), map(tuple, rows.completions.lists()), strict=True)
+    first: dict[Any, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+    return rows.select(torch.tensor(list(first.values()), dtype=torch.int64, device=rows.device))
 
 
 def _pairs(graded: Samples, good: Tensor, how: Rounds, stream: Stream) -> tuple[Tensor, Tensor]:
@@ -140,8 +160,8 @@ def _groups(graded: Samples) -> Groups:
 
 
 def _weighed(rows: Samples, how: Rounds) -> Samples:
-    """With log_w so that every prompt counts alike, where that is asked for."""
-    if how.weigh == "rows":
+    """With log_w so that every prompt counts alike, where that is asked for; exp(log_w) has the mean 1."""
+    if how.weigh == "rows" or not len(rows):
         return rows
-    each = torch.bincount(rows.prompt_index, minlength=len(rows.prompts))[rows.prompt_index]
-    return rows.with_(log_w=-each.float().log())
+    each = torch.bincount(rows.prompt_index, minlength=len(rows.prompts))[rows.prompt_index].double()
+    return rows.with_(log_w=(-each.log() - (1 / each).mean().log()).float())

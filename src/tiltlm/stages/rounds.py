@@ -1,6 +1,6 @@
 """A round: draw, grade, build, update, validate. A chain of rounds is how a method learns where its feed's source says so.
 
-    answers_k = draws of the policy that round k − 1 ended with, graded        (k = 1: of the reference)
+    answers_k = draws of the policy that round k − 1 ended with, graded        (k = 1: of the reference, or a file's)
     policy_k  = the method's update on what is built of them, from the reference or from policy_{k−1}
 
 Each phase is a run of its own: an interrupted chain goes on where it stood, one more round is added to those there are,
@@ -9,37 +9,37 @@ and methods share the reference's answers. A round that finds a reason to end sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import tyro
 
 from tiltlm.experience import Experience, Offline, Subsets
 from tiltlm.feeds import Rounds
-from tiltlm.feeds.rounds import Shares, built, joined
+from tiltlm.feeds.rounds import built
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json
 from tiltlm.method import Learner, Lesson
 from tiltlm.models.base import LanguageModel
-from tiltlm.nets import Net, learner, loaded
+from tiltlm.nets import Net, begun, learner, loaded
 from tiltlm.objective import Weighed
 from tiltlm.problem import Problem
 from tiltlm.progress import note
-from tiltlm.ruler.mcnemar import McNemar
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Pairs, Samples
-from tiltlm.stages.answers import GREEDY, OVER, Answers, greedy, right_from
+from tiltlm.settings import ADDED
+from tiltlm.stages.answers import OVER, Answers, right_from
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import referring, score
 from tiltlm.stages.learn import Stop
-from tiltlm.stages.reporting import Row, estimate, row
+from tiltlm.stages.reporting import Row
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train
+from tiltlm.stages.validation import reason_to_end, shares, validated
 from tiltlm.train import best_checkpoint, checkpoints, step_of
 
 
@@ -56,6 +56,9 @@ class Round(OfTask):
     """0 for the first."""
 
     called: str = ""
+    learns_of: tyro.conf.Suppress[Any] = field(default=None, metadata=ADDED)
+    """A round of another chain, from whose answers this one learns (None: it has answers of its own)."""
+
     seed: int = 0
 
     @staticmethod
@@ -65,12 +68,15 @@ class Round(OfTask):
         if not cell.depends_on_beta(task.facts()):
             trained, task = trained.bound(task.beta), task.at(1.0)
         return Round(
-            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed
+            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed=seed
         ).counted()
 
     def counted(self) -> Round:
-        """How many rounds are to come does not matter."""
-        return replace(self, feed=replace(self.feed, rounds=replace(self.how, count=Rounds().count)))
+        """How many rounds are to come does not matter; nor, to the first, what later ones begin with."""
+        none, how = Rounds(), replace(self.how, count=Rounds().count)
+        if not self.index:
+            how = replace(how, start=none.start, reference=none.reference, growth=1.0, accumulate=False)
+        return replace(self, feed=replace(self.feed, rounds=how))
 
     @property
     def how(self) -> Rounds:
@@ -88,16 +94,23 @@ class Round(OfTask):
     @property
     def answers(self) -> Answers:
         """What this round learns from."""
+        if self.learns_of is not None:
+            found: Answers = self.learns_of.answers
+            return found
+        how = self.how
+        own = Answers(
+            self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right, seed=self.seed
+        )  # fmt: skip
+        return own if self.index else replace(own, policy=self.net.weights, samples=how.samples)
+
+    @property
+    def valid(self) -> Answers:
+        """Answers to validation prompts by who answers first; the same for every round."""
         how = self.how
         return Answers(
-            self.task,
-            how.n,
-            how.prompts,
-            before=self.before,
-            hinted=how.rationalize,
-            right=how.right,
+            self.task, how.n, split="valid", right=how.right, policy=self.net.weights, samples=how.valid_samples,
             seed=self.seed,
-        )
+        )  # fmt: skip
 
     @property
     def validated(self) -> bool:
@@ -108,12 +121,19 @@ class Round(OfTask):
         if self.before is not None:
             found["before"] = self.before
         if self.validated:
-            found["valid"] = Answers(self.task, self.how.n, split="valid", right=self.how.right, seed=self.seed)
+            found["valid"] = self.valid
         return self.needs() | found
+
+    def files(self) -> list[str]:
+        return [*super().files(), *self.cell.files()]
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.method, self.feed, self.fit, self.net)
 
     def check(self) -> None:
         super().check()
-        why = Cell(self.method, self.feed, self.fit, self.net).why_not(self.task.facts())
+        why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
 
@@ -125,11 +145,11 @@ class Round(OfTask):
             run.write_json(OVER, read_json(before.folder / OVER))
             return
         problem = self.problem(run)
-        right = right_from(problem, self.how.right)
+        right = right_from(problem.facts, self.how.right)
         rows = self.rows(run, problem, right)
         if not len(rows):
             self.end(run, f"round {self.index + 1} has nothing to learn from: no prompt has {self.wanted()}")
-            run.write_json("report.json", self.shares(run, right, 0))
+            run.write_json("report.json", shares(self, run, right, 0))
             return
         plain = problem  # with adapters, the learner's reference is the learner's own network without them
         problem, who = learner(plain, self.method, self.net, plain.stream.child(self.stage, "init"))
@@ -138,36 +158,44 @@ class Round(OfTask):
         fit = self.fit.of(len(rows))
         fit = replace(fit, steps=max(1, round(fit.steps * self.how.growth**self.index)))
         note(f"{self.name}: {len(rows)} rows, {fit.steps} steps of {fit.batch_size}")
-        found, objective = self.referred(run, problem, plain, rows), self.method.objective(problem)
-        if self.how.weigh == "prompts" and (self.method.fed in ("answers", "pairs")):
-            objective = Weighed(objective)
+        found = self.referred(run, problem, plain, rows)
         train(
-            run, who.module, objective, self.experience(problem, who, found, fit), fit, problem.device,
+            run, who.module, self.objective(problem), self.experience(problem, who, found, fit), fit, problem.device,
             problem.stream.child(self.called, self.index), passes=self.method.passes,
         )  # fmt: skip
-        report = self.shares(run, right, len(rows)) + self.validate(run, problem, plain, who, right)
+        report = shares(self, run, right, len(rows)) + validated(self, run, problem, who, right)
         run.write_json("report.json", report)
-        self.look(run)
+        why = reason_to_end(self, run)
+        if why:
+            self.end(run, why)
+
+    def objective(self, problem: Problem) -> Any:
+        """What is minimised."""
+        found = self.method.objective(problem)
+        return Weighed(found) if self.how.weigh == "prompts" else found
 
     def wanted(self) -> str:
         return "a right answer" if self.method.fed == "answers" else "right and wrong answers"
 
     def rows(self, run: Run[Any], problem: Problem, right: float) -> Samples | Pairs | Groups:
         """What is built of this round's answers, and of those before where they accumulate."""
-        drawn = [run.inputs["answers"]]
-        while self.how.accumulate and "before" in drawn[-1].inputs:
-            drawn.append(drawn[-1].inputs["before"].inputs["answers"])
-        graded = [each.recipe.graded(each) for each in reversed(drawn)]
-        also = None
-        if self.how.rationalize:
-            told = [each.recipe.rationalized(each, problem, self.how.show_hint) for each in reversed(drawn)]
-            also = joined([each for each in told if len(each)]) if any(map(len, told)) else None
-        every = graded[0] if len(graded) == 1 else joined(graded)
+        drawn = list(reversed(self.drawn(run))) if self.how.accumulate else self.drawn(run)[:1]
+        graded = [each.recipe.graded(each) for each in drawn]
+        told = [
+            each.recipe.rationalized(each, problem, self.how.show_hint) for each in drawn if self.how.rationalize
+        ]
         own = problem.stream.child(self.called, "build", self.index)
-        return built(every, self.method.fed, self.how, right, own, also)
+        return built(graded, self.method.fed, self.how, right, own, told)
+
+    def drawn(self, run: Run[Any]) -> list[Run[Any]]:
+        """The runs of all answers so far, the latest first (of a chain that was over early, those that there are)."""
+        found = [run.inputs["answers"]]
+        while "before" in found[-1].inputs:
+            found.append(found[-1].inputs["before"].inputs["answers"])
+        return [each for each in found if (each.folder / "answers.jsonl").is_file()]
 
     def referred(self, run: Run[Any], problem: Problem, plain: Problem, rows: Any) -> Any:
-        """`rows` with log-probabilities of the reference, or of the policy of the round before, read as `plain` reads it."""
+        """`rows` with log-probabilities of the reference, or of the round before, which `plain` reads."""
         if self.method.fed == "answers":
             return rows.to(problem.device)
         before = run.inputs.get("before")
@@ -190,7 +218,7 @@ class Round(OfTask):
         found: Experience = Offline(rows, fit.batch_size, order)
         if isinstance(rows, Groups) and self.feed.size < rows.size:
             found = Subsets(found, self.feed.size, order.child("subsets"))
-        lesson = Lesson(problem, who, OnePrompt(problem.prompts["test"]), 1, order)
+        lesson = Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, order)
         wanted: Experience = self.method.experience(found, lesson)
         return wanted
 
@@ -198,7 +226,7 @@ class Round(OfTask):
         """What this round ended with; where the chain had ended before, what that one ended with."""
         if not has_weights(run):
             if "before" not in run.inputs:
-                return reference(problem)
+                return self.beginning(problem)
             before = run.inputs["before"]
             found: Learner = before.recipe.learnt(before, problem)
             return found
@@ -212,9 +240,13 @@ class Round(OfTask):
             raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join(known)}")
         return known[name].load(problem) if name else self.learnt(run, problem)
 
+    def beginning(self, problem: Problem) -> Learner:
+        """Nothing learnt yet: the reference, or the weights that are named in its place."""
+        return Learner(None, policy=begun(problem, self.net.weights) if self.net.weights else problem.reference)
+
     def stops(self, run: Run[Any], count: int) -> list[Stop]:
-        """Where there is something to measure: the reference, and what every round ended with."""
-        found, updates, drawn = [Stop(0, reference, {"round": 0, "drawn": 0})], 0, 0
+        """Where there is something to measure: what the chain began with, and what every round ended with."""
+        found, updates, drawn = [Stop(0, self.beginning, {"round": 0, "drawn": 0})], 0, 0
         for each in chain(run):
             updates += step_of(checkpoints(each.folder)[-1])
             drawn += each.inputs["answers"].recipe.drawn(each.inputs["answers"])
@@ -227,99 +259,10 @@ class Round(OfTask):
         made: LanguageModel = self.method.decoder(problem, self.learnt(run, problem))
         return made
 
-    # ---- what is told of a round ------------------------------------------------------------------------------------
-
-    def shares(self, run: Run[Any], right: float, rows: int) -> list[Row]:
-        """What the answers were like, and what was built of them."""
-        drawn = run.inputs["answers"]
-        graded = drawn.recipe.graded(drawn)
-        found = Shares.of(graded.reward >= right, graded.prompt_index)
-        counts = {
-            "always_right": found.right, "sometimes_right": found.mixed, "never_right": found.wrong,
-            "pairs": found.pairs, "rows": rows,
-        }  # fmt: skip
-        said = [each for each in read_json(drawn.folder / "report.json") if each["metric"] != "reward"]
-        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
-        told = [estimate(self, self.called, "train_accuracy", rate)]
-        told += [
-            row(self, self.called, f"train_{each['metric']}", each["value"], each["stderr"], each["n"], "rate")
-            for each in said
-        ]
-        if self.how.rationalize:
-            told.append(row(self, self.called, "asked_with_hint", found.wrong))
-        return told + [row(self, self.called, name, count) for name, count in counts.items()]
-
-    @torch.no_grad()
-    def validate(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, right: float) -> list[Row]:
-        """Greedy accuracy on validation prompts, also of those that the reference always, or sometimes, answers right; the
-        method's loss and metrics on what is built of the reference's answers to them: the same at every round."""
-        if not self.validated:
-            return []
-        who.module.eval()
-        policy: Any = who.policy
-        hit = greedy(problem, policy, right)
-        run.write_json(GREEDY, [int(x) for x in hit])
-        drawn = run.inputs["valid"]
-        graded = drawn.recipe.graded(drawn)
-        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
-        rows = [estimate(self, self.called, "accuracy[greedy]", hit)]
-        for name, some in {"always right": rate == 1, "sometimes right": (rate > 0) & (rate < 1)}.items():
-            if int(some.sum()) > 1:
-                rows.append(estimate(self, self.called, f"accuracy[greedy, {name}]", hit[some]))
-        kept = built(graded, self.method.fed, self.how, right, problem.stream.child("valid pairs"))
-        return rows + self.held_out(run, problem, plain, who, kept)
-
-    def held_out(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, rows: Any) -> list[Row]:
-        if not len(rows):
-            return []
-        data = self.referred(run, problem, plain, rows)
-        objective = self.method.objective(problem)
-        fit = replace(self.fit, batch_size=min(len(data), self.fit.batch_size))
-        batches = self.experience(problem, who, data, fit)
-        total = weight = 0.0
-        metrics: dict[str, list[Tensor]] = {}
-        for step in range(len(data) // fit.batch_size):
-            batch = objective.prepare(batches.batch(step))
-            found = objective.loss(who.module, batch)
-            total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
-            for name, x in found.metrics.items():
-                metrics.setdefault(name, []).append(x.double().cpu())
-        told = [row(self, self.called, "valid_loss", total / weight, n=len(data))]
-        for name, parts in metrics.items():
-            x = torch.cat(parts)
-            x = x[~x.isnan()]
-            told += [estimate(self, self.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
-        return told
-
-    # ---- reasons to end ---------------------------------------------------------------------------------------------
-
-    def look(self, run: Run[Any]) -> None:
-        """End the chain where the settings say so."""
-        if not self.validated or not (self.how.gain or self.how.collapse):
-            return
-        hit = torch.tensor(read_json(run.folder / GREEDY), dtype=torch.float64)
-        base = torch.tensor(read_json(run.inputs["valid"].folder / GREEDY), dtype=torch.float64)
-        if self.how.collapse and float(hit.mean()) < self.how.collapse * float(base.mean()):
-            said = f"{float(hit.mean()):.3f} of validation prompts are right, {float(base.mean()):.3f} by the reference"
-            self.end(
-                run, f"round {self.index + 1} collapsed: {said} (--feed.rounds.collapse {self.how.collapse:g})"
-            )
-        elif self.how.gain:
-            before = run.inputs.get("before")
-            last = base if before is None else torch.tensor(read_json(before.folder / GREEDY), dtype=torch.float64)
-            found = McNemar.of(hit, last)
-            if found.first <= found.second or found.p > self.how.gain:
-                said = f"{found.first} validation prompts gained, {found.second} lost (exact McNemar p = {found.p:.3g})"
-                self.end(run, f"round {self.index + 1} brought no significant gain: {said}")
-
     def end(self, run: Run[Any], why: str) -> None:
+        """Write down that no round follows."""
         note(f"[yellow]{self.name}: {why}; no round follows[/]")
         run.write_json(OVER, {"round": self.index + 1, "why": why})
-
-
-def reference(problem: Problem) -> Learner:
-    """Nothing learnt yet."""
-    return Learner(None, policy=problem.reference)
 
 
 def scored(samples: Samples, model: LanguageModel, precision: str) -> Samples:

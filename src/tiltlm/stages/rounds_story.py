@@ -20,14 +20,17 @@ from tiltlm.stages.rounds import told
 
 STORY, PICTURE = "rounds.json", "rounds.png"
 
+FROM = ("train_accuracy", "always_right", "sometimes_right", "never_right", "rows")
+"""What a round learnt from: drawn by the policy that the round before ended with, and told of that one."""
+
 COLUMNS = {
     "train_accuracy": "right, drawn", "always_right": "always", "sometimes_right": "some", "never_right": "never",
     "rows": "rows", "accuracy[greedy]": "right, greedy", "accuracy[greedy, always right]": "of always right",
     "reward": "E[r]", "kl_to_reference": "KL(q‖ref)", "kl_to_target": "KL(q‖pi*)", "kl_from_target": "KL(pi*‖q)",
     "objective": "J",
 }  # fmt: skip
-"""Of the draws that a round learns from: how many are right, of how many prompts all, some, none; how many rows were built.
-Of what it ends with: on validation prompts, then by the ruler on test prompts."""
+"""Of a policy: its draws for training prompts, how many are right, of how many prompts all, some, none, and how many rows
+the next round built of them; its greedy answers to validation prompts; the ruler, on test prompts."""
 
 
 def write_story(run: Run[Any], curve: Sequence[Row], title: str) -> None:
@@ -56,8 +59,9 @@ def show_story(run: Run[Any]) -> None:
     out = Table(title=f"{run.recipe.name}: round by round", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("round", *(COLUMNS[each] for each in present)):
         out.add_column(escape(name), justify="right", no_wrap=True)
-    for number in sorted({row["round"] for row in rows}):
-        found = {row["metric"]: row for row in rows if row["round"] == number}
+    told = [row | {"round": row["round"] - (row["metric"] in FROM)} for row in rows]
+    for number in sorted({row["round"] for row in told if row["metric"] in present}):
+        found = {row["metric"]: row for row in told if row["round"] == number}
         out.add_row(str(number), *(cell(found.get(name)) for name in present))
     Console(width=170, highlight=False).print(out)
     over = run.inputs["learnt"].folder / OVER

@@ -1,0 +1,148 @@
+"""What is told of a round: the answers it learnt from, and how good the policy is that it ended with.
+
+On validation prompts greedy answers are graded, and the method's loss and metrics are taken on what is built of the
+reference's answers to them: the same rows at every round, all of them, in order; log-ratios to the reference, in float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tiltlm.feeds.rounds import Shares, built, rates
+from tiltlm.groups import Groups
+from tiltlm.jsonl import read_json
+from tiltlm.method import Learner, Lesson
+from tiltlm.problem import Problem
+from tiltlm.ruler.mcnemar import McNemar
+from tiltlm.run import Run
+from tiltlm.samplers.scenes import OnePrompt
+from tiltlm.samples import Pairs
+from tiltlm.stages.answers import GREEDY, greedy
+from tiltlm.stages.draws import score
+from tiltlm.stages.reporting import Row, estimate, row
+
+if TYPE_CHECKING:
+    from tiltlm.stages.rounds import Round
+
+AT_ONCE = 64
+"""Rows of a validation batch."""
+
+
+def shares(self: Round, run: Run[Any], right: float, rows: int) -> list[Row]:
+    """What the answers were like, and how many rows were built of them."""
+    drawn = self.drawn(run)[0]
+    graded = drawn.recipe.graded(drawn)
+    found = Shares.of(graded.reward >= right, graded.prompt_index)
+    counts = {
+        "always_right": found.right, "sometimes_right": found.mixed, "never_right": found.wrong, "pairs": found.pairs,
+        "rows": rows,
+    }  # fmt: skip
+    rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
+    told = [estimate(self, self.called, "train_accuracy", rate[~rate.isnan()])]
+    for each in read_json(drawn.folder / "report.json"):
+        if each["metric"] != "reward":
+            name = f"train_{each['metric']}"
+            told.append(row(self, self.called, name, each["value"], each["stderr"], each["n"], "rate"))
+    if self.how.rationalize:
+        told.append(row(self, self.called, "asked_with_hint", found.wrong))
+    return told + [row(self, self.called, name, count) for name, count in counts.items()]
+
+
+@torch.no_grad()
+def validated(self: Round, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
+    """Greedy accuracy, also on prompts that the reference always, or sometimes, answers right; then `held_out`."""
+    if not self.validated:
+        return []
+    who.module.eval()
+    policy: Any = who.policy
+    hit = greedy(problem, policy, right)
+    run.write_json(GREEDY, [int(x) for x in hit])
+    drawn = run.inputs["valid"]
+    graded = drawn.recipe.graded(drawn)
+    rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
+    rows = [estimate(self, self.called, "accuracy[greedy]", hit)]
+    for name, some in {"always right": rate == 1, "sometimes right": (rate > 0) & (rate < 1)}.items():
+        if int(some.sum()) > 1:
+            rows.append(estimate(self, self.called, f"accuracy[greedy, {name}]", hit[some]))
+    own = problem.stream.child("valid pairs")
+    return rows + held_out(self, problem, who, built([graded], self.method.fed, self.how, right, own))
+
+
+def held_out(self: Round, problem: Problem, who: Learner, rows: Any) -> list[Row]:
+    """The method's loss and metrics on validation rows."""
+    if not len(rows):
+        return []
+    if isinstance(rows, Groups) and self.feed.size < rows.size:
+        rows = rows.subsets(self.feed.size, problem.stream.child("valid subsets"))
+    data, objective = referred(self, problem, rows), self.objective(problem)
+    lesson = Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, problem.stream.child("valid order"))
+    parts = InOrder(data, max(1, len(data) // AT_ONCE))
+    batches = self.method.experience(parts, lesson)
+    total = weight = 0.0
+    metrics: dict[str, list[Tensor]] = {}
+    for step in range(parts.count):
+        batch = objective.prepare(batches.batch(step))
+        found = objective.loss(who.module, batch)
+        total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
+        for name, x in found.metrics.items():
+            metrics.setdefault(name, []).append(x.double().cpu())
+    told = [row(self, self.called, "valid_loss", total / weight, n=len(data))]
+    for name, found_of in metrics.items():
+        x = torch.cat(found_of)
+        x = x[~x.isnan()]
+        told += [estimate(self, self.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
+    return told
+
+
+class InOrder:
+    """All rows, in their order, in so many parts of nearly equal size."""
+
+    def __init__(self, rows: Any, count: int) -> None:
+        self.rows, self.count = rows, count
+
+    def batch(self, step: int) -> Any:
+        ends = [len(self.rows) * k // self.count for k in (step, step + 1)]
+        return self.rows.select(slice(*ends))
+
+
+def referred(self: Round, problem: Problem, rows: Any) -> Any:
+    """`rows` with the reference's log-probabilities, in the precision that is validated in."""
+    if self.method.fed == "answers":
+        return rows.to(problem.device)
+
+    def fill(samples: Any) -> Any:
+        return samples.with_(log_ref=score(samples, problem.reference))
+
+    if isinstance(rows, Pairs):
+        return Pairs(fill(rows.chosen), fill(rows.rejected)).to(problem.device)
+    if isinstance(rows, Groups):
+        return Groups(fill(rows.samples), rows.size).to(problem.device)
+    return fill(rows).to(problem.device)
+
+
+def reason_to_end(self: Round, run: Run[Any]) -> str:
+    """Why no round should follow, by the settings; empty where one may."""
+    if not self.validated or not (self.how.gain or self.how.collapse):
+        return ""
+    hit, base = hits(run), hits(run.inputs["valid"])
+    if self.how.collapse and float(hit.mean()) < self.how.collapse * float(base.mean()):
+        said = (
+            f"{float(hit.mean()):.3f} of validation prompts are right, {float(base.mean()):.3f} by the reference"
+        )
+        return f"round {self.index + 1} collapsed: {said} (--feed.rounds.collapse {self.how.collapse:g})"
+    if not self.how.gain:
+        return ""
+    before = run.inputs.get("before")
+    found = McNemar.of(hit, base if before is None else hits(before))
+    if found.first > found.second and found.p <= self.how.gain:
+        return ""
+    said = f"{found.first} validation prompts gained, {found.second} lost (exact McNemar p = {found.p:.3g})"
+    return f"round {self.index + 1} brought no significant gain: {said}"
+
+
+def hits(run: Run[Any]) -> Tensor:
+    """Which validation prompts were answered right, greedily; float64 [P]."""
+    return torch.tensor(read_json(run.folder / GREEDY), dtype=torch.float64)
