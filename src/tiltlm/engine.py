@@ -1,8 +1,9 @@
 """The engine turns an objective's numbers into an update of a model. Loop and methods speak to it alone.
 
-One process for now. What a distributed engine must keep is written here once: the denominator of a step is the
-sum of weights over the *whole* batch, known before the first forward pass, so micro-batches (and, later,
-ranks) add up to exactly the same gradient as the batch in one piece.
+The denominator of a step is the sum of weights over the *whole* batch, known before the first forward pass, so the
+micro-batches of one process, and those of several (`ranks`), add up to the gradient of the batch in one piece. Every
+process holds the whole batch, prepared as a whole, and computes the loss of its own share of the rows; gradients are
+summed, and metrics are those of all rows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tiltlm import ranks
 from tiltlm.objective import Objective
 
 
@@ -61,6 +63,7 @@ class Engine:
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True
         )
+        ranks.same_as_first(self.parameters)
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +86,9 @@ class Engine:
     def _pass(self, objective: Objective, batch: Any, lr_factor: float) -> dict[str, float]:
         total = self.total(objective.weight(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
+        own = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
+        parts = self._everyones(own, total)
+        ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
@@ -104,8 +109,19 @@ class Engine:
         return total
 
     def _micro(self, size: int) -> list[slice]:
-        step = self.optim.micro_batch or size
-        return [slice(begin, min(begin + step, size)) for begin in range(0, size, step)]
+        """This process's share of the rows, a micro-batch at a time."""
+        first, end = ranks.share(size)
+        step = self.optim.micro_batch or max(1, end - first)
+        return [slice(begin, min(begin + step, end)) for begin in range(first, end, step)]
+
+    def _everyones(self, own: list[dict[str, Tensor]], total: float) -> list[dict[str, Tensor]]:
+        """The metrics of every process's rows, in the order of the batch."""
+        found = ranks.gathered([(total, own)])
+        if len({each for each, _ in found}) > 1:
+            raise ValueError(
+                f"the processes hold different batches: they weigh {', '.join(str(t) for t, _ in found)}"
+            )
+        return [part for _, parts in found for part in parts]
 
     def _accumulate(self, objective: Objective, batch: Any, part: slice, total: float) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.precision == "bfloat16"):

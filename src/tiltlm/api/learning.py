@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tiltlm import ranks
 from tiltlm.commands.options import from_json
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.engine import Engine
@@ -161,7 +162,7 @@ def _trained(
             model.eval()  # drawing and scoring happen without dropout
             batch = course.experience.batch(step)
             model.train()
-            own.child("dropout", step).seed_everything()
+            own.child("dropout", step, *ranks.others()).seed_everything()
             found = engine.update(objective, batch, pace.factor(step, taken), getattr(method, "passes", 1))
             pace.observe(step, found, taken)
             metrics.append(found)

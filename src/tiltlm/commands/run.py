@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tiltlm import ranks
 from tiltlm.commands.config import applied, read, save, say_masked
 from tiltlm.commands.help import USAGE, full_help, short_help
 from tiltlm.commands.jobs import build_all
@@ -84,8 +85,9 @@ def run(args: list[str]) -> int:
     if jobs > 1:
         build_all([find(value, runs_root())], jobs, command)
     finished = ensure(value, runs_root(), command)
-    finished.recipe.show(finished)
-    print(finished.folder)
+    if ranks.is_first():
+        finished.recipe.show(finished)
+        print(finished.folder)
     return 0
 
 
@@ -116,6 +118,8 @@ def side_by_side(args: Sequence[str]) -> tuple[list[str], int]:
             rest = [*args[:k], *args[k + after :]]
     if not jobs.isdigit() or int(jobs) < 1:
         raise ValueError(f"--jobs wants a number of runs to build side by side, 1 or more; got {jobs!r}")
+    if ranks.size() > 1 and jobs != "1":
+        raise ValueError("--jobs builds runs in processes of their own: start the command without torchrun")
     return rest, int(jobs)
 
 
@@ -147,8 +151,9 @@ def sweep(args: list[str]) -> int:
         report = finished.folder / "report.json"
         found = read_report(report) if report.is_file() else []
         rows += [{**row, "point": what_varies(point, points)} for row in found]
-        print(finished.folder)
-    _show_sweep(rows, f"sweep of {name}", len({value.seed for value in recipes}))
+        if ranks.is_first():
+            print(finished.folder)
+    _show_sweep(rows if ranks.is_first() else [], f"sweep of {name}", len({value.seed for value in recipes}))
     return 0
 
 

@@ -1,0 +1,127 @@
+"""Short trainings whose results must not depend on how many processes share them; under torchrun, each writes its own.
+
+    torchrun --nproc-per-node 2 tests/ranked.py FOLDER NAME…
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tiltlm as tl
+from families import build
+from tiltlm import ranks
+from tiltlm.engine import Engine, Optim
+from tiltlm.experience import Live, Offline, referenced_pairs
+from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.policies.dpo import DPO
+from tiltlm.policies.reinforce import Reinforce
+from tiltlm.policies.sft import SFT
+from tiltlm.samples import Pairs, Samples, Tokens
+from tiltlm.seeds import stream
+from toy import Toy
+
+STEPS, ROWS = 4, 15
+"""Fifteen rows on two processes: seven and eight."""
+
+OWN = stream(0, "test-ranks")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a training came to: its metrics, step by step, the weights after it, and the last batch's tokens."""
+
+    metrics: list[dict[str, float]]
+    weights: Tensor
+    tokens: Tensor
+
+
+def ragged(n: int = 3 * ROWS) -> Samples:
+    """Prompts and completions of unequal lengths."""
+    rng = OWN.child("ragged").numpy()
+    prompts = Tokens.of([rng.integers(0, 23, rng.integers(1, 6)).tolist() for _ in range(n)])
+    done = Tokens.of([rng.integers(0, 23, rng.integers(1, 9)).tolist() for _ in range(n)])
+    return Samples(prompts, torch.arange(n), done.ids, done.mask)
+
+
+def trained(model: Any, objective: Any, experience: Any, optim: Optim) -> Found:
+    engine, metrics, batch = Engine(model, optim), [], None
+    for step in range(STEPS):
+        batch = experience.batch(step)
+        metrics.append(engine.update(objective, batch))
+    return Found(metrics, weights(model), batch.tokens if isinstance(batch, Samples) else batch.chosen.tokens)
+
+
+def weights(model: Any) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def network() -> CausalLM:
+    return build("llama", torch.float64, eos_ids=(3,))
+
+
+def pairs(reference: CausalLM) -> Pairs:
+    chosen = ragged()
+    rejected = replace(chosen, tokens=(chosen.tokens + 3) % 23 * chosen.mask)
+    return referenced_pairs(Pairs(chosen, rejected), reference)
+
+
+def sft(optim: Optim) -> Found:
+    return trained(network(), SFT(), Offline(ragged(), ROWS, OWN.child("rows")), optim)
+
+
+def dpo(optim: Optim) -> Found:
+    model = network()
+    return trained(model, DPO(0.5), Offline(pairs(copy_of(model)), ROWS, OWN.child("rows")), optim)
+
+
+def lora(optim: Optim) -> Found:
+    """Adapters on random first weights, of which every process draws its own."""
+    data = pairs(network())
+    torch.manual_seed(ranks.number())
+    return trained(network().with_lora(2).double(), DPO(0.5), Offline(data, ROWS, OWN.child("rows")), optim)
+
+
+def rloo(optim: Optim) -> Found:
+    model = network()
+    prompts = Tokens.of([[k, k + 1][: 1 + k % 2] for k in range(9)])
+    live = Live(
+        model, lambda s: (s.tokens * s.mask).sum(1).double(), prompts, 5, 6, OWN.child("live"), n=3, reference=copy_of(model)
+    )  # fmt: skip
+    return trained(model, Reinforce("leave_one_out", beta=0.1), live, optim)
+
+
+def learnt(name: str, **feed: Any) -> Callable[[Optim], Found]:
+    """A method of the catalogue on tables."""
+
+    def run(optim: Optim) -> Found:
+        fit = tl.Fit(lr=optim.lr, steps=STEPS, batch_size=ROWS, micro_batch=optim.micro_batch)
+        found = tl.learn(Toy().problem({}, 0), name, fit=fit, progress=False)
+        return Found([dict(m) for m in found.metrics], weights(found.learner.module), torch.zeros(0))
+
+    return run
+
+
+CASES: dict[str, Callable[[Optim], Found]] = {
+    "sft": sft, "dpo": dpo, "lora": lora, "rloo": rloo, "grpo": learnt("grpo"), "ppo": learnt("ppo"),
+    "dapo": learnt("dapo"), "ctl": learnt("ctl"), "soft-q": learnt("rl"), "kto": learnt("kto"),
+    "exo-rw": learnt("exo-rw"), "fudge": learnt("fudge"),
+}  # fmt: skip
+
+
+def main(folder: Path, names: list[str]) -> None:
+    for name in names:
+        case, _, micro = name.partition("@")
+        found = CASES[case](Optim(lr=1e-2, micro_batch=int(micro or 0)))
+        torch.save(vars(found), folder / f"{name}-{ranks.number()}.pt")
+    ranks.leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
