@@ -1,6 +1,6 @@
 """Short trainings whose results must not depend on how many processes share them; under torchrun, each writes its own.
 
-    torchrun --nproc-per-node 2 tests/ranked.py FOLDER NAME…
+torchrun --nproc-per-node 2 tests/ranked.py FOLDER NAME…
 """
 
 from __future__ import annotations
@@ -91,27 +91,32 @@ def lora(optim: Optim) -> Found:
 def rloo(optim: Optim) -> Found:
     model = network()
     prompts = Tokens.of([[k, k + 1][: 1 + k % 2] for k in range(9)])
-    live = Live(
-        model, lambda s: (s.tokens * s.mask).sum(1).double(), prompts, 5, 6, OWN.child("live"), n=3, reference=copy_of(model)
-    )  # fmt: skip
+    live = Live(model, total, prompts, 5, 6, OWN.child("live"), n=3, reference=copy_of(model))
     return trained(model, Reinforce("leave_one_out", beta=0.1), live, optim)
 
 
-def learnt(name: str, **feed: Any) -> Callable[[Optim], Found]:
+def total(samples: Samples) -> Tensor:
+    return (samples.tokens * samples.mask).sum(1).double()
+
+
+def learnt(name: str, rows: int = ROWS) -> Callable[[Optim], Found]:
     """A method of the catalogue on tables."""
 
     def run(optim: Optim) -> Found:
-        fit = tl.Fit(lr=optim.lr, steps=STEPS, batch_size=ROWS, micro_batch=optim.micro_batch)
+        fit = tl.Fit(lr=optim.lr, steps=STEPS, batch_size=rows, micro_batch=optim.micro_batch)
         found = tl.learn(Toy().problem({}, 0), name, fit=fit, progress=False)
         return Found([dict(m) for m in found.metrics], weights(found.learner.module), torch.zeros(0))
 
     return run
 
 
+PARTICLES = tl.Fit().batch_size
+"""A twist's batch has the size of its population, and this setting its default."""
+
 CASES: dict[str, Callable[[Optim], Found]] = {
     "sft": sft, "dpo": dpo, "lora": lora, "rloo": rloo, "grpo": learnt("grpo"), "ppo": learnt("ppo"),
-    "dapo": learnt("dapo"), "ctl": learnt("ctl"), "soft-q": learnt("rl"), "kto": learnt("kto"),
-    "exo-rw": learnt("exo-rw"), "fudge": learnt("fudge"),
+    "dapo": learnt("dapo"), "ctl": learnt("ctl", PARTICLES), "soft-q": learnt("rl", PARTICLES), "kto": learnt("kto"),
+    "exo-rw": learnt("exo-rw"), "fudge": learnt("fudge", PARTICLES),
 }  # fmt: skip
 
 
