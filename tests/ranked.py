@@ -25,6 +25,7 @@ from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.train import Pace, Training, Watch
 from toy import Toy
 
 STEPS, ROWS = 4, 15
@@ -120,11 +121,37 @@ CASES: dict[str, Callable[[Optim], Found]] = {
 }  # fmt: skip
 
 
-def main(folder: Path, names: list[str]) -> None:
-    for name in names:
-        case, _, micro = name.partition("@")
-        found = CASES[case](Optim(lr=1e-2, micro_batch=int(micro or 0)))
-        torch.save(vars(found), folder / f"{name}-{ranks.number()}.pt")
+def course(folder: Path, steps: int) -> Training:
+    """A live training in a folder, from its last checkpoint to `steps`."""
+    model = network()
+    prompts = Tokens.of([[k, k + 1][: 1 + k % 2] for k in range(9)])
+    live = Live(model, total, prompts, 5, 6, OWN.child("live"), n=3)
+    watch = Watch(2, lambda: {"size": float(weights(model).norm())}, best="size")
+    pace = Pace(steps, decay="none")
+    engine = Engine(model, Optim(lr=1e-2))
+    return Training(model, engine, Reinforce(), live, pace, OWN.child("course"), folder, 0, watch=watch)
+
+
+def broken(folder: Path) -> None:
+    """The second process fails at its third step; the first waits for it."""
+
+    def on_step(step: int, limit: int, metrics: dict[str, float]) -> None:
+        if step == 2 and ranks.number() == 1:
+            raise ValueError("planted")
+
+    replace(course(folder, 1000), on_step=on_step).run()
+
+
+def main(folder: Path, asked: list[str]) -> None:
+    for name in asked:
+        called, _, how = name.partition("@")
+        if called == "broken":
+            broken(folder)
+        elif called in CASES:
+            found = CASES[called](Optim(lr=1e-2, micro_batch=int(how or 0)))
+            torch.save(vars(found), folder / f"{name}-{ranks.number()}.pt")
+        else:
+            course(folder / called, int(how)).run()
     ranks.leave()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,15 @@ import ranked
 from close import NETWORK, close
 from tiltlm import ranks
 from tiltlm.engine import Optim
+from tiltlm.models.causal import CausalLM
+from tiltlm.train import checkpoints
 
 HERE = Path(__file__).resolve().parent
 MICRO = {"dpo": 2, "rloo": 4, "ctl": 3}
 """Cases that are also cut into micro-batches, and how."""
+
+COURSES = ("changing@2", "straight@6", "interrupted@3", "interrupted@6")
+"""Trainings in folders, to so many steps."""
 
 
 def torchrun(*args: str | Path, cwd: Path, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
@@ -32,9 +39,10 @@ def torchrun(*args: str | Path, cwd: Path, check: bool = True, **more: str) -> s
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory) -> Path:
-    """Every case, trained by two processes."""
+    """Every case, trained by two processes; courses of steps in folders."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun(HERE / "ranked.py", folder, *ranked.CASES, *(f"{name}@{k}" for name, k in MICRO.items()), cwd=folder)
+    micro = [f"{name}@{k}" for name, k in MICRO.items()]
+    torchrun(HERE / "ranked.py", folder, *ranked.CASES, *micro, *COURSES, cwd=folder)
     return folder
 
 
@@ -52,6 +60,37 @@ def test_two_processes_end_where_one_does(name, two):
         }  # at first all rows tie, to rounding
         assert {n: got[n] for n in some} == pytest.approx(some, rel=1e-5, abs=1e-6, nan_ok=True)
     assert alone.metrics[-1]["loss"] != alone.metrics[0]["loss"]
+
+
+def last(folder: Path) -> tuple[list[dict], list[dict], torch.Tensor]:
+    """Metrics and evaluations step by step, and the weights of the last checkpoint."""
+    logs = [
+        [json.loads(line) for line in (folder / f"{n}.jsonl").read_text().splitlines()]
+        for n in ("metrics", "evals")
+    ]
+    model = CausalLM.load(checkpoints(folder)[-1], dtype=torch.float64)
+    return logs[0], logs[1], ranked.weights(model)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
+    """Two processes, one, two: the end of one alone, to rounding. Two, interrupted: that of two, to the bit."""
+    ranked.course(two / "changing", 4).run()
+    torchrun(HERE / "ranked.py", two, "changing@6", cwd=two)
+    ranked.course(tmp_path, 6).run()
+    expected, straight, interrupted = last(tmp_path), last(two / "straight"), last(two / "interrupted")
+    for found in (last(two / "changing"), straight):
+        close(found[2], expected[2], NETWORK)
+        assert [each["step"] for each in found[0]] == [each["step"] for each in expected[0]]
+        for got, wanted in zip(found[0], expected[0], strict=True):
+            assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert torch.equal(straight[2], interrupted[2]) and straight[0] == interrupted[0]
+
+
+def test_a_process_that_fails_ends_the_others_with_its_reason(tmp_path):
+    begun = time.monotonic()
+    done = torchrun(HERE / "ranked.py", tmp_path, "broken", cwd=tmp_path, check=False)
+    assert done.returncode != 0 and "ValueError: planted" in done.stderr
+    assert time.monotonic() - begun < 60
 
 
 def test_with_one_process_nothing_is_set_up():
