@@ -25,6 +25,7 @@ from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.sharded import all_of
 from tiltlm.train import Pace, Training, Watch
 from toy import Toy
 
@@ -54,13 +55,14 @@ def ragged(n: int = 3 * ROWS) -> Samples:
 def trained(model: Any, objective: Any, experience: Any, optim: Optim) -> Found:
     engine, metrics, batch = Engine(model, optim), [], None
     for step in range(STEPS):
-        batch = experience.batch(step)
+        with engine.whole():
+            batch = experience.batch(step)
         metrics.append(engine.update(objective, batch))
     return Found(metrics, weights(model), batch.tokens if isinstance(batch, Samples) else batch.chosen.tokens)
 
 
 def weights(model: Any) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    return torch.cat([all_of(p.detach()).flatten() for p in model.parameters()])
 
 
 def network() -> CausalLM:
@@ -121,14 +123,16 @@ CASES: dict[str, Callable[[Optim], Found]] = {
 }  # fmt: skip
 
 
-def course(folder: Path, steps: int) -> Training:
+def course(folder: Path, steps: int, shard: bool = False) -> Training:
     """A live training in a folder, from its last checkpoint to `steps`."""
     model = network()
     prompts = Tokens.of([[k, k + 1][: 1 + k % 2] for k in range(9)])
     live = Live(model, total, prompts, 5, 6, OWN.child("live"), n=3)
-    watch = Watch(2, lambda: {"size": float(weights(model).norm())}, best="size")
+    watch = Watch(
+        2, lambda: {"size": float(sum(p.detach().square().sum() for p in model.parameters()))}, best="size"
+    )
     pace = Pace(steps, decay="none")
-    engine = Engine(model, Optim(lr=1e-2))
+    engine = Engine(model, Optim(lr=1e-2, shard=shard))
     return Training(model, engine, Reinforce(), live, pace, OWN.child("course"), folder, 0, watch=watch)
 
 
@@ -144,14 +148,15 @@ def broken(folder: Path) -> None:
 
 def main(folder: Path, asked: list[str]) -> None:
     for name in asked:
-        called, _, how = name.partition("@")
+        called, _, how = name.removesuffix("+shard").partition("@")
+        shard = name.endswith("+shard")
         if called == "broken":
             broken(folder)
         elif called in CASES:
-            found = CASES[called](Optim(lr=1e-2, micro_batch=int(how or 0)))
+            found = CASES[called](Optim(lr=1e-2, micro_batch=int(how or 0), shard=shard))
             torch.save(vars(found), folder / f"{name}-{ranks.number()}.pt")
         else:
-            course(folder / called, int(how)).run()
+            course(folder / called, int(how), shard).run()
     ranks.leave()
 
 

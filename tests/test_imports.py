@@ -26,6 +26,7 @@ ORDER = [
     {"clipped"},
     {"policies"},
     {"twists"},
+    {"sharded"},
     {"engine"},
     {"train", "tracking"},
     {"fit"},

@@ -117,6 +117,11 @@ def _groups() -> tuple[Any, Any]:
     return dist, dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
+def ready() -> None:
+    """Make the group, for libraries that look for it."""
+    _groups()
+
+
 def leave() -> None:
     """End the group, once everything is done."""
     if _groups.cache_info().currsize:

@@ -234,7 +234,11 @@ class Training:
     def _evaluate(self, watch: Watch, step: int, course: Course) -> None:
         self.model.eval()
         device = self.engine.device
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            self.engine.whole(),
+            torch.no_grad(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             self.stream.child("evaluation", step).seed_everything()
             numbers = ranks.from_first(lambda: {name: float(x) for name, x in watch.measure().items()})
         watch.observe(step, numbers, course)
@@ -244,7 +248,8 @@ class Training:
 
     def _step(self, step: int, course: Course) -> dict[str, float]:
         self.model.eval()  # drawing and scoring happen without dropout
-        batch = self.experience.batch(step)
+        with self.engine.whole():
+            batch = self.experience.batch(step)
         self.model.train()
         self.stream.child("dropout", step, *ranks.others()).seed_everything()
         metrics = self.engine.update(self.objective, batch, self.pace.factor(step, course), self.passes)
@@ -254,19 +259,19 @@ class Training:
         return metrics
 
     def _save(self, step: int, course: Course) -> None:
-        state = self.engine.state()
+        if ranks.from_first(lambda: (self.folder / f"checkpoint-{step}").exists()):
+            return
+        state, model = self.engine.state(), self.engine.saveable()
         if ranks.is_first():
-            self._write(step, course, state)
+            self._write(step, course, state, model)
         ranks.wait()
 
-    def _write(self, step: int, course: Course, state: dict[str, Any]) -> None:
+    def _write(self, step: int, course: Course, state: dict[str, Any], model: Saveable) -> None:
         final, aside = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.tmp"
-        if final.exists():
-            return
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         with writing(final), (aside / "trainer.pt").open("wb") as file:
-            self.model.save(aside)
+            model.save(aside)
             torch.save({"step": step, "course": asdict(course), "engine": state}, file)
             if isinstance(self.experience, Keeps):
                 self.experience.save(aside / EXPERIENCE)
@@ -295,7 +300,7 @@ class Training:
 
     def _resume(self, checkpoint: Path) -> tuple[int, Course]:
         state = state_in(checkpoint)
-        self.model.restore(checkpoint)
+        self.engine.restore(checkpoint)
         self.engine.load_state(state["engine"])
         if ranks.is_first():
             if isinstance(self.experience, Keeps):
@@ -312,7 +317,8 @@ def fit(
     engine = Engine(model, optim or Optim())
     for step in range(steps):
         model.eval()  # drawing and scoring happen without dropout
-        batch = experience.batch(step)
+        with engine.whole():
+            batch = experience.batch(step)
         model.train()
         engine.update(objective, batch)
     return model.eval()

@@ -136,6 +136,8 @@ def learn(
         raise ValueError(f"{type(method).__name__}: {why}")
     if cell.fit.evaluations:
         raise ValueError("in memory no checkpoint is kept to choose the best of: set fit.evaluations to 0")
+    if cell.fit.shard:
+        raise ValueError("in memory every process keeps the whole model: set fit.shard to False")
     trained = method.trained()
     if trained.trains == "nothing":
         return Learnt(problem, method, cell.net, Learner(None, policy=problem.reference))
