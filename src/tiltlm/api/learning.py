@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tiltlm import ranks
 from tiltlm.commands.options import from_json
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.engine import Engine
@@ -135,6 +136,8 @@ def learn(
         raise ValueError(f"{type(method).__name__}: {why}")
     if cell.fit.evaluations:
         raise ValueError("in memory no checkpoint is kept to choose the best of: set fit.evaluations to 0")
+    if cell.fit.shard:
+        raise ValueError("in memory every process keeps the whole model: set fit.shard to False")
     trained = method.trained()
     if trained.trains == "nothing":
         return Learnt(problem, method, cell.net, Learner(None, policy=problem.reference))
@@ -161,7 +164,7 @@ def _trained(
             model.eval()  # drawing and scoring happen without dropout
             batch = course.experience.batch(step)
             model.train()
-            own.child("dropout", step).seed_everything()
+            own.child("dropout", step, *ranks.others()).seed_everything()
             found = engine.update(objective, batch, pace.factor(step, taken), getattr(method, "passes", 1))
             pace.observe(step, found, taken)
             metrics.append(found)

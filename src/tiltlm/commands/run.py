@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tiltlm import ranks
 from tiltlm.commands.config import applied, read, save, say_masked
 from tiltlm.commands.help import USAGE, full_help, short_help
 from tiltlm.commands.launch.building import build_all
@@ -85,8 +86,9 @@ def run(args: list[str]) -> int:
     if not build_all([find(value, runs_root())], launch, command):
         return 0
     finished = ensure(value, runs_root(), command)
-    finished.recipe.show(finished)
-    print(finished.folder)
+    if ranks.is_first():
+        finished.recipe.show(finished)
+        print(finished.folder)
     return 0
 
 
@@ -135,8 +137,9 @@ def sweep(args: list[str]) -> int:
         report = finished.folder / "report.json"
         found = read_report(report) if report.is_file() else []
         rows += [{**row, "point": what_varies(point, points)} for row in found]
-        print(finished.folder)
-    _show_sweep(rows, f"sweep of {name}", len({value.seed for value in recipes}))
+        if ranks.is_first():
+            print(finished.folder)
+    _show_sweep(rows if ranks.is_first() else [], f"sweep of {name}", len({value.seed for value in recipes}))
     return 0
 
 
