@@ -30,9 +30,6 @@ class Slurm:
     gpus: str = ""
     """GPUs of a node, a number or TYPE:NUMBER (a40:1), for stages that ask a network; data stages get none."""
 
-    nodes: int = 1
-    """Nodes of a job."""
-
     cpus: int = 1
     """Cores of a job. How many of them torch uses is $OMP_NUM_THREADS, as everywhere."""
 
@@ -55,7 +52,7 @@ class Slurm:
     """Other options of sbatch, as NAME=VALUE (constraint=a100 exclude=node7)."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "time", "nodes", "cpus", "warning")
+        at_least_one(self, "time", "cpus", "warning")
         if self.parallel < 0 or self.requeue < 0:
             raise ValueError(
                 f"--slurm.parallel and --slurm.requeue are 0 or more; got {self.parallel}, {self.requeue}"

@@ -177,7 +177,7 @@ def parameters(run: Run[Any], how: Slurm, after: str) -> dict[str, Any]:
         "qos": how.qos or None,
         "account": how.account or None,
         "time": how.time,
-        "nodes": how.nodes,
+        "nodes": 1,
         "cpus_per_task": how.cpus,
         "gpus_per_node": how.gpus if run.recipe.computes and how.gpus else None,
         "dependency": after or None,
