@@ -157,7 +157,8 @@ def test_a_job_that_is_gone_is_submitted_again_and_waits_for_those_that_are_queu
 def test_the_words_of_a_hydra_launcher_have_their_counterparts(tmp_path):
     """docs/many_runs.md has the table: partition, qos, a40:1, 2880 minutes, requeue, 20 in parallel."""
     asked = "--on slurm --slurm.partition overcap --slurm.qos short --slurm.gpus a40:1 --slurm.time 2880 --slurm.cpus 6 "
-    asked += "--slurm.mem 32G --slurm.warning 300 --slurm.more exclude=node7 --slurm.requeue 5 --slurm.nodes 2 --slurm.processes 8"
+    asked += "--slurm.mem 32G --slurm.warning 300 --slurm.more exclude=node7 --slurm.requeue 5 "
+    asked += "--slurm.nodes 2 --slurm.processes 8"
     how = launching(asked.split())[1].slurm
     base, data = runs_of("star-graph/base", root=tmp_path), runs_of("dialogues/data", root=tmp_path)
     found = parameters(base, how, "afterok:7")

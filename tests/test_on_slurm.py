@@ -130,7 +130,7 @@ def test_never_more_jobs_run_than_were_asked_for(tmp_path):
 
 
 def test_several_processes_of_a_job_train_one_model_and_go_on_after_a_requeue(tmp_path):
-    """srun starts them, torchrun is not needed; stages that do not train have one. Stopped, they end where they would have."""
+    """srun starts them, without torchrun; stages that do not train have one. Stopped, they end where they would have."""
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     together = [*SWEEP[:-1], "1", *SLURM, "--slurm.processes", "2"]
