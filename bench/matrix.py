@@ -18,7 +18,6 @@ from typing import Any
 
 from tiltlm.commands.launch.building import build_all
 from tiltlm.commands.launch.settings import Launch
-
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.jsonl import read_json
 from tiltlm.methods import names

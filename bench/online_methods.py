@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
 from tiltlm.commands.launch.building import build_all
 from tiltlm.commands.launch.settings import Launch
-
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.feeds import Feed
 from tiltlm.fit import Fit

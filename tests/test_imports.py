@@ -9,6 +9,7 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "tiltlm"
 ORDER = [
+    {"ranks"},
     {"mistakes", "stopping", "tensors", "jsonl", "progress", "settings", "literals"},
     {"seeds", "samples", "lock"},
     {"device"},
@@ -26,6 +27,7 @@ ORDER = [
     {"clipped"},
     {"policies"},
     {"twists"},
+    {"sharded"},
     {"engine"},
     {"train", "tracking"},
     {"fit"},
@@ -41,6 +43,7 @@ ORDER = [
     {"commands"},
     {"api"},
     {"cli"},
+    {"__main__"},
 ]
 FLOOR = {room: k for k, rooms in enumerate(ORDER) for room in rooms}
 

@@ -157,18 +157,20 @@ def test_a_job_that_is_gone_is_submitted_again_and_waits_for_those_that_are_queu
 def test_the_words_of_a_hydra_launcher_have_their_counterparts(tmp_path):
     """docs/many_runs.md has the table: partition, qos, a40:1, 2880 minutes, requeue, 20 in parallel."""
     asked = "--on slurm --slurm.partition overcap --slurm.qos short --slurm.gpus a40:1 --slurm.time 2880 --slurm.cpus 6 "
-    asked += "--slurm.mem 32G --slurm.warning 300 --slurm.more exclude=node7 --slurm.requeue 5"
+    asked += "--slurm.mem 32G --slurm.warning 300 --slurm.more exclude=node7 --slurm.requeue 5 "
+    asked += "--slurm.nodes 2 --slurm.processes 8"
     how = launching(asked.split())[1].slurm
     base, data = runs_of("star-graph/base", root=tmp_path), runs_of("dialogues/data", root=tmp_path)
     found = parameters(base, how, "afterok:7")
     text = slurm_script(found, tmp_path)
     for line in (
         "partition=overcap", "qos=short", "gpus-per-node=a40:1", "time=2880", "cpus-per-task=6", "mem=32G",
-        "signal=USR1@300", "requeue", "exclude=node7", "dependency=afterok:7", "nodes=1",
+        "signal=USR1@300", "requeue", "exclude=node7", "dependency=afterok:7", "nodes=2", "ntasks-per-node=8",
     ):  # fmt: skip
         assert f"#SBATCH --{line}\n" in text, line
     assert text.index("export SUBMITIT_PREEMPT_SIGNAL=USR1") < text.index("srun ")
-    assert "gpus_per_node" not in parameters(data, how, "")  # reading data asks no network
+    reading = parameters(data, how, "")  # asks no network, and trains nothing
+    assert "gpus_per_node" not in reading and (reading["nodes"], reading["ntasks_per_node"]) == (1, 1)
     assert "#SBATCH --no-requeue\n" in slurm_script(parameters(base, Slurm(requeue=0), ""), tmp_path)
 
 

@@ -127,3 +127,23 @@ def test_never_more_jobs_run_than_were_asked_for(tmp_path):
         assert time.monotonic() < until
         time.sleep(0.5)
     assert running == 1
+
+
+def test_several_processes_of_a_job_train_one_model_and_go_on_after_a_requeue(tmp_path):
+    """srun starts them, without torchrun; stages that do not train have one. Stopped, they end where they would have."""
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    together = [*SWEEP[:-1], "1", *SLURM, "--slurm.processes", "2"]
+    tiltlm(*together, cwd=tmp_path / "whole")
+    command = started(*together, cwd=tmp_path / "cut")
+    wait_for(lambda: list((tmp_path / "cut").rglob("base/*/metrics.jsonl")), command)
+    time.sleep(0.5)
+    jobs = jobs_in(tmp_path / "cut")
+    slurm("scancel", "--signal=USR1", jobs["base 1"]["job"])
+    err = command.communicate(timeout=500)[1]
+    assert command.returncode == 0, err
+    assert "--ntasks-per-node=2" in script_of(tmp_path / "cut", jobs["base 1"])
+    assert "--ntasks-per-node=1" in script_of(tmp_path / "cut", jobs["rollouts 1"])
+    log = (tmp_path / "cut" / jobs["base 1"]["log"]).read_text()
+    assert log.count("global_rank=0(2)") == 2 and "Requeued job" in log
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 
-from tiltlm import __version__
+from tiltlm import __version__, ranks
 from tiltlm.mistakes import MISTAKES, one_line
 from tiltlm.stopping import Stopped, listening
 
@@ -55,6 +55,10 @@ COMMANDS |= {"compare": "compare", "power": "power", "runs": "runs"}
 """Each command, and the module of `commands/` that has the function of its name."""
 
 
+SHARED = ("run", "sweep")
+"""The commands that several processes, started by torchrun, do together."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status (0 fine, 2 the user's mistake, 130 interrupted, 143 and 138 stopped by
     SIGTERM and SIGUSR1)."""
@@ -70,9 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, n=1)
         return _mistake(f"there is no command {command!r}." + (f" Did you mean {near[0]}?" if near else ""))
+    if ranks.size() > 1 and command not in SHARED:
+        return _mistake(f"`tiltlm {command}` is work for one process: start it without torchrun")
     try:
         with listening():
-            return vars(import_module(f"tiltlm.commands.{COMMANDS[command]}"))[command](rest)
+            status: int = vars(import_module(f"tiltlm.commands.{COMMANDS[command]}"))[command](rest)
+        ranks.leave()
+        return status
     except Stopped as stopped:
         print(f"\n{stopped}: the same command goes on where it stopped", file=sys.stderr)
         return stopped.status
@@ -98,7 +106,8 @@ def _degrade_output() -> None:
 def _mistake(text: str) -> int:
     from tiltlm.rewards.masking import mask  # a command that goes well does without
 
-    print(f"tiltlm: {mask(text)}", file=sys.stderr)
+    who = f"tiltlm, process {ranks.number()}" if ranks.size() > 1 else "tiltlm"
+    print(f"{who}: {mask(text)}", file=sys.stderr)
     return 2
 
 

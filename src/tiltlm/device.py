@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from tiltlm import ranks
 from tiltlm.progress import note
 
 KNOWN = ("cpu", "cuda", "cuda:N", "mps", "auto")
@@ -26,15 +27,28 @@ OTHER_WORDS = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "metal": "mps", 
 def device_of(name: str, option: str = "--device") -> torch.device:
     """The device called `name`; auto: cuda, else mps, else cpu, and which it is is said once.
 
-    Raises ValueError that names `option`, for a name that is none of `KNOWN` and for a device that is not there.
+    Of several processes (`ranks`) each gets a GPU of its own for `cuda`. Raises ValueError that names `option`, for a
+    name that is none of `KNOWN` and for a device that is not there.
     """
     if name == "auto":
         return _best()
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise ValueError(f"{option} {name}: there is no such device.{_hint(name)} Known: {', '.join(KNOWN)}")
+    name = _own(name, option)
     if reason := why_not(name):
         raise ValueError(f"{option} {name}: {reason}; take cpu or auto")
     return torch.device(name)
+
+
+def _own(name: str, option: str) -> str:
+    """This process's device of a kind, where several run."""
+    if ranks.size() == 1 or not name.startswith("cuda"):
+        return name
+    if name != "cuda":
+        raise ValueError(
+            f"{option} {name}: {ranks.size()} processes cannot share one GPU; take cuda: each gets its own"
+        )
+    return f"cuda:{ranks.local()}"
 
 
 def why_not(name: str) -> str:
@@ -65,7 +79,7 @@ def _why_no_cuda(number: int) -> str:
 def _best() -> torch.device:
     found = next(name for name in ("cuda", "mps", "cpu") if not why_not(name))
     note(f"device: {found} (auto)")
-    return torch.device(found)
+    return torch.device(_own(found, "--device"))
 
 
 def _hint(name: str) -> str:

@@ -1,20 +1,25 @@
 """The engine turns an objective's numbers into an update of a model. Loop and methods speak to it alone.
 
-One process for now. What a distributed engine must keep is written here once: the denominator of a step is the
-sum of weights over the *whole* batch, known before the first forward pass, so micro-batches (and, later,
-ranks) add up to exactly the same gradient as the batch in one piece.
+The denominator of a step is the sum of weights over the *whole* batch, known before the first forward pass, so the
+micro-batches of one process, and those of several (`ranks`), add up to the gradient of the batch in one piece. Every
+process holds the whole batch, prepared as a whole, and computes the loss of its own share of the rows; gradients are
+summed, and metrics are those of all rows. With `shard` each holds a part of the weights, too (`sharded`).
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from tiltlm import ranks
 from tiltlm.objective import Objective
+from tiltlm.sharded import Shards, all_of, own_state, whole_state
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Optim:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products inside the network; weights, log-probabilities, losses and sums are float32."""
 
+    shard: bool = False
+    """Several processes hold a part of every weight each (`sharded`); with one it does nothing."""
+
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be float32 or bfloat16; got {self.precision!r}")
@@ -49,6 +57,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, optim: Optim) -> None:
         self.model, self.optim = model, optim
+        self.shards = Shards(model) if optim.shard and ranks.size() > 1 else None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("nothing to train: every parameter of the model is frozen")
@@ -61,6 +70,8 @@ class Engine:
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True
         )
+        if self.shards is None:
+            ranks.same_as_first(self.parameters)
 
     @property
     def device(self) -> torch.device:
@@ -83,8 +94,14 @@ class Engine:
     def _pass(self, objective: Objective, batch: Any, lr_factor: float) -> dict[str, float]:
         total = self.total(objective.weight(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
+        own = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
+        if self.shards is not None:
+            self._keep_step(objective, batch, len(own))
+        parts = self._everyones(own, total)
+        if self.shards is None:
+            ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
+        norm = norm if self.shards is None else all_of(norm)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"the gradient's norm is {norm.item()}: nothing was updated; lower lr or check the data"
@@ -104,8 +121,19 @@ class Engine:
         return total
 
     def _micro(self, size: int) -> list[slice]:
-        step = self.optim.micro_batch or size
-        return [slice(begin, min(begin + step, size)) for begin in range(0, size, step)]
+        """This process's share of the rows, a micro-batch at a time."""
+        first, end = ranks.share(size)
+        step = self.optim.micro_batch or max(1, end - first)
+        return [slice(begin, min(begin + step, end)) for begin in range(first, end, step)]
+
+    def _everyones(self, own: list[dict[str, Tensor]], total: float) -> list[dict[str, Tensor]]:
+        """The metrics of every process's rows, in the order of the batch."""
+        found = ranks.gathered([(total, own)])
+        if len({each for each, _ in found}) > 1:
+            raise ValueError(
+                f"the processes hold different batches: they weigh {', '.join(str(t) for t, _ in found)}"
+            )
+        return [part for _, parts in found for part in parts]
 
     def _accumulate(self, objective: Objective, batch: Any, part: slice, total: float) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.precision == "bfloat16"):
@@ -114,15 +142,41 @@ class Engine:
             row = int((~torch.isfinite(outcome.loss)).nonzero()[0])
             value = outcome.loss[row].item()
             raise FloatingPointError(f"the loss of row {part.start + row} is {value}: nothing was updated")
-        (outcome.loss.sum() / total).backward()
+        share = 1 if self.shards is None else ranks.size()  # shards come back averaged over processes
+        (share * outcome.loss.sum() / total).backward()
         return {**outcome.metrics, "loss": outcome.loss.detach()}
 
+    def _keep_step(self, objective: Objective, batch: Any, done: int) -> None:
+        """Run the network as often as the process with the most micro-batches does, on a row that counts nothing."""
+        most = max(ranks.gathered([done]))
+        for _ in range(done, most):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.precision == "bfloat16"):
+                loss = objective.loss(self.model, batch.select(slice(0, 1))).loss
+            (0.0 * loss.sum()).backward()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within, this process holds all weights: to draw and to score."""
+        return nullcontext() if self.shards is None else self.shards.whole()
+
+    def saveable(self) -> Any:
+        """The model, or what writes it on the first process, where each holds a part of it."""
+        return self.model if self.shards is None else self.shards.gathered()
+
+    def restore(self, folder: Path) -> None:
+        """Take the weights that `saveable` wrote to `folder`."""
+        found = self.saveable()
+        if found is not None:
+            found.restore(folder)
+        if self.shards is not None:
+            self.shards.scatter()
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the model's own folder."""
-        return self.optimizer.state_dict()
+        """What a checkpoint must hold besides the model's own folder: the same for any number of processes."""
+        state = self.optimizer.state_dict()
+        return state if self.shards is None else whole_state(state)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        self.optimizer.load_state_dict(state if self.shards is None else own_state(state, self.parameters))
 
 
 def _mean(parts: list[Tensor]) -> float:

@@ -7,6 +7,7 @@ batch. (One in which a judge learns `Keeps` what that has learnt.)
     Offline     rows of fixed data, reshuffled every epoch
     Generated   fresh rows made for every step
     Live        completions drawn by the policy being trained, scored as they come
+    FromFirst   another experience's batches, made by the first of several processes for all
     Referenced  pairs, with a live reference's log-probabilities filled in
     Subsets     groups, cut to a random few of their rows
 """
@@ -21,9 +22,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
-from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.shared import draw_shared
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Reward
@@ -132,16 +134,26 @@ class Live:
         order = _once_more(self.stream.child("prompts"), again)
         chosen = rows_of_step(len(self.prompts), self.batch_size, step, order)
         chosen = chosen.to(self.prompts.device)
-        drawn = draw(
-            self.policy,
-            self.prompts.select(chosen),
-            n=self.n,
-            max_new_tokens=self.max_new_tokens,
+
+        def scored(drawn: Samples) -> Samples:
+            samples = replace(drawn, prompts=self.prompts, prompt_index=chosen[drawn.prompt_index])
+            samples = samples if self.reward is None else samples.with_(reward=self.reward(samples))
+            return samples if self.reference is None else referenced(samples, self.reference)
+
+        return draw_shared(
+            self.policy, self.prompts.select(chosen), scored, n=self.n, max_new_tokens=self.max_new_tokens,
             stream=_once_more(self.stream.child("draw", step), again),
-        )
-        samples = replace(drawn, prompts=self.prompts, prompt_index=chosen[drawn.prompt_index])
-        scored = samples if self.reward is None else samples.with_(reward=self.reward(samples))
-        return scored if self.reference is None else referenced(scored, self.reference)
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FromFirst:
+    """Another experience's batches: of several processes the first one makes them, and all get the same."""
+
+    experience: Experience
+
+    def batch(self, step: int) -> Any:
+        return ranks.from_first(lambda: self.experience.batch(step))
 
 
 @torch.no_grad()

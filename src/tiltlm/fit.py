@@ -45,6 +45,9 @@ class Fit:
     micro_batch: int = field(default=0, metadata=SPEED)
     """Rows per forward pass (0: the whole batch); changes memory, not the result."""
 
+    shard: bool = field(default=False, metadata=SPEED)
+    """Each of several processes holds a part of every weight, instead of all (FSDP2); changes memory, not the result."""
+
     until: float = 0.0
     """End once every watched metric's running mean is below this (0: go on to the last step)."""
 
@@ -85,7 +88,9 @@ class Fit:
 
     @property
     def optim(self) -> Optim:
-        return Optim(self.lr, self.betas, self.weight_decay, self.clip, self.micro_batch, self.precision)
+        return Optim(
+            self.lr, self.betas, self.weight_decay, self.clip, self.micro_batch, self.precision, self.shard
+        )
 
     @property
     def pace(self) -> Pace:

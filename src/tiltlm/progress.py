@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tiltlm import ranks
+
 OnStep = Callable[[int, int, dict[str, float]], None]
 """Called after every step with (steps done, step limit, metrics)."""
 
-console = Console(stderr=True, highlight=False)
-"""Where progress goes: standard error, so that standard output holds results alone."""
+console = Console(stderr=True, highlight=False, quiet=not ranks.is_first())
+"""Where progress goes: standard error, so that standard output holds results alone. Of several processes the first one
+speaks."""
 
 QUIET_SECONDS = 10.0
 

@@ -17,6 +17,7 @@ import subprocess
 import time
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from rich.console import Console
 
+from tiltlm import ranks
 from tiltlm.device import check_devices
 from tiltlm.jsonl import write_whole
 from tiltlm.lock import alone_in
@@ -37,6 +39,8 @@ from tiltlm.ruler.table import read_report, table
 from tiltlm.settings import hashed
 
 ROOT = Path("runs")
+SEEN_SECONDS = 60
+"""How long a process looks for what another one has finished."""
 R = TypeVar("R", bound="Recipe")
 
 
@@ -50,6 +54,9 @@ class Recipe:
 
     computes: ClassVar[bool] = True
     """Whether networks are asked: a scheduler gives such stages the GPUs, and reading data none."""
+
+    together: ClassVar[bool] = False
+    """Whether several processes (`ranks`) build it side by side: it trains. Else the first builds it for all."""
 
     @property
     def name(self) -> str:
@@ -120,12 +127,14 @@ class Run(typing.Generic[R]):
         return (self.folder / "DONE").is_file()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write `value` as JSON, aside first: a reader never sees half a file."""
-        write_whole(self.folder / name, json.dumps(value, indent=1, default=str) + "\n")
+        """Write `value` as JSON, aside first: a reader never sees half a file. Of several processes the first writes."""
+        if ranks.is_first():
+            write_whole(self.folder / name, json.dumps(value, indent=1, default=str) + "\n")
 
     def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Write rows as JSON lines, aside first."""
-        write_whole(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        """Write rows as JSON lines, aside first. Of several processes the first writes."""
+        if ranks.is_first():
+            write_whole(self.folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
@@ -173,15 +182,32 @@ def find(recipe: R, root: Path = ROOT, known: Mapping[str, str] | None = None) -
 def ensure(recipe: R, root: Path = ROOT, command: str = "") -> Run[R]:
     """The finished run of a recipe: found, or built (its inputs first); `command` is what asked for it."""
     run = find(recipe, root)
-    if run.done:
+    if ranks.from_first(lambda: run.done):
         return run
     check_all(run)
     for needed in run.inputs.values():
         ensure(needed.recipe, root, command)
-    with alone_in(run.folder):
-        if not run.done:  # another process may have built it meanwhile
-            _build(run, command)
+    with alone_in(run.folder) if ranks.is_first() else nullcontext():
+        if not ranks.from_first(lambda: run.done):  # another command may have built it meanwhile
+            _build_shared(run, command)
     return run
+
+
+def _build_shared(run: Run[Any], command: str) -> None:
+    """By all processes side by side, or by the first while the others wait."""
+    if run.recipe.together:
+        _build(run, command)
+    else:
+        ranks.from_first(lambda: _build(run, command))
+    ranks.wait()
+    until = time.monotonic() + SEEN_SECONDS
+    while not run.done and time.monotonic() < until:
+        time.sleep(0.1)  # file systems of several machines show a new file after a while
+    if not run.done:
+        raise ValueError(
+            f"{run.folder} is finished, but process {ranks.number()} does not see it: all processes must share the folder "
+            "that runs live in (TILTLM_RUNS)"
+        )
 
 
 def _build(run: Run[Any], command: str) -> None:
@@ -192,7 +218,8 @@ def _build(run: Run[Any], command: str) -> None:
     recipe.build(run)
     took = {"seconds": round(time.time() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     run.write_json("provenance.json", provenance(recipe.seed, command) | took)
-    (run.folder / "DONE").touch()
+    if ranks.is_first():
+        (run.folder / "DONE").touch()
 
 
 def check_all(run: Run[Any], here: bool = True) -> None:

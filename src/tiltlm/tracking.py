@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tiltlm import ranks
+
 VARIABLE = "TILTLM_TRACK"
 PROJECT = "tiltlm"
 
@@ -54,12 +56,15 @@ class Tracker:
 def tracker(run_name: str, folder: Path, settings: dict[str, Any]) -> Tracker:
     """The trackers that the environment variable TILTLM_TRACK lists (none where it is empty), opened.
 
-    run_name: what they call the run. folder: where those that write files put them. settings: shown beside the curves.
+    run_name: what they call the run. folder: where those that write files put them. settings: shown beside the curves. Of
+    several processes the first one alone sends.
     Raises ValueError for a name nobody knows and for a tracker that is not installed.
     """
     names = [name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
     if unknown := [name for name in names if name not in OPENERS]:
         raise ValueError(f"{VARIABLE} names {', '.join(unknown)}; known are {', '.join(OPENERS)}")
+    if not ranks.is_first():
+        return Tracker([])
     plain = json.loads(json.dumps(settings, default=str))
     return Tracker([_opened(name, run_name, folder, plain) for name in names])
 

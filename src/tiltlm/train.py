@@ -4,12 +4,15 @@ A checkpoint is written beside its place and renamed, so a folder called `checkp
 COMPLETE is written last inside it. It holds the model (a `from_pretrained` folder), the optimizer, and the
 course: where the pace and the evaluations stand. Random streams have no state: step N's randomness is a function
 of N. So an interrupted run ends bit for bit where an uninterrupted one does, its logs included.
+
+Several processes (`ranks`) walk through the loop side by side; the first one alone evaluates and writes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
@@ -18,6 +21,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience, Keeps
 from tiltlm.jsonl import write_whole
@@ -25,7 +29,7 @@ from tiltlm.models.folders import best_checkpoint as best_checkpoint
 from tiltlm.models.folders import checkpoints, state_in, step_of
 from tiltlm.objective import Objective
 from tiltlm.seeds import Stream
-from tiltlm.stopping import held
+from tiltlm.stopping import Stopped, held
 from tiltlm.tensors import writing
 
 EXPERIENCE = "experience"
@@ -194,10 +198,11 @@ class Training:
         Asked to stop (`tiltlm.stopping`), it ends after the step it is in with a checkpoint, and `Stopped`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        found = checkpoints(self.folder)
+        found = ranks.from_first(lambda: checkpoints(self.folder))
         step, course = self._resume(found[-1]) if found else self._begin()
-        with held() as stopped, (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            while not self._over(step, course) and stopped() is None:
+        with held() as stopped, self._log("metrics.jsonl").open("a", encoding="utf-8") as log:
+            stop = ranks.any_of(stopped())
+            while not self._over(step, course) and stop is None:
                 metrics = self._step(step, course)
                 log.write(json.dumps({"step": step, **metrics}) + "\n")
                 step += 1
@@ -207,10 +212,17 @@ class Training:
                 if _multiple(step, self.checkpoint_every) or self._kept(step, course):
                     log.flush()
                     self._save(step, course)
+                stop = ranks.any_of(stopped())
             log.flush()
             self._save(step, course)
+            if stop is not None:
+                raise Stopped(stop)
         self.model.eval()
         return course
+
+    def _log(self, name: str) -> Path:
+        """Where lines are added: the first process's are kept."""
+        return self.folder / name if ranks.is_first() else Path(os.devnull)
 
     def _over(self, step: int, course: Course) -> bool:
         return self.pace.over(step, course) or (self.watch is not None and self.watch.over(course))
@@ -222,19 +234,24 @@ class Training:
     def _evaluate(self, watch: Watch, step: int, course: Course) -> None:
         self.model.eval()
         device = self.engine.device
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with (
+            self.engine.whole(),
+            torch.no_grad(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
             self.stream.child("evaluation", step).seed_everything()
-            numbers = {name: float(value) for name, value in watch.measure().items()}
+            numbers = ranks.from_first(lambda: {name: float(x) for name, x in watch.measure().items()})
         watch.observe(step, numbers, course)
-        with (self.folder / "evals.jsonl").open("a", encoding="utf-8") as log:
+        with self._log("evals.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **numbers}) + "\n")
         self.on_evaluation(step, numbers)
 
     def _step(self, step: int, course: Course) -> dict[str, float]:
         self.model.eval()  # drawing and scoring happen without dropout
-        batch = self.experience.batch(step)
+        with self.engine.whole():
+            batch = self.experience.batch(step)
         self.model.train()
-        self.stream.child("dropout", step).seed_everything()
+        self.stream.child("dropout", step, *ranks.others()).seed_everything()
         metrics = self.engine.update(self.objective, batch, self.pace.factor(step, course), self.passes)
         if isinstance(self.experience, Keeps):
             metrics |= self.experience.numbers()
@@ -242,14 +259,20 @@ class Training:
         return metrics
 
     def _save(self, step: int, course: Course) -> None:
-        final, aside = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.tmp"
-        if final.exists():
+        if ranks.from_first(lambda: (self.folder / f"checkpoint-{step}").exists()):
             return
+        state, model = self.engine.state(), self.engine.saveable()
+        if ranks.is_first():
+            self._write(step, course, state, model)
+        ranks.wait()
+
+    def _write(self, step: int, course: Course, state: dict[str, Any], model: Saveable) -> None:
+        final, aside = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         with writing(final), (aside / "trainer.pt").open("wb") as file:
-            self.model.save(aside)
-            torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, file)
+            model.save(aside)
+            torch.save({"step": step, "course": asdict(course), "engine": state}, file)
             if isinstance(self.experience, Keeps):
                 self.experience.save(aside / EXPERIENCE)
         (aside / "COMPLETE").touch()
@@ -265,8 +288,9 @@ class Training:
 
     def _begin(self) -> tuple[int, Course]:
         """A fresh start; what an earlier one left before its first checkpoint is forgotten."""
-        for name in ("metrics.jsonl", "evals.jsonl"):
-            (self.folder / name).unlink(missing_ok=True)
+        if ranks.is_first():
+            for name in ("metrics.jsonl", "evals.jsonl"):
+                (self.folder / name).unlink(missing_ok=True)
         course = Course()
         if self.watch:
             self._evaluate(self.watch, 0, course)
@@ -276,12 +300,13 @@ class Training:
 
     def _resume(self, checkpoint: Path) -> tuple[int, Course]:
         state = state_in(checkpoint)
-        self.model.restore(checkpoint)
+        self.engine.restore(checkpoint)
         self.engine.load_state(state["engine"])
-        if isinstance(self.experience, Keeps):
-            self.experience.restore(checkpoint / EXPERIENCE)
-        _forget_from(self.folder / "metrics.jsonl", state["step"])
-        _forget_from(self.folder / "evals.jsonl", state["step"] + 1)  # the one at its own step came before it
+        if ranks.is_first():
+            if isinstance(self.experience, Keeps):
+                self.experience.restore(checkpoint / EXPERIENCE)
+            _forget_from(self.folder / "metrics.jsonl", state["step"])
+            _forget_from(self.folder / "evals.jsonl", state["step"] + 1)  # the one at its own step came before it
         return state["step"], Course(**state["course"])
 
 
@@ -292,7 +317,8 @@ def fit(
     engine = Engine(model, optim or Optim())
     for step in range(steps):
         model.eval()  # drawing and scoring happen without dropout
-        batch = experience.batch(step)
+        with engine.whole():
+            batch = experience.batch(step)
         model.train()
         engine.update(objective, batch)
     return model.eval()
@@ -300,7 +326,7 @@ def fit(
 
 def keep_as_it_is(model: Saveable, folder: Path) -> None:
     """A model that needs no training, as checkpoint-0 of `folder`."""
-    if checkpoints(folder):
+    if checkpoints(folder) or not ranks.is_first():
         return
     aside = folder / ".checkpoint-0.tmp"
     shutil.rmtree(aside, ignore_errors=True)

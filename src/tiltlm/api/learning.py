@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tiltlm import ranks
 from tiltlm.commands.options import from_json
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.engine import Engine
@@ -149,6 +150,8 @@ def learn(
         raise ValueError(
             "every round is a run on disk: `tiltlm run TASK/METHOD --feed.source rounds`, or a stage (star, irpo)"
         )
+    if cell.fit.shard:
+        raise ValueError("in memory every process keeps the whole model: set fit.shard to False")
     trained = method.trained()
     if trained.trains == "nothing":
         return Learnt(problem, method, cell.net, Learner(None, policy=problem.reference))
@@ -186,7 +189,7 @@ def _steps(
             model.eval()  # drawing and scoring happen without dropout
             batch = course.experience.batch(step)
             model.train()
-            own.child("dropout", step).seed_everything()
+            own.child("dropout", step, *ranks.others()).seed_everything()
             found = engine.update(objective, batch, pace.factor(step, taken), method.passes)
             if isinstance(course.experience, Keeps):
                 found |= course.experience.numbers()

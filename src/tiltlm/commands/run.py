@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tiltlm import ranks
 from tiltlm.commands.compared import measured, name_of
 from tiltlm.commands.config import applied, read, save, say_masked
 from tiltlm.commands.help import USAGE, full_help, short_help
@@ -88,8 +89,9 @@ def run(args: list[str]) -> int:
     if not build_all([find(value, runs_root())], launch, command):
         return 0
     finished = ensure(value, runs_root(), command)
-    finished.recipe.show(finished)
-    print(finished.folder)
+    if ranks.is_first():
+        finished.recipe.show(finished)
+        print(finished.folder)
     return 0
 
 
@@ -145,7 +147,10 @@ def sweep(args: list[str]) -> int:
         rows += [{**row, "point": varies} for row in found]
         for run in measured([finished]):
             measurements[run.folder] = run, f"{name_of(run)}  {' '.join(varies.values())}"
-        print(finished.folder)
+        if ranks.is_first():
+            print(finished.folder)
+    if not ranks.is_first():
+        return 0
     _show_sweep(rows, f"sweep of {name}", len({value.seed for value in recipes}))
     ranking = ranked([*measurements.values()])
     if ranking is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tiltlm import ranks
 from tiltlm.experience import Experience, Generated, Live, referenced
 from tiltlm.feeds.available import prompts_of_step, source_of
 from tiltlm.feeds.fixed import Stores, Tell, as_wanted, judged
@@ -20,8 +21,9 @@ from tiltlm.judges.judged import JudgedBy, as_rows
 from tiltlm.judges.settings import Judging
 from tiltlm.method import Learner, Lesson, Method
 from tiltlm.problem import Problem
-from tiltlm.samplers.ancestral import draw, draw_in_batches
+from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.scenes import Scene
+from tiltlm.samplers.shared import draw_shared
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream
 
@@ -88,15 +90,17 @@ def _maker(
     model: Any = learner.policy if live else problem.reference
 
     def drawn(own: Stream, each: int) -> Samples:
-        prompts = scene(own.child("conditions"))[0]
-        some = draw(model, prompts, n=each, max_new_tokens=problem.width, stream=own)
+        prompts = ranks.from_first(lambda: scene(own.child("conditions"))[0])
+        return draw_shared(model, prompts, scored, n=each, max_new_tokens=problem.width, stream=own)
+
+    def scored(some: Samples) -> Samples:
         some = (
             some.with_(log_ref=some.log_q) if model is problem.reference else referenced(some, problem.reference)
         )
         return some if feed.judge.kind != "none" else problem.target.scored(some)
 
     def answers(own: Stream) -> Any:
-        return scene(own)[1]
+        return ranks.from_first(lambda: scene(own)[1])
 
     def pairs(own: Stream) -> Pairs:
         return by_coin(drawn(own, 2 * n), n, own.child("coin"))

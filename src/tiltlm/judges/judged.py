@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.groups import Groups
 from tiltlm.judges.base import GoldOfRows, Judge
 from tiltlm.models.base import without_end
@@ -64,12 +65,19 @@ class JudgedBy:
     _numbers: dict[str, float] = field(default_factory=dict, init=False)
 
     def batch(self, step: int, again: int = 0) -> Any:
+        ranks.from_first(self._warmed)
+        batch = self.experience.batch(step, again) if again else self.experience.batch(step)
+        request = f"step-{step}-{again}" if again else f"step-{step}"
+        judged, self._numbers = ranks.from_first(lambda: (self._judged(batch, request), self._numbers))
+        return judged
+
+    def _warmed(self) -> None:
         if not self._begun and self.begin is not None:
             first = self.begin()
             self.judge.warm("warm", *self.rows(first), self._gold(first))
         self._begun = True
-        batch = self.experience.batch(step, again) if again else self.experience.batch(step)
-        request = f"step-{step}-{again}" if again else f"step-{step}"
+
+    def _judged(self, batch: Any, request: str) -> Any:
         samples = batch.samples if isinstance(batch, Groups) else batch
         silver = None if self.own is None else self.own(samples).tolist()
         prompts, completions = self.rows(samples)

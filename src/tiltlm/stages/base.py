@@ -24,6 +24,7 @@ class Base(OfTask):
     task: Any
     seed: int = 0
     stage: ClassVar[str] = "base"
+    together: ClassVar[bool] = True
 
     def counted(self) -> Base:
         return Base(self.task.only("dataset", "reader", "base"), self.seed)

@@ -118,6 +118,7 @@ class Classifier(Recipe):
 
     seed: int = 0
     stage: ClassVar[str] = "classifier"
+    together: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.feeds import Draws as Settings
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_rows, whole_lines
@@ -240,12 +241,16 @@ def referring(cache: Path, problem: Problem, precision: str, samples: Samples, s
     if not problem.reference_name:
         return samples.with_(log_ref=score(samples, problem.reference, precision))
     path = cache / f"log_ref-{problem.reference_name}-{precision}-{content_of(samples)}.safetensors"
-    if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
-        save_tensors({"log_ref": score(samples, problem.reference, precision)}, aside)
-        aside.rename(path)
-    return samples.with_(log_ref=load_tensors(path)["log_ref"])
+
+    def stored() -> Tensor:
+        if not path.is_file():
+            cache.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
+            save_tensors({"log_ref": score(samples, problem.reference, precision)}, aside)
+            aside.rename(path)
+        return load_tensors(path)["log_ref"]
+
+    return samples.with_(log_ref=ranks.from_first(stored))
 
 
 def content_of(samples: Samples) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from tiltlm import ranks
 from tiltlm.experience import Keeps
 from tiltlm.feeds import Feed, Stores, TwistFeed, course_of, source_of
 from tiltlm.fit import Fit
@@ -43,6 +44,7 @@ class Learn(OfTask):
     exact: ExactSettings = ExactSettings()
     called: str = ""
     seed: int = 0
+    together: ClassVar[bool] = True
 
     @staticmethod
     def of(task: Task, cell: Cell, called: str, exact: ExactSettings, seed: int) -> Learn:
@@ -130,7 +132,7 @@ class Learn(OfTask):
     def judge(self, run: Run[Any], problem: Problem) -> Judge:
         """The judge of new rows; its journal outlives interruptions."""
         own = problem.stream.child(self.stage, "judge")
-        return judge_of(problem, self.feed.judge, own, run.folder / "judge")
+        return ranks.first_then_others(lambda: judge_of(problem, self.feed.judge, own, run.folder / "judge"))
 
     def learnt(self, run: Run[Any], problem: Problem, folder: Path | None = None) -> Learner:
         """What the best checkpoint, or the one in `folder`, holds."""

@@ -60,6 +60,7 @@ class Reference(Recipe):
     """What the task calls it, where it has several."""
 
     stage: ClassVar[str] = "base"
+    together: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

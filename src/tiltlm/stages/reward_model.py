@@ -64,6 +64,7 @@ class TrainJudge(OfTask):
     task: Any
     seed: int = 0
     stage: ClassVar[str] = "reward-model"
+    together: ClassVar[bool] = True
 
     def counted(self) -> TrainJudge:
         return TrainJudge(self.task.only("dataset", "reader", "base", "judge"), self.seed)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
+from tiltlm import ranks
 from tiltlm.experience import Offline
 from tiltlm.fit import Fit
 from tiltlm.models.base import LanguageModel
@@ -53,6 +54,7 @@ class Sft(OfTask):
     task: Any
     seed: int = 0
     stage: ClassVar[str] = "sft-model"
+    together: ClassVar[bool] = True
 
     def counted(self) -> Sft:
         return Sft(self.task.only("dataset", "reader", "base", "sft"), self.seed)
@@ -71,7 +73,7 @@ class Sft(OfTask):
         watch = how.watching(lambda: {"nll_per_token": nll_per_token(model, held)}, best="nll_per_token")
         train(run, model, Imitation(), experience, how, read.device, own, watch=watch)
         if s.lora:
-            self.merge(run, read)
+            ranks.first_then_others(lambda: self.merge(run, read))
         best = read.load(model_in(run), temperature=1.0)
         self.report(run, {"before SFT": read.load(temperature=1.0), "after SFT": best}, held)
 

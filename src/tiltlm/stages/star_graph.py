@@ -85,6 +85,7 @@ class Base(_Stage):
     """Pre-train the reference on paths of star graphs."""
 
     stage: ClassVar[str] = "base"
+    together: ClassVar[bool] = True
 
     def counted(self) -> Base:
         return replace(self, task=self.task.base_alone())

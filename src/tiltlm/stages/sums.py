@@ -50,6 +50,7 @@ class SumsBase(Recipe):
 
     seed: int = 0
     stage: ClassVar[str] = "base"
+    together: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

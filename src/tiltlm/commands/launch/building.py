@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tiltlm import ranks
 from tiltlm.commands.launch.settings import Launch
 from tiltlm.run import Run, check_all
 
@@ -15,6 +16,8 @@ def build_all(runs: Iterable[Run[Any]], launch: Launch, command: str) -> bool:
     Raises ValueError naming what failed.
     """
     tops = list(runs)
+    if ranks.size() > 1 and launch != Launch():
+        raise ValueError("--jobs and --on start processes of their own: start the command without torchrun")
     for run in tops:
         check_all(run, here=launch.on == "local")
     if launch.on == "slurm":

@@ -30,8 +30,14 @@ class Slurm:
     gpus: str = ""
     """GPUs of a node, a number or TYPE:NUMBER (a40:1), for stages that ask a network; data stages get none."""
 
+    processes: int = 1
+    """Processes of a node that train one model together (one for each GPU); stages that do not train have one."""
+
+    nodes: int = 1
+    """Nodes of a job that trains; every one has so many processes."""
+
     cpus: int = 1
-    """Cores of a job. How many of them torch uses is $OMP_NUM_THREADS, as everywhere."""
+    """Cores of a process. How many of them torch uses is $OMP_NUM_THREADS, as everywhere."""
 
     mem: str = ""
     """Memory of a node (32G)."""
@@ -52,7 +58,7 @@ class Slurm:
     """Other options of sbatch, as NAME=VALUE (constraint=a100 exclude=node7)."""
 
     def __post_init__(self) -> None:
-        at_least_one(self, "time", "cpus", "warning")
+        at_least_one(self, "time", "processes", "nodes", "cpus", "warning")
         if self.parallel < 0 or self.requeue < 0:
             raise ValueError(
                 f"--slurm.parallel and --slurm.requeue are 0 or more; got {self.parallel}, {self.requeue}"

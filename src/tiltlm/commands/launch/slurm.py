@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tiltlm import ranks
 from tiltlm.commands.launch.graph import apart, in_order, needs
 from tiltlm.commands.launch.logs import say_failures
 from tiltlm.commands.launch.order import Order
@@ -62,11 +63,14 @@ class Work:
 
     def __call__(self) -> None:
         order = self.order or Order(**json.loads(os.environ[ORDER]))
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            _join_the_others()
         status = order.carry_out()
+        ranks.leave()
         if status == 128 + signal.SIGUSR1 and self.requeue:
-            os.kill(
-                os.getpid(), signal.SIGUSR1
-            )  # submitit's handler is back: it asks for `checkpoint`, and requeues
+            # submitit's handler is back: it asks for `checkpoint`, and requeues
+            os.kill(os.getpid(), signal.SIGUSR1)
+            return  # who is not the first comes here: the first one requeues for all
         if status:
             sys.exit(status)
 
@@ -75,6 +79,13 @@ class Work:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _join_the_others() -> None:
+    """Say to `ranks` which of the job's processes this is, in the words that torchrun has for it."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
 
 
 def build_on_slurm(tops: Iterable[Run[Any]], launch: Launch, command: str) -> bool:
@@ -177,11 +188,13 @@ def parameters(run: Run[Any], how: Slurm, after: str) -> dict[str, Any]:
         "qos": how.qos or None,
         "account": how.account or None,
         "time": how.time,
-        "nodes": 1,
+        "nodes": how.nodes if run.recipe.together else 1,
+        "ntasks_per_node": how.processes if run.recipe.together else 1,
         "cpus_per_task": how.cpus,
         "gpus_per_node": how.gpus if run.recipe.computes and how.gpus else None,
         "dependency": after or None,
         "stderr_to_stdout": True,
+        "srun_args": ["--kill-on-bad-exit=1"],
         "setup": ["export SUBMITIT_PREEMPT_SIGNAL=USR1", *how.setup],
         "additional_parameters": also,
     }

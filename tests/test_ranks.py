@@ -1,0 +1,103 @@
+"""Several processes, as torchrun starts them, end where one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ranked
+from close import NETWORK, close
+from tiltlm import ranks
+from tiltlm.engine import Optim
+from tiltlm.models.causal import CausalLM
+from tiltlm.train import checkpoints
+
+HERE = Path(__file__).resolve().parent
+MICRO = {"dpo": 2, "rloo": 4, "ctl": 3}
+"""Cases that are also cut into micro-batches, and how."""
+
+COURSES = ("changing@2", "straight@6", "interrupted@3", "interrupted@6")
+"""Trainings in folders, to so many steps."""
+
+
+def torchrun(*args: str | Path, cwd: Path, check: bool = True, **more: str) -> subprocess.CompletedProcess[str]:
+    """Two processes on this machine, of a script or, behind -m, a module."""
+    path = os.pathsep.join([str(HERE.parent / "src"), str(HERE)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *args]
+    done = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, env=environment)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Every case, trained by two processes; courses of steps in folders."""
+    folder = tmp_path_factory.mktemp("two")
+    micro = [f"{name}@{k}" for name, k in MICRO.items()]
+    torchrun(HERE / "ranked.py", folder, *ranked.CASES, *micro, *COURSES, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*ranked.CASES, *(f"{name}@{k}" for name, k in MICRO.items())])
+def test_two_processes_end_where_one_does(name, two):
+    """Losses, every other metric, drawn rows and weights of four steps; 15 rows, so that shares are unequal."""
+    alone = ranked.CASES[name.partition("@")[0]](Optim(lr=1e-2))
+    first, second = (torch.load(two / f"{name}-{k}.pt", weights_only=True) for k in range(2))
+    assert torch.equal(first["weights"], second["weights"]) and first["metrics"] == second["metrics"]
+    close(first["weights"], alone.weights, NETWORK)
+    assert torch.equal(first["tokens"], alone.tokens) and torch.equal(second["tokens"], alone.tokens)
+    for step, (got, expected) in enumerate(zip(first["metrics"], alone.metrics, strict=True)):
+        some = {
+            n: x for n, x in expected.items() if step or n != "reward_accuracy"
+        }  # at first all rows tie, to rounding
+        assert {n: got[n] for n in some} == pytest.approx(some, rel=1e-5, abs=1e-6, nan_ok=True)
+    assert alone.metrics[-1]["loss"] != alone.metrics[0]["loss"]
+
+
+def last(folder: Path) -> tuple[list[dict], list[dict], torch.Tensor]:
+    """Metrics and evaluations step by step, and the weights of the last checkpoint."""
+    logs = [
+        [json.loads(line) for line in (folder / f"{n}.jsonl").read_text().splitlines()]
+        for n in ("metrics", "evals")
+    ]
+    model = CausalLM.load(checkpoints(folder)[-1], dtype=torch.float64)
+    return logs[0], logs[1], ranked.weights(model)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
+    """Two processes, one, two: the end of one alone, to rounding. Two, interrupted: that of two, to the bit."""
+    ranked.course(two / "changing", 4).run()
+    torchrun(HERE / "ranked.py", two, "changing@6", cwd=two)
+    ranked.course(tmp_path, 6).run()
+    expected, straight, interrupted = last(tmp_path), last(two / "straight"), last(two / "interrupted")
+    for found in (last(two / "changing"), straight):
+        close(found[2], expected[2], NETWORK)
+        assert [each["step"] for each in found[0]] == [each["step"] for each in expected[0]]
+        for got, wanted in zip(found[0], expected[0], strict=True):
+            assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert torch.equal(straight[2], interrupted[2]) and straight[0] == interrupted[0]
+
+
+def test_a_process_that_fails_ends_the_others_with_its_reason(tmp_path):
+    begun = time.monotonic()
+    done = torchrun(HERE / "ranked.py", tmp_path, "broken", cwd=tmp_path, check=False)
+    assert done.returncode != 0 and "ValueError: planted" in done.stderr
+    assert time.monotonic() - begun < 60
+
+
+def test_with_one_process_nothing_is_set_up():
+    """No group, no copy: lists, results and parameters are those that were given."""
+    made, parameter = object(), torch.ones(2, requires_grad=True)
+    ranks.sum_gradients([parameter])
+    ranks.same_as_first([parameter])
+    assert ranks.gathered([made])[0] is made and ranks.from_first(lambda: made) is made and parameter.grad is None
+    assert (ranks.size(), ranks.number(), ranks.share(5), ranks.others()) == (1, 0, (0, 5), ())
+    assert ranks._groups.cache_info().currsize == 0 and not torch.distributed.is_initialized()
