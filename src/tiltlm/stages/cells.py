@@ -33,8 +33,17 @@ class Cell:
             or why_not(facts, trained, self.feed)
             or self.net.why_not(trained, facts)
             or self._unwatched(facts)
+            or self._undivided(facts)
             or self._batch(facts)
         )
+
+    def _undivided(self, facts: Facts) -> str | None:
+        """Why the weights cannot be held in parts, where they are to be."""
+        trained = self.method.trained()
+        whole = trained.trains == "policy" and self.net.policy != "head" and not trained.critic and facts.network
+        if self.fit.shard and not whole:
+            return "--fit.shard divides policies that are whole language models, and no other networks: leave it off"
+        return None
 
     def _unwatched(self, facts: Facts) -> str | None:
         if self.fit.evaluations and not facts.held_out:
