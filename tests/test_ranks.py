@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,17 @@ import torch
 
 import ranked
 from close import close
+from command import tiltlm
 from tiltlm import ranks
+from tiltlm.device import device_of
 from tiltlm.engine import Optim
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.heads import ValueHead
+from tiltlm.policies.ppo import PPO
+from tiltlm.sharded import why_not
+from tiltlm.stages.cells import default_cell
 from tiltlm.train import checkpoints
+from toy import Toy
 
 HERE = Path(__file__).resolve().parent
 CASES = (
@@ -100,6 +108,53 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(tmp_path):
     done = torchrun(HERE / "ranked.py", tmp_path, "broken", cwd=tmp_path, check=False)
     assert done.returncode != 0 and "ValueError: planted" in done.stderr
     assert time.time() - (tmp_path / "planted").stat().st_mtime < 60
+
+
+def test_the_command_line_builds_a_run_that_one_process_finds(tmp_path):
+    """One report and one folder on standard output; what was trained is what one process trains; nothing is built again."""
+    args = ("run", "tree/ctl", "--fit.steps", "4")
+    done = torchrun("-m", "tiltlm", *args, cwd=tmp_path)
+    assert done.stdout.count("KL(q‖pi*)") == done.stdout.count("runs/tree/ctl/") == 1
+    (trained,) = (tmp_path / "runs" / "tree" / "ctl-twist").iterdir()
+    assert json.loads((trained / "provenance.json").read_text())["processes"] == 2
+    assert tiltlm(*args, cwd=tmp_path).stderr == ""
+    (tmp_path / "alone").mkdir()
+    tiltlm(*args, cwd=tmp_path / "alone")
+    alone = tmp_path / "alone" / trained.relative_to(tmp_path) / "metrics.jsonl"
+    for got, wanted in zip(
+        *(path.read_text().splitlines() for path in (trained / "metrics.jsonl", alone)), strict=True
+    ):
+        assert json.loads(got) == pytest.approx(json.loads(wanted), rel=1e-5, abs=1e-6)
+
+
+@pytest.fixture
+def second(monkeypatch) -> None:
+    """As the second process of two."""
+    monkeypatch.setattr(ranks, "_launched", lambda: (1, 2))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+
+def test_what_several_processes_cannot_do_is_said(second, tmp_path):
+    for args, told in (
+        (["list"], "start it without torchrun"),
+        (["run", "tree/ctl", "--jobs", "2"], "without torchrun"),
+    ):
+        done = tiltlm(*args, cwd=tmp_path, check=False)
+        assert done.returncode == 2 and told in done.stderr and "process 1" in done.stderr
+    with pytest.raises(ValueError, match="take cuda: each gets its own"):
+        device_of("cuda:0")
+
+
+def test_shares_cover_all_rows_once_and_alone_is_alone(second):
+    assert ranks.share(15) == (7, 15) and ranks.share(1) == (0, 1) and ranks.others() == (1,)
+    with ranks.alone():
+        assert ranks.share(15) == (0, 15) and ranks.gathered([1]) == [1] and not ranks.is_first()
+
+
+def test_networks_that_cannot_be_divided_say_why():
+    assert "ValueHead" in why_not(ValueHead(ranked.network()))
+    whole = default_cell(PPO(), Toy().facts())
+    assert "--fit.shard" in (replace(whole, fit=replace(whole.fit, shard=True)).why_not(Toy().facts()) or "")
 
 
 def test_with_one_process_nothing_is_set_up():
