@@ -2,7 +2,7 @@
 
     python bench/ranks.py
 
-The work: a GPT-2 of 8 layers of width 384 over 8,192 tokens (17 million parameters), float32, AdamW. DPO: 16 pairs, 64 + 64
+The work: a GPT-2 of 6 layers of width 256 over 8,192 tokens (7 million parameters), float32, AdamW. DPO: 16 pairs, 64 + 64
 tokens, fixed rows. RLOO: 4 draws of 8 prompts of 32 tokens, 32 new tokens, drawn, scored and learnt from. Each process has
 one thread. Times are medians over the steps after the first; CPU-seconds are summed over the processes; memory is the
 highest that one process held, less what it held once the model was read.
@@ -34,7 +34,7 @@ from tiltlm.policies.reinforce import Reinforce
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
 
-SIZE, STEPS, OWN = Size(8, 384, 8192), 5, stream(0, "bench", "ranks")
+SIZE, STEPS, OWN = Size(6, 256, 8192), 4, stream(0, "bench", "ranks")
 WAYS = ((1, False), (2, False), (2, True))
 """Processes, and whether each holds a part of the weights."""
 
