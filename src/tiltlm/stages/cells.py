@@ -42,7 +42,9 @@ class Cell:
         trained = self.method.trained()
         whole = trained.trains == "policy" and self.net.policy != "head" and not trained.critic and facts.network
         if self.fit.shard and not whole:
-            return "--fit.shard divides policies that are whole language models, and no other networks: leave it off"
+            return (
+                "--fit.shard divides policies that are whole language models, and no other networks: leave it off"
+            )
         return None
 
     def _unwatched(self, facts: Facts) -> str | None:
