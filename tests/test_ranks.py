@@ -7,23 +7,36 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import ranked
-from close import NETWORK, close
+from close import close
+from command import tiltlm
 from tiltlm import ranks
+from tiltlm.device import device_of
 from tiltlm.engine import Optim
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.heads import ValueHead
+from tiltlm.policies.ppo import PPO
+from tiltlm.sharded import why_not
+from tiltlm.stages.cells import default_cell
 from tiltlm.train import checkpoints
+from toy import Toy
 
 HERE = Path(__file__).resolve().parent
-MICRO = {"dpo": 2, "rloo": 4, "ctl": 3}
-"""Cases that are also cut into micro-batches, and how."""
+CASES = (
+    *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", "sft+shard", "dpo+shard", "dpo@4+shard", "lora+shard", "rloo+shard",
+)  # fmt: skip
+"""Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights."""
 
-COURSES = ("changing@2", "straight@6", "interrupted@3", "interrupted@6")
+COURSES = (
+    "changing@2", "straight@6", "interrupted@3", "interrupted@6", "parts@2+shard", "halves@3+shard", "halves@6+shard",
+    "sharded@6+shard",
+)  # fmt: skip
 """Trainings in folders, to so many steps."""
 
 
@@ -41,18 +54,19 @@ def torchrun(*args: str | Path, cwd: Path, check: bool = True, **more: str) -> s
 def two(tmp_path_factory) -> Path:
     """Every case, trained by two processes; courses of steps in folders."""
     folder = tmp_path_factory.mktemp("two")
-    micro = [f"{name}@{k}" for name, k in MICRO.items()]
-    torchrun(HERE / "ranked.py", folder, *ranked.CASES, *micro, *COURSES, cwd=folder)
+    torchrun(HERE / "ranked.py", folder, *CASES, *COURSES, cwd=folder)
     return folder
 
 
-@pytest.mark.parametrize("name", [*ranked.CASES, *(f"{name}@{k}" for name, k in MICRO.items())])
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_end_where_one_does(name, two):
     """Losses, every other metric, drawn rows and weights of four steps; 15 rows, so that shares are unequal."""
-    alone = ranked.CASES[name.partition("@")[0]](Optim(lr=1e-2))
+    alone = ranked.CASES[name.removesuffix("+shard").partition("@")[0]](Optim(lr=1e-2))
     first, second = (torch.load(two / f"{name}-{k}.pt", weights_only=True) for k in range(2))
     assert torch.equal(first["weights"], second["weights"]) and first["metrics"] == second["metrics"]
-    close(first["weights"], alone.weights, NETWORK)
+    close(
+        first["weights"], alone.weights
+    )  # AdamW divides by a gradient's size: small ones show how they were rounded
     assert torch.equal(first["tokens"], alone.tokens) and torch.equal(second["tokens"], alone.tokens)
     for step, (got, expected) in enumerate(zip(first["metrics"], alone.metrics, strict=True)):
         some = {
@@ -74,23 +88,73 @@ def last(folder: Path) -> tuple[list[dict], list[dict], torch.Tensor]:
 
 def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
     """Two processes, one, two: the end of one alone, to rounding. Two, interrupted: that of two, to the bit."""
-    ranked.course(two / "changing", 4).run()
-    torchrun(HERE / "ranked.py", two, "changing@6", cwd=two)
+    for name in ("changing", "parts"):
+        ranked.course(two / name, 4).run()
+    torchrun(HERE / "ranked.py", two, "changing@6", "parts@6+shard", cwd=two)
     ranked.course(tmp_path, 6).run()
-    expected, straight, interrupted = last(tmp_path), last(two / "straight"), last(two / "interrupted")
-    for found in (last(two / "changing"), straight):
-        close(found[2], expected[2], NETWORK)
+    expected = last(tmp_path)
+    for name in ("changing", "parts", "straight", "sharded"):
+        found = last(two / name)
+        close(found[2], expected[2])
         assert [each["step"] for each in found[0]] == [each["step"] for each in expected[0]]
         for got, wanted in zip(found[0], expected[0], strict=True):
             assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6)
-    assert torch.equal(straight[2], interrupted[2]) and straight[0] == interrupted[0]
+    for name, interrupted in (("straight", "interrupted"), ("sharded", "halves")):
+        got, wanted = last(two / interrupted), last(two / name)
+        assert torch.equal(got[2], wanted[2]) and got[0] == wanted[0]
 
 
 def test_a_process_that_fails_ends_the_others_with_its_reason(tmp_path):
-    begun = time.monotonic()
     done = torchrun(HERE / "ranked.py", tmp_path, "broken", cwd=tmp_path, check=False)
     assert done.returncode != 0 and "ValueError: planted" in done.stderr
-    assert time.monotonic() - begun < 60
+    assert time.time() - (tmp_path / "planted").stat().st_mtime < 60
+
+
+def test_the_command_line_builds_a_run_that_one_process_finds(tmp_path):
+    """One report and one folder on standard output; what was trained is what one process trains; nothing is built again."""
+    args = ("run", "tree/ctl", "--fit.steps", "4")
+    done = torchrun("-m", "tiltlm", *args, cwd=tmp_path)
+    assert done.stdout.count("KL(q‖pi*)") == done.stdout.count("runs/tree/ctl/") == 1
+    (trained,) = (tmp_path / "runs" / "tree" / "ctl-twist").iterdir()
+    assert json.loads((trained / "provenance.json").read_text())["processes"] == 2
+    assert tiltlm(*args, cwd=tmp_path).stderr == ""
+    (tmp_path / "alone").mkdir()
+    tiltlm(*args, cwd=tmp_path / "alone")
+    alone = tmp_path / "alone" / trained.relative_to(tmp_path) / "metrics.jsonl"
+    for got, wanted in zip(
+        *(path.read_text().splitlines() for path in (trained / "metrics.jsonl", alone)), strict=True
+    ):
+        assert json.loads(got) == pytest.approx(json.loads(wanted), rel=1e-5, abs=1e-6)
+
+
+@pytest.fixture
+def second(monkeypatch) -> None:
+    """As the second process of two."""
+    monkeypatch.setattr(ranks, "_launched", lambda: (1, 2))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+
+def test_what_several_processes_cannot_do_is_said(second, tmp_path):
+    for args, told in (
+        (["list"], "start it without torchrun"),
+        (["run", "tree/ctl", "--jobs", "2"], "without torchrun"),
+    ):
+        done = tiltlm(*args, cwd=tmp_path, check=False)
+        assert done.returncode == 2 and told in done.stderr and "process 1" in done.stderr
+    with pytest.raises(ValueError, match="take cuda: each gets its own"):
+        device_of("cuda:0")
+
+
+def test_shares_cover_all_rows_once_and_alone_is_alone(second):
+    assert ranks.share(15) == (7, 15) and ranks.share(1) == (0, 1) and ranks.others() == (1,)
+    with ranks.alone():
+        assert ranks.share(15) == (0, 15) and ranks.gathered([1]) == [1] and not ranks.is_first()
+
+
+def test_networks_that_cannot_be_divided_say_why():
+    assert "ValueHead" in why_not(ValueHead(ranked.network()))
+    whole = default_cell(PPO(), Toy().facts())
+    assert "--fit.shard" in (replace(whole, fit=replace(whole.fit, shard=True)).why_not(Toy().facts()) or "")
 
 
 def test_with_one_process_nothing_is_set_up():

@@ -57,6 +57,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, optim: Optim) -> None:
         self.model, self.optim = model, optim
+        ranks.same_as_first([p for p in model.parameters() if p.requires_grad])
         self.shards = Shards(model) if optim.shard and ranks.size() > 1 else None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
@@ -70,8 +71,6 @@ class Engine:
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True
         )
-        if self.shards is None:
-            ranks.same_as_first(self.parameters)
 
     @property
     def device(self) -> torch.device:
@@ -176,7 +175,8 @@ class Engine:
         return state if self.shards is None else whole_state(state)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state if self.shards is None else own_state(state, self.parameters))
+        numbered = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.load_state_dict(state if self.shards is None else own_state(state, numbered))
 
 
 def _mean(parts: list[Tensor]) -> float:

@@ -137,7 +137,7 @@ def _connected() -> Iterator[tuple[Any, Any]]:
     except RuntimeError as error:
         if type(error) is not RuntimeError and not type(error).__name__.startswith("Dist"):
             raise  # memory, say
-        why = str(error).strip().split("\n")[0]
+        why = str(error).strip().split("\n")[0].partition(". ")[0]
         raise ConnectionError(
             f"the {size()} processes of this run have lost each other ({why}): another one ended, and says why; "
             "the same command goes on from the last checkpoint"

@@ -216,8 +216,10 @@ def _build(run: Run[Any], command: str) -> None:
     begin(run)
     run.write_json("provenance.json", provenance(recipe.seed, command))
     recipe.build(run)
-    took = {"seconds": round(time.time() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-    run.write_json("provenance.json", provenance(recipe.seed, command) | took)
+    spent = ranks.gathered([time.process_time() - cpu])
+    took = {"seconds": round(time.time() - started, 1), "cpu_seconds": round(sum(spent), 1)}
+    several = {"processes": len(spent)} if len(spent) > 1 else {}
+    run.write_json("provenance.json", provenance(recipe.seed, command) | took | several)
     if ranks.is_first():
         (run.folder / "DONE").touch()
 

@@ -46,7 +46,7 @@ class Shards:
         vars(model.model)["tiltlm_trust"] = replace(trust_of(model.model), sharing=False)
         self.parts: list[FSDPModule] = [part for part in (*layers, model) if isinstance(part, FSDPModule)]
         one = Tokens.of([[0]], model.device)
-        with torch.no_grad():  # the outermost part must be the first to run
+        with torch.no_grad(), self.whole():  # the outermost part must be the first to run
             model.log_prob(Samples(one, torch.zeros(1, dtype=torch.int64, device=model.device), one.ids, one.mask))
 
     @contextmanager
@@ -118,12 +118,13 @@ def whole_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def own_state(state: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
-    """Of an optimizer's state in whole, every process's part."""
+    """Of an optimizer's state in whole, every process's part; parameters: in the order that the optimizer numbers them."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     def part(x: Tensor, like: nn.Parameter) -> Tensor:
-        if not isinstance(like, DTensor) or x.shape != like.shape:
+        if x.ndim == 0:  # the step
             return x
+        assert isinstance(like, DTensor)
         return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
 
     found = {k: {n: part(x, parameters[k]) for n, x in one.items()} for k, one in state["state"].items()}

@@ -33,12 +33,23 @@ class Cell:
             or why_not(facts, trained, self.feed)
             or self.net.why_not(trained, facts)
             or self._unwatched(facts)
+            or self._undivided(facts)
             or self._batch(facts)
         )
 
     def files(self) -> list[str]:
         """Files and folders that settings name and whose content decides the result."""
         return [*self.method.files(), *self.feed.files(), *self.net.files()]
+
+    def _undivided(self, facts: Facts) -> str | None:
+        """Why the weights cannot be held in parts, where they are to be."""
+        trained = self.method.trained()
+        whole = trained.trains == "policy" and self.net.policy != "head" and not trained.critic and facts.network
+        if self.fit.shard and not whole:
+            return (
+                "--fit.shard divides policies that are whole language models, and no other networks: leave it off"
+            )
+        return None
 
     def _unwatched(self, facts: Facts) -> str | None:
         if self.fit.evaluations and isinstance(self.feed, Feed) and self.feed.source == "rounds":

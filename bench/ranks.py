@@ -1,0 +1,119 @@
+"""A DPO step, and an online (RLOO) step, of one process and of two: what sharing the rows out costs and saves.
+
+    python bench/ranks.py
+
+The work: a GPT-2 of 6 layers of width 256 over 8,192 tokens (7 million parameters), float32, AdamW. DPO: 16 pairs, 64 + 64
+tokens, fixed rows. RLOO: 4 draws of 8 prompts of 32 tokens, 32 new tokens, drawn, scored and learnt from. Each process has
+one thread. Times are medians over the steps after the first; CPU-seconds are summed over the processes; memory is the
+highest that one process held, less what it held once the model was read.
+
+With as many processors as processes, wall time is what one is after; on a busy machine only CPU-seconds say something.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from common import ONE_THREAD, QUIET, Size, random_ids
+from tiltlm import ranks
+from tiltlm.engine import Engine, Optim
+from tiltlm.experience import Live, Offline, referenced_pairs
+from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.policies.dpo import DPO
+from tiltlm.policies.reinforce import Reinforce
+from tiltlm.samples import Pairs, Samples, Tokens
+from tiltlm.seeds import stream
+
+SIZE, STEPS, OWN = Size(6, 256, 8192), 4, stream(0, "bench", "ranks")
+WAYS = ((1, False), (2, False), (2, True))
+"""Processes, and whether each holds a part of the weights."""
+
+
+def dpo(model: CausalLM) -> tuple[Any, Any]:
+    asked, done = Tokens.full(random_ids(0, 16, 64, SIZE.vocab)), random_ids(1, 32, 64, SIZE.vocab)
+    index, mask = torch.arange(16), torch.ones(16, 64, dtype=torch.bool)
+    pairs = Pairs(Samples(asked, index, done[:16], mask), Samples(asked, index, done[16:], mask))
+    return DPO(0.1), Offline(referenced_pairs(pairs, model), 16, OWN)
+
+
+def rloo(model: CausalLM) -> tuple[Any, Any]:
+    asked, reference = Tokens.full(random_ids(0, 8, 32, SIZE.vocab)), copy_of(model).requires_grad_(False)
+    live = Live(model, lambda s: s.tokens.float().mean(1), asked, 8, 32, OWN, n=4, reference=reference)
+    return Reinforce("leave_one_out", beta=0.1), live
+
+
+KINDS: dict[str, Callable[[CausalLM], tuple[Any, Any]]] = {"dpo": dpo, "rloo": rloo}
+
+
+def memory(name: str) -> int:
+    """Bytes that this process holds (VmRSS), or has held at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def worker(kind: str, shard: bool) -> None:
+    """One process: its steps' wall and CPU-seconds, and the memory that they took."""
+    torch.set_num_threads(1)
+    model = CausalLM.from_config(SIZE.config(), seed=0)
+    objective, experience = KINDS[kind](model)
+    before = memory("VmRSS")
+    engine, took = Engine(model, Optim(lr=1e-5, shard=shard)), []
+    for step in range(STEPS + 1):
+        wall, cpu = time.perf_counter(), time.process_time()
+        model.eval()
+        with engine.whole():
+            batch = experience.batch(0)
+        model.train()
+        loss = engine.update(objective, batch)["loss"]
+        took.append((time.perf_counter() - wall, time.process_time() - cpu))
+        if step == 0:
+            first = loss
+    walls, cpus = (median(side) for side in zip(*took[1:], strict=True))
+    found = ranks.gathered([(walls, cpus, memory("VmHWM") - before)])
+    if ranks.is_first():
+        print(
+            "FOUND "
+            + json.dumps([max(x[0] for x in found), sum(x[1] for x in found), max(x[2] for x in found), first])
+        )
+    ranks.leave()
+
+
+def measured(kind: str, processes: int, shard: bool) -> list[float]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*command, __file__, kind, "shard" if shard else "whole"], capture_output=True, text=True,
+        env=os.environ | ONE_THREAD | QUIET,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.split("FOUND ")[1])
+
+
+def main() -> None:
+    print(f"{'':<28}{'wall s':>9}{'CPU s':>9}{'memory MB':>11}{'first loss':>13}")
+    for kind in KINDS:
+        losses = []
+        for processes, shard in WAYS:
+            wall, cpu, most, loss = measured(kind, processes, shard)
+            name = f"{kind}, {processes} process{'es' if processes > 1 else ''}{', in parts' if shard else ''}"
+            print(f"{name:<28}{wall:>9.2f}{cpu:>9.2f}{most / 1e6:>11.0f}{loss:>13.7f}", flush=True)
+            losses.append(loss)
+        if max(losses) - min(losses) > 1e-5 * max(1.0, abs(losses[0])):
+            raise SystemExit(f"{kind}: the first losses differ: {losses}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        worker(sys.argv[1], sys.argv[2] == "shard")
+    else:
+        main()
