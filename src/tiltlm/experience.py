@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
 from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.serving import Drawer
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Reward
@@ -116,6 +118,7 @@ def _once_more(stream: Stream, again: int) -> Stream:
 class Live:
     """`n` completions by `policy` of `batch_size` prompts a step, scored by `reward` and `reference`, where given.
 
+    drawer: what draws in the policy's place (None: the policy itself, in this process).
     `prompt_index` of a batch counts within all `prompts`, so a reward that knows its prompts stays aligned.
     """
 
@@ -127,13 +130,13 @@ class Live:
     stream: Stream
     n: int = 1
     reference: LanguageModel | None = None
+    drawer: Drawer | None = None
 
     def batch(self, step: int, again: int = 0) -> Samples:
         order = _once_more(self.stream.child("prompts"), again)
         chosen = rows_of_step(len(self.prompts), self.batch_size, step, order)
         chosen = chosen.to(self.prompts.device)
-        drawn = draw(
-            self.policy,
+        drawn = (self.drawer or partial(draw, self.policy))(
             self.prompts.select(chosen),
             n=self.n,
             max_new_tokens=self.max_new_tokens,

@@ -15,7 +15,7 @@ best rewards: J and KL(q‖pi*) get their errors from both together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -28,9 +28,11 @@ from tiltlm.ruler.estimate import per_prompt
 from tiltlm.ruler.measure import Measurement, Ruler
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.best_of import kl_upper_bound
+from tiltlm.samplers.server import Server
+from tiltlm.samplers.serving import HERE, Serving
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
-from tiltlm.settings import at_least_one
+from tiltlm.settings import ADDED, at_least_one
 
 ENOUGH = 100
 """Groups of a prompt from which the law of its reward is known well enough to estimate a divergence by."""
@@ -42,6 +44,9 @@ class BestOf(Sampler):
 
     n: int = 8
     """Draws of which one is kept."""
+
+    draw_at: Serving = field(default=HERE, metadata=ADDED)
+    """The server that draws (none: this process)."""
 
     optimum: ClassVar[str] = "not pi*: close to it at a beta that n decides (Beirami et al. 2024)"
 
@@ -60,10 +65,7 @@ class BestOf(Sampler):
 
         Raises ValueError where a reward is NaN.
         """
-        drawn = draw_in_batches(
-            problem.reference, prompts, n=groups * self.n, max_new_tokens=problem.width, stream=stream,
-            batch_size=batch_size,
-        )  # fmt: skip
+        drawn = self.drawn(problem, prompts, groups * self.n, stream, batch_size)
         drawn = problem.target.scored(drawn.with_(log_ref=drawn.log_q, log_q=None), batch_size)
         assert drawn.reward is not None
         rewards = drawn.reward.double().reshape(len(prompts), groups, self.n)
@@ -72,6 +74,14 @@ class BestOf(Sampler):
             raise ValueError(f"a reward of prompt {row} is NaN: no draw is best")
         first = torch.arange(len(prompts) * groups, device=rewards.device) * self.n
         return drawn.select(first + rewards.argmax(2).flatten()), rewards
+
+    def drawn(self, problem: Problem, prompts: Tokens, n: int, stream: Stream, batch_size: int) -> Samples:
+        """`n` plain draws of every prompt."""
+        reference, width = problem.reference, problem.width
+        if self.draw_at.url:
+            server = Server.of(self.draw_at, reference, problem.tokenizer)
+            return server(prompts, n=n, max_new_tokens=width, stream=stream)
+        return draw_in_batches(reference, prompts, n=n, max_new_tokens=width, stream=stream, batch_size=batch_size)
 
     def measured(self, problem: Problem, learner: Learner, ruler: Ruler) -> tuple[Measurement, Samples]:
         samples, rewards = self.groups(problem, ruler.prompts, ruler.n, ruler.stream, ruler.batch_size)
