@@ -19,9 +19,6 @@ TOKEN = "TILTLM_DRAW_TOKEN"
 """The environment variable whose value is sent to a server as a bearer token."""
 
 
-HERE = Serving()
-"""No server: this process draws."""
-
 MISMATCH = 0.05
 """Nats a token between what drew and what is trained, above which something is wrong."""
 
@@ -69,3 +66,7 @@ class Serving:
             raise ValueError(f"timeout is in seconds, more than 0; got {self.timeout}")
         if not self.url and (self.model or self.text or self.every > 1 or self.weights):
             raise ValueError(f"the settings of a server that draws want its url too (draw.url); got {self}")
+
+
+HERE = Serving()
+"""No server: this process draws."""
