@@ -16,6 +16,7 @@ from tiltlm.cli import COMMANDS
 from tiltlm.commands.calibrate import Calibrate
 from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
+from tiltlm.commands.export import Export
 from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
 from tiltlm.commands.merge import Merge
@@ -32,7 +33,7 @@ from tiltlm.recipes import STAGES, preset_of, recipe, tasks
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, type] = {
     "measure": Measure, "report": Report, "sample": Sample, "score": Score, "prepare": Prepare, "doctor": Doctor,
-    "calibrate": Calibrate, "demo": Demo, "merge": Merge, "serve": Serve,
+    "calibrate": Calibrate, "demo": Demo, "merge": Merge, "export": Export, "serve": Serve,
 }  # fmt: skip
 """Commands whose options are one class of settings."""
 

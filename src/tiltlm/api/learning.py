@@ -14,7 +14,9 @@ import torch
 from tiltlm.commands.options import from_json
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.engine import Engine
+from tiltlm.experience import Keeps
 from tiltlm.feeds import AnyFeed, Stores, TwistFeed, course_of, source_of
+from tiltlm.feeds.served import of_reference
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json, write_whole
@@ -163,6 +165,8 @@ def _trained(
             model.train()
             own.child("dropout", step).seed_everything()
             found = engine.update(objective, batch, pace.factor(step, taken), getattr(method, "passes", 1))
+            if isinstance(course.experience, Keeps):
+                found |= course.experience.numbers()
             pace.observe(step, found, taken)
             metrics.append(found)
             step += 1
@@ -199,11 +203,10 @@ def _stores(problem: Problem, method: Method, feed: Any, called: str) -> Stores:
         if split not in made:
             n, prompts = feed.draws.n, problem.prompts[split]
             some = prompts.select(slice(0, feed.draws.prompts or None)) if split == "train" else prompts
-            drawn = draw_in_batches(
-                problem.reference, some, n=n, max_new_tokens=problem.width, stream=problem.stream.child("generate", split),
-                batch_size=feed.draws.batch_size,
-            )  # fmt: skip
-            made[split] = Groups(problem.target.scored(drawn.with_(log_ref=drawn.log_q), 128), n)
+            own = problem.stream.child("generate", split)
+            drawn = of_reference(problem, feed.draw, some, n, own, feed.draws.batch_size)
+            log_ref = None if feed.draw.url else drawn.log_q
+            made[split] = Groups(problem.target.scored(drawn.with_(log_ref=log_ref), 128), n)
         return made[split]
 
     return Stores(groups)

@@ -3,14 +3,14 @@
 Messages are written by the model's chat template, opening the assistant's turn: `prompt` is that text then, and the
 messages stay in `messages`. Prompts longer than a run's stages read lose their front, as there.
 
-With --draw.url a server draws (docs/serving_draws.md), and MODEL is what it serves: here it lends its tokenizer and its ends,
-and scores the first rows, so that another model is noticed.
+With --draw.url a server draws (docs/serving_draws.md), and MODEL is what it serves: here it lends its tokenizer and its
+ends, and scores the first rows, so that another model is noticed.
 
 Each output line: prompt, completion (text, if there is a tokenizer), completion_ids, log_q (nats, under what was
-really drawn from, warping included), finished. Texts of a server that returns no token ids (--draw.text) have log_p instead,
-what MODEL itself says of them, and `retokenised`. With --grouped a line holds all completions of a prompt: `completions`, and
-lists of the rest. Draw k of prompt i depends on seed, i and k alone: batch size changes nothing, and an interrupted file is
-taken up where it stops.
+really drawn from, warping included), finished. Texts of a server that returns no token ids (--draw.text) have log_p
+instead, what MODEL itself says of them, and `retokenised`. With --grouped a line holds all completions of a prompt:
+`completions`, and lists of the rest. Draw k of prompt i depends on seed, i and k alone: batch size changes nothing, and an
+interrupted file is taken up where it stops.
 """
 
 from __future__ import annotations

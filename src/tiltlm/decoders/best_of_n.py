@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from tiltlm.decoders.sampler import Sampler
+from tiltlm.feeds.served import of_reference
 from tiltlm.method import Learner, Method
 from tiltlm.problem import Problem
 from tiltlm.ruler.estimate import per_prompt
 from tiltlm.ruler.measure import Measurement, Ruler
-from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.best_of import kl_upper_bound
-from tiltlm.samplers.server import Server
 from tiltlm.samplers.serving import HERE, Serving
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -65,7 +64,7 @@ class BestOf(Sampler):
 
         Raises ValueError where a reward is NaN.
         """
-        drawn = self.drawn(problem, prompts, groups * self.n, stream, batch_size)
+        drawn = of_reference(problem, self.draw_at, prompts, groups * self.n, stream, batch_size)
         drawn = problem.target.scored(drawn.with_(log_ref=drawn.log_q, log_q=None), batch_size)
         assert drawn.reward is not None
         rewards = drawn.reward.double().reshape(len(prompts), groups, self.n)
@@ -74,14 +73,6 @@ class BestOf(Sampler):
             raise ValueError(f"a reward of prompt {row} is NaN: no draw is best")
         first = torch.arange(len(prompts) * groups, device=rewards.device) * self.n
         return drawn.select(first + rewards.argmax(2).flatten()), rewards
-
-    def drawn(self, problem: Problem, prompts: Tokens, n: int, stream: Stream, batch_size: int) -> Samples:
-        """`n` plain draws of every prompt."""
-        reference, width = problem.reference, problem.width
-        if self.draw_at.url:
-            server = Server.of(self.draw_at, reference, problem.tokenizer)
-            return server(prompts, n=n, max_new_tokens=width, stream=stream)
-        return draw_in_batches(reference, prompts, n=n, max_new_tokens=width, stream=stream, batch_size=batch_size)
 
     def measured(self, problem: Problem, learner: Learner, ruler: Ruler) -> tuple[Measurement, Samples]:
         samples, rewards = self.groups(problem, ruler.prompts, ruler.n, ruler.stream, ruler.batch_size)

@@ -25,10 +25,10 @@ from tiltlm.experience import Around
 from tiltlm.feeds.settings import Feed
 from tiltlm.method import Learner
 from tiltlm.problem import Problem
-from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.ancestral import draw, draw_in_batches
 from tiltlm.samplers.reloading import reload
 from tiltlm.samplers.server import Server, mismatch
-from tiltlm.samplers.serving import MISMATCH, Drawer
+from tiltlm.samplers.serving import MISMATCH, Drawer, Serving
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 
@@ -43,6 +43,16 @@ def drawer_of(problem: Problem, learner: Learner, feed: Feed, live: bool) -> Dra
         return partial(draw, model)
     server = Server.of(feed.draw, model, problem.tokenizer)
     return Following(server, model, Path(feed.draw.weights), partial(reload, server)) if live else server
+
+
+def of_reference(problem: Problem, how: Serving, prompts: Tokens, n: int, own: Stream, batch_size: int) -> Samples:
+    """`n` draws of the reference for every prompt: by the server that `how` names, or here, `batch_size` rows at once."""
+    if how.url:
+        server = Server.of(how, problem.reference, problem.tokenizer)
+        return server(prompts, n=n, max_new_tokens=problem.width, stream=own)
+    return draw_in_batches(
+        problem.reference, prompts, n=n, max_new_tokens=problem.width, stream=own, batch_size=batch_size
+    )
 
 
 @dataclass
