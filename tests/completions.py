@@ -24,8 +24,9 @@ from tiltlm.seeds import Stream
 class Completions:
     """Serves `model` as `name`; `with` it, it listens at `url`.
 
-    ids, logprobs: whether it says them. busy: so many answers of 503 come first, for every request id. slow: seconds that
-    it waits before an answer. asked: every body; followed: every call for new weights, as (path, body).
+    ids, logprobs: whether it says them. busy: so many answers of 503 come first, for every request id. slow: seconds that it
+    waits before an answer. context: tokens of prompt and completion. held: it keeps its cache of prefixes. also: further
+    models that it lists. asked: every body; tokens: every authorization; followed: every call for new weights, as (path, body).
     """
 
     model: CausalLM
@@ -35,6 +36,7 @@ class Completions:
     busy: int = 0
     slow: float = 0.0
     context: int = 1 << 20
+    held: bool = False
     also: tuple[str, ...] = ()
     asked: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
@@ -84,7 +86,7 @@ class Completions:
         @app.post("/reset_prefix_cache")
         def reset() -> Any:
             self.followed.append(("reset_prefix_cache", None))
-            return {}
+            return {"success": not self.held}
 
         return app
 

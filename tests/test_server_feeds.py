@@ -21,7 +21,7 @@ from tiltlm.feeds.served import Followed, Following
 from tiltlm.models.causal import CausalLM
 from tiltlm.recipes import recipe
 from tiltlm.run import ensure
-from tiltlm.samplers.reloading import reload
+from tiltlm.samplers.reloading import reload, told
 from tiltlm.samplers.server import Server
 from tiltlm.samplers.serving import Serving
 from tiltlm.seeds import stream
@@ -98,6 +98,17 @@ def test_adapters_go_under_a_name_of_their_own(model, tmp_path, monkeypatch):
     ]
     with pytest.raises(ValueError, match=r"name it \(draw.model\)"):
         reload(Server(Serving("http://localhost:1/v1"), (), 5), tmp_path)
+
+
+def test_a_server_that_refuses_the_weights_is_not_drawn_from(model, tmp_path):
+    model.save(tmp_path / "new")
+    with (
+        Completions(copy.deepcopy(model), held=True) as at,
+        pytest.raises(ValueError, match="did not empty its cache of prefixes"),
+    ):
+        reload(Server(Serving(at.url), (), 5), tmp_path / "new")
+    with Completions(model) as at, pytest.raises(ValueError, match=r"/nowhere answered 404"):
+        told(Server(Serving(at.url), (), 5), "/nowhere", {})
 
 
 def test_stored_fresh_and_best_draws_come_from_a_server(model):

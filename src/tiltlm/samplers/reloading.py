@@ -20,7 +20,11 @@ def reload(server: Server, folder: Path) -> None:
         told(server, "/v1/load_lora_adapter", adapters(server, folder))
         return
     told(server, "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-    told(server, "/reset_prefix_cache", {})
+    if '"success":false' in told(server, "/reset_prefix_cache", {}).replace(" ", ""):
+        raise ValueError(
+            f"{server.posting.shown} did not empty its cache of prefixes, which belongs to the old weights: let it draw "
+            "for this run alone"
+        )
 
 
 def adapters(server: Server, folder: Path) -> dict[str, Any]:
@@ -32,9 +36,9 @@ def adapters(server: Server, folder: Path) -> dict[str, Any]:
     return {"lora_name": server.how.model, "lora_path": str(folder), "load_inplace": True}
 
 
-def told(server: Server, path: str, body: dict[str, Any]) -> None:
-    """Send an order. Raises ValueError where the server does not do it."""
+def told(server: Server, path: str, body: dict[str, Any]) -> str:
+    """Send an order; what was answered. Raises ValueError where the server does not do it."""
     root = server.how.url.rstrip("/").removesuffix("/v1")
     posting = replace(server.posting, url=root + path)
     with posting.client() as client:
-        posting.tell(client, body)
+        return posting.tell(client, body)
