@@ -24,9 +24,10 @@ from tiltlm.seeds import Stream
 class Completions:
     """Serves `model` as `name`; `with` it, it listens at `url`.
 
-    ids, logprobs: whether it says them. busy: so many answers of 503 come first, for every request id. slow: seconds that it
-    waits before an answer. context: tokens of prompt and completion. held: it keeps its cache of prefixes. also: further
-    models that it lists. asked: every body; tokens: every authorization; followed: every call for new weights, as (path, body).
+    ids, logprobs: whether it says them. busy: so many answers of 503 come first, for every request id. slow: seconds
+    that it waits before an answer. context: tokens of prompt and completion. held: it keeps its cache of prefixes.
+    also: further models that it lists. asked: every body; tokens: every authorization; followed: every call for new
+    weights, as (path, body).
     """
 
     model: CausalLM

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltlm.experience import Keeps
 from tiltlm.groups import Groups
 from tiltlm.judges.base import GoldOfRows, Judge
 from tiltlm.models.base import without_end
@@ -95,7 +96,8 @@ class JudgedBy:
         return accuracy | {"gold_reward": float(gold.mean()), "gold_looked_at": float(len(gold))}
 
     def numbers(self) -> dict[str, float]:
-        return dict(self._numbers)
+        inner = self.experience.numbers() if isinstance(self.experience, Keeps) else {}
+        return inner | self._numbers
 
     def save(self, folder: Path) -> None:
         folder.mkdir()
