@@ -25,7 +25,7 @@ def world() -> tl.Problem:
 
 @pytest.fixture(scope="module")
 def guided(world) -> tl.Learnt:
-    return tl.learn(world, tl.CTL(), steps=2, progress=False)
+    return tl.learn(world, tl.CTL(), steps=8, lr=0.1, progress=False)
 
 
 def rows(sequences, prompts, eos=0):
@@ -47,7 +47,10 @@ def generated(world, decoder, prompts=None, **options):
 def test_guided_decoding_in_generate_draws_our_own_tokens(world, guided):
     wanted = guided.draw(seed=3).completions.lists()
     assert generated(world, guided) == wanted == generated(world, guided.model)
-    assert generated(world, guided, seed=4) != wanted != generated(world, world.reference)
+    many = torch.tensor(PROMPTS * 20)
+    drawn = guided.draw(many.tolist(), seed=3).completions.lists()
+    assert generated(world, guided, many) == drawn != generated(world, guided, many, seed=4)
+    assert generated(world, world.reference, many) != drawn  # the twist has learnt something
 
 
 def test_several_of_each_prompt_are_the_rows_of_draw(world, guided):
@@ -83,7 +86,7 @@ def test_prompts_padded_on_the_left_are_read_without_their_padding(world, guided
 
 
 def test_ended_rows_are_filled_with_the_pad_token(world, guided):
-    ids = torch.tensor(PROMPTS * 20)
+    ids = torch.tensor(PROMPTS[:2] * 30)
     found = world.reference.model.generate(
         ids, custom_generate=tl.generate_with(guided), max_new_tokens=4, pad_token_id=4, return_dict_in_generate=True
     ).sequences[:, 2:]  # fmt: skip

@@ -29,10 +29,10 @@ from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 
 PLAIN = {"temperature": 1.0, "top_p": 1.0, "n": 1, "stream": False}
-"""What every server is asked for. (transformers' is greedy unless told otherwise, in a field of its own.)"""
-
 UNBENT = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 WITH_IDS = {"logprobs": 1, "return_token_ids": True, "add_special_tokens": False, "ignore_eos": True}
+SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+"""What `transformers serve` is told in a field of its own; it is greedy otherwise."""
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,8 @@ class Server:
         """The body of a request for one row."""
         own = {"model": self.name, "max_tokens": max_new_tokens, "seed": seed >> 1, **PLAIN}
         if self.how.text:
-            sampling = {
-                "do_sample": True,
-                "temperature": 1.0,
-                "top_p": 1.0,
-                "top_k": 0,
-                "eos_token_id": list(self.eos_ids),
-            }
-            return {**own, "prompt": said(self.tokenizer, ids), "generation_config": json.dumps(sampling)}
+            sampled = json.dumps({**SAMPLED, "eos_token_id": list(self.eos_ids) or None})
+            return {**own, "prompt": said(self.tokenizer, ids), "generation_config": sampled}
         ends = {"stop_token_ids": list(self.eos_ids), "request_id": f"tiltlm-{seed:016x}"}
         return {**own, "prompt": ids, **UNBENT, **WITH_IDS, **ends}
 
