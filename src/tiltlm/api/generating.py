@@ -80,7 +80,7 @@ def _returned(drawn: Samples, input_ids: Tensor, config: Any) -> Any:
         ends = config.eos_token_id
         pad = 0 if ends is None else ends[0] if isinstance(ends, list) else ends
     done = torch.where(drawn.mask, drawn.tokens, pad).to(input_ids.device)
-    sequences = torch.cat([input_ids, done], 1)
+    sequences: Any = torch.cat([input_ids, done], 1)
     if not config.return_dict_in_generate:
         return sequences
     from transformers.generation import GenerateDecoderOnlyOutput
