@@ -62,7 +62,7 @@ $(VENV)-vllm/.done:
 	@touch $@
 
 test-vllm: $(VENV)/.dev $(VENV)-vllm/.done
-	TILTLM_VLLM=$(abspath $(VENV))-vllm/bin/vllm $(BIN)/python -m pytest tests/test_real_servers.py -k vllm
+	TILTLM_VLLM=$(abspath $(VENV))-vllm/bin/python $(BIN)/python -m pytest tests/test_real_servers.py -k vllm
 
 test-serve: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt 'transformers[serving]'

