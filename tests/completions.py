@@ -26,8 +26,8 @@ class Completions:
 
     ids, logprobs: whether it says them. busy: so many answers of 503 come first, for every request id. slow: seconds
     that it waits before an answer. context: tokens of prompt and completion. held: it keeps its cache of prefixes.
-    also: further models that it lists. asked: every body; tokens: every authorization; followed: every call for new
-    weights, as (path, body).
+    strict: as transformers' server it refuses fields that it does not know. also: further models that it lists. asked:
+    every body; tokens: every authorization; followed: every call for new weights, as (path, body).
     """
 
     model: CausalLM
@@ -37,6 +37,7 @@ class Completions:
     busy: int = 0
     slow: float = 0.0
     context: int = 1 << 20
+    strict: bool = False
     held: bool = False
     also: tuple[str, ...] = ()
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -72,6 +73,8 @@ class Completions:
             with self._one:
                 self.tokens.append(request.headers.get("authorization", ""))
                 self.asked.append(body)
+                if self.strict and "return_token_ids" in body:
+                    return JSONResponse({"detail": "Unexpected fields in the request"}, 422)
                 self._tries[str(body.get("request_id"))] += 1
                 if self._tries[str(body.get("request_id"))] <= self.busy:
                     return JSONResponse({"error": "busy"}, 503)

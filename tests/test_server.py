@@ -118,8 +118,13 @@ def test_a_server_that_is_not_there_is_named(model):
     [
         ({}, {"model": "huge"}, "names no model 'huge': it has tiny; name one of them"),
         ({"also": ("other",)}, {}, "names more or less than one model: it has tiny, other"),
-        ({"ids": False}, {}, "answered without token ids, and log q is that of the very tokens .* texts alone"),
+        ({"ids": False}, {}, r"answered without token ids\. log q is that of the very tokens .* texts alone"),
         ({"logprobs": False}, {}, "answered without their log-probabilities"),
+        (
+            {"strict": True},
+            {},
+            r"422.*it knows no such fields, and returns no token ids\. .* texts alone \(draw.text\)",
+        ),
         ({"context": 4}, {}, "answered [123] tokens behind a prompt of [123] where 4 were asked for, and no end"),
     ],
 )

@@ -35,6 +35,12 @@ SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
 """What `transformers serve` is told in a field of its own; it is greedy otherwise."""
 
 
+IDS = (
+    "log q is that of the very tokens that were drawn: take a server that returns them (vLLM), or texts alone (draw.text), "
+    "tokenised again here and without log q"
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """A completion: ids, the log-probability of each (None: not known), and whether it ended by itself."""
@@ -83,7 +89,12 @@ class Server:
 
     @cached_property
     def name(self) -> str:
-        """The served model's name. Raises ValueError where the server has no such model, or several and none was named."""
+        """The served model's name. Raises ValueError where the server has no such model, or several and none was named.
+
+        Servers of texts need not list what they have loaded (transformers' does not): what was named is believed.
+        """
+        if self.how.text and self.how.model:
+            return self.how.model
         listing = replace(self.posting, url=self.how.url.rstrip("/") + "/models", method="GET")
         with listing.client() as client:
             answer = listing.ask(client, None)
@@ -134,7 +145,12 @@ class Server:
         return {**own, "prompt": ids, **UNBENT, **WITH_IDS, **ends}
 
     def _row(self, client: Any, ids: list[int], max_new_tokens: int, seed: int) -> Row:
-        answer = self.posting.ask(client, self.question(ids, max_new_tokens, seed))
+        try:
+            answer = self.posting.ask(client, self.question(ids, max_new_tokens, seed))
+        except ValueError as error:
+            if "answered 422" in str(error) and not self.how.text:
+                raise ValueError(f"{error}: it knows no such fields, and returns no token ids. {IDS}") from None
+            raise
         try:
             (choice,) = answer["choices"]
             return (
@@ -151,10 +167,7 @@ class Server:
         ids, log_q = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
         if not isinstance(ids, list) or not isinstance(log_q, list):
             without = "token ids" if not isinstance(ids, list) else "their log-probabilities"
-            raise Refused(
-                f"without {without}, and log q is that of the very tokens that were drawn: take a server that returns them "
-                "(vLLM), or texts alone (draw.text), tokenised again here and without log q"
-            )
+            raise Refused(f"without {without}. {IDS}")
         if len(log_q) != len(ids) or not ids or not all(type(x) in (int, float) and x <= 1e-3 for x in log_q):
             raise Refused(f"{len(ids)} tokens with log-probabilities that are not theirs: {log_q[:8]}")
         if bad := [i for i in ids if type(i) is not int or not 0 <= i < self.vocab_size]:
