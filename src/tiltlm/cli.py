@@ -1,4 +1,4 @@
-"""The command line: list | run | sweep | prepare | sample | doctor | merge | score | measure | compare | power |
+"""The command line: list | run | sweep | prepare | sample | doctor | merge | export | score | measure | compare | power |
 report | serve | runs | calibrate | demo.
 
 A recipe's options are its settings, derived from the recipe itself; nothing is declared twice. Results go to
@@ -35,6 +35,7 @@ tiltlm: state pi* ∝ pi_ref · exp(r / beta), reach it by any road, measure in 
                                                 draw completions from a model folder, hub name or run
   tiltlm doctor MODEL                           what a model is, how it may be run, what it needs
   tiltlm merge ADAPTERS --out FOLDER            adapters of a folder or run, merged into their model
+  tiltlm export RUN --out FOLDER                a run's policy as a plain model with a card, ready to serve
   tiltlm score REWARD y.jsonl --out s.jsonl     add a reward to every completion
   tiltlm measure RUN… NAME=FOLDER…              finished runs, and models trained elsewhere, compared prompt by prompt
   tiltlm compare A B                            two runs, or files of scores, joined question by question
@@ -50,7 +51,7 @@ Runs live in ./runs (or $TILTLM_RUNS): the same command finds its run again, fin
 
 COMMANDS = {"list": "list", "run": "run", "sweep": "run", "sample": "sample", "score": "score"}
 COMMANDS |= {"prepare": "prepare", "measure": "measure", "report": "report", "calibrate": "calibrate"}
-COMMANDS |= {"serve": "serve", "demo": "demo", "doctor": "doctor", "merge": "merge"}
+COMMANDS |= {"serve": "serve", "demo": "demo", "doctor": "doctor", "merge": "merge", "export": "export"}
 COMMANDS |= {"compare": "compare", "power": "power", "runs": "runs"}
 """Each command, and the module of `commands/` that has the function of its name."""
 

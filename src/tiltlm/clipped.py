@@ -30,6 +30,7 @@ from tiltlm.method import Policy
 from tiltlm.models.base import LanguageModel
 from tiltlm.objective import positive, stated
 from tiltlm.problem import Fed
+from tiltlm.samplers.serving import MISMATCH
 from tiltlm.samples import Samples
 
 Pull = Literal["loss", "reward", "none"]
@@ -37,10 +38,6 @@ Pull = Literal["loss", "reward", "none"]
 
 EPSILON = 1e-6
 """Added to a standard deviation."""
-
-MISMATCH = 0.05
-"""Nats a token between what drew and what is trained, above which something is wrong."""
-
 
 # ---- formulas -------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from tiltlm import ranks
 from tiltlm.groups import Groups
 from tiltlm.models.base import LanguageModel
+from tiltlm.samplers.serving import Drawer
 from tiltlm.samplers.shared import draw_shared
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import Stream
@@ -118,6 +119,7 @@ def _once_more(stream: Stream, again: int) -> Stream:
 class Live:
     """`n` completions by `policy` of `batch_size` prompts a step, scored by `reward` and `reference`, where given.
 
+    drawer: what draws in the policy's place (None: the policy itself, in this process).
     `prompt_index` of a batch counts within all `prompts`, so a reward that knows its prompts stays aligned.
     """
 
@@ -129,6 +131,7 @@ class Live:
     stream: Stream
     n: int = 1
     reference: LanguageModel | None = None
+    drawer: Drawer | None = None
 
     def batch(self, step: int, again: int = 0) -> Samples:
         order = _once_more(self.stream.child("prompts"), again)
@@ -141,7 +144,7 @@ class Live:
             return samples if self.reference is None else referenced(samples, self.reference)
 
         return draw_shared(
-            self.policy, self.prompts.select(chosen), scored, n=self.n, max_new_tokens=self.max_new_tokens,
+            self.policy, self.prompts.select(chosen), scored, self.drawer, n=self.n, max_new_tokens=self.max_new_tokens,
             stream=_once_more(self.stream.child("draw", step), again),
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from tiltlm.engine import Engine
 from tiltlm.experience import Keeps
 from tiltlm.feeds import AnyFeed, Feed, Stores, TwistFeed, course_of, source_of
 from tiltlm.feeds import Course as Feeding
+from tiltlm.feeds.served import of_reference
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json, write_whole
@@ -228,11 +229,10 @@ def _stores(problem: Problem, method: Method, feed: Any, called: str, journal: P
         if split not in made:
             n, prompts = feed.draws.n, problem.prompts[split]
             some = prompts.select(slice(0, feed.draws.prompts or None)) if split == "train" else prompts
-            drawn = draw_in_batches(
-                problem.reference, some, n=n, max_new_tokens=problem.width, stream=problem.stream.child("generate", split),
-                batch_size=feed.draws.batch_size,
-            )  # fmt: skip
-            made[split] = Groups(problem.target.scored(drawn.with_(log_ref=drawn.log_q), 128), n)
+            own = problem.stream.child("generate", split)
+            drawn = of_reference(problem, feed.draw, some, n, own, feed.draws.batch_size)
+            log_ref = None if feed.draw.url else drawn.log_q
+            made[split] = Groups(problem.target.scored(drawn.with_(log_ref=log_ref), 128), n)
         return made[split]
 
     return Stores(groups)

@@ -3,10 +3,14 @@
 Messages are written by the model's chat template, opening the assistant's turn: `prompt` is that text then, and the
 messages stay in `messages`. Prompts longer than a run's stages read lose their front, as there.
 
+With --draw.url a server draws (docs/serving_draws.md), and MODEL is what it serves: here it lends its tokenizer and its
+ends, and scores the first rows, so that another model is noticed.
+
 Each output line: prompt, completion (text, if there is a tokenizer), completion_ids, log_q (nats, under what was
-really drawn from, warping included), finished. With --grouped a line holds all completions of a prompt: `completions`, and
-lists of the rest. Draw k of prompt i depends on seed, i and k alone: batch size changes nothing, and an interrupted file is
-taken up where it stops.
+really drawn from, warping included), finished. Texts of a server that returns no token ids (--draw.text) have log_p
+instead, what MODEL itself says of them, and `retokenised`. With --grouped a line holds all completions of a prompt:
+`completions`, and lists of the rest. Draw k of prompt i depends on seed, i and k alone: batch size changes nothing, and an
+interrupted file is taken up where it stops.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +33,13 @@ from tiltlm.data.wording import Wording
 from tiltlm.device import device_of
 from tiltlm.jsonl import read_json, whole_lines, write_whole
 from tiltlm.progress import note, steps
+from tiltlm.rewards.masking import mask
 from tiltlm.samplers.ancestral import Warp, Warped, draw
+from tiltlm.samplers.server import Server, mismatch, said_of
+from tiltlm.samplers.serving import HERE, Drawer, Serving
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.settings import hashed
 
 
 @dataclass(frozen=True)
@@ -84,12 +93,21 @@ class Sample:
 
     dtype: str = "float32"
 
+    draw: Serving = HERE
+    """A server that draws in the place of this process."""
+
 
 def sample(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Sample, prog="tiltlm sample", args=args)
     if settings.n < 1:
         raise ValueError(f"--n must be 1 or more; got {settings.n}")
+    warp = Warp(settings.temperature, settings.top_k, settings.top_p)
+    if settings.draw.url and warp != Warp():
+        raise ValueError(
+            "a server's log-probabilities are those of the plain model, whatever it draws with: with --draw.url leave "
+            "--temperature, --top-k and --top-p at their defaults"
+        )
     prepare()
     device_of(settings.device)
     _same_settings(settings)
@@ -105,11 +123,11 @@ def sample(args: list[str]) -> int:
         decoder.encode(wording.said(prompt) if isinstance(prompt, str) else row["prompt"], where)
         for (where, _, prompt), row in zip(asked, rows, strict=True)
     ]
-    at_once = max(1, settings.batch_size // settings.n)
+    drawer, at_once = _drawer(settings, decoder, warp), max(1, settings.batch_size // settings.n)
     with steps("sample") as on_step:
         for begin in range(done // per, len(rows), at_once):
             part = slice(begin, min(begin + at_once, len(rows)))
-            lines = list(_lines(settings, decoder, ids[part], rows[part], begin))
+            lines = list(_lines(settings, decoder, drawer, ids[part], rows[part], begin))
             _append(settings, lines[max(0, done - begin * per) :])
             on_step(part.stop, len(rows), {})
     note(f"{settings.out}: {len(rows) * settings.n} completions of {len(rows)} prompts")
@@ -132,24 +150,36 @@ def _append(settings: Sample, lines: list[str]) -> None:
 
 
 def _lines(
-    settings: Sample, decoder: Decoder, ids: list[list[int]], rows: list[dict[str, Any]], begin: int
+    settings: Sample,
+    decoder: Decoder,
+    drawer: Drawer,
+    ids: list[list[int]],
+    rows: list[dict[str, Any]],
+    begin: int,
 ) -> Iterator[str]:
-    warp = Warp(settings.temperature, settings.top_k, settings.top_p)
-    model = decoder.model if warp == Warp() else Warped(decoder.model, warp)
-    drawn = draw(
-        model,
-        Tokens.of(ids, model.device),
+    drawn = drawer(
+        Tokens.of(ids, decoder.model.device),
         n=settings.n,
         max_new_tokens=decoder.most_new_tokens or settings.max_new_tokens,
         stream=stream(settings.seed, "sample"),
         rows=torch.arange(begin * settings.n, (begin + len(ids)) * settings.n),
     )
+    if begin == 0 and isinstance(drawer, Server) and drawn.log_q is not None:
+        with torch.no_grad():
+            note(said_of(float(mismatch(decoder.model.log_prob(drawn), drawn).mean()), settings.model))
     found, names = list(_rows(drawn, decoder)), dict(zip(("prompt", "completion"), settings.columns, strict=True))
     for k, given in enumerate(rows):
         mine = found[k * settings.n : (k + 1) * settings.n]
         for row in [_together(mine)] if settings.grouped else mine:
             said = {names.get(name, name): value for name, value in (given | row).items()}
             yield json.dumps(said, ensure_ascii=False) + "\n"
+
+
+def _drawer(settings: Sample, decoder: Decoder, warp: Warp) -> Drawer:
+    """What draws: the model, warped if that was asked for, or the server that serves it."""
+    if settings.draw.url:
+        return Server.of(settings.draw, decoder.model, decoder.tokenizer)
+    return partial(draw, decoder.model if warp == Warp() else Warped(decoder.model, warp))
 
 
 def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -159,12 +189,15 @@ def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _rows(drawn: Samples, decoder: Decoder) -> Iterator[dict[str, Any]]:
-    assert drawn.log_q is not None and drawn.finished is not None
-    log_q, finished = drawn.log_q.sum(1).tolist(), drawn.finished.tolist()
-    for row, number, ended in zip(drawn.completions.lists(), log_q, finished, strict=True):
+    assert drawn.finished is not None
+    again = drawn.log_q is None
+    with torch.no_grad():
+        numbers = (decoder.model.log_prob(drawn) if drawn.log_q is None else drawn.log_q).sum(1).tolist()
+    for row, number, ended in zip(drawn.completions.lists(), numbers, drawn.finished.tolist(), strict=True):
         text = decoder.decode(row)
         shown = {} if text is None else {"completion": text}
-        yield {**shown, "completion_ids": row, "log_q": number, "finished": ended}
+        said = {"log_p": number, "retokenised": True} if again else {"log_q": number}
+        yield {**shown, "completion_ids": row, **said, "finished": ended}
 
 
 def _beside(settings: Sample) -> Path:
@@ -173,7 +206,10 @@ def _beside(settings: Sample) -> Path:
 
 
 def _made_with(settings: Sample) -> dict[str, str]:
-    return {name: str(value) for name, value in asdict(settings).items() if name not in ("batch_size", "out")}
+    named = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "out", "draw")}
+    if settings.draw.url:  # which server, and not how fast it is asked
+        named |= {f"draw.{name}": value for name, value in hashed(settings.draw).items() if name}
+    return {name: mask(str(value)) for name, value in named.items()}
 
 
 def _same_settings(settings: Sample) -> None:

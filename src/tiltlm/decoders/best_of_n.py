@@ -15,22 +15,23 @@ best rewards: J and KL(q‖pi*) get their errors from both together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tiltlm.decoders.sampler import Sampler
+from tiltlm.feeds.served import of_reference
 from tiltlm.method import Learner, Method
 from tiltlm.problem import Problem
 from tiltlm.ruler.estimate import per_prompt
 from tiltlm.ruler.measure import Measurement, Ruler
-from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.best_of import kl_upper_bound
+from tiltlm.samplers.serving import HERE, Serving
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
-from tiltlm.settings import at_least_one
+from tiltlm.settings import ADDED, at_least_one
 
 ENOUGH = 100
 """Groups of a prompt from which the law of its reward is known well enough to estimate a divergence by."""
@@ -42,6 +43,9 @@ class BestOf(Sampler):
 
     n: int = 8
     """Draws of which one is kept."""
+
+    draw_at: Serving = field(default=HERE, metadata=ADDED)
+    """The server that draws (none: this process)."""
 
     optimum: ClassVar[str] = "not pi*: close to it at a beta that n decides (Beirami et al. 2024)"
 
@@ -60,10 +64,7 @@ class BestOf(Sampler):
 
         Raises ValueError where a reward is NaN.
         """
-        drawn = draw_in_batches(
-            problem.reference, prompts, n=groups * self.n, max_new_tokens=problem.width, stream=stream,
-            batch_size=batch_size,
-        )  # fmt: skip
+        drawn = of_reference(problem, self.draw_at, prompts, groups * self.n, stream, batch_size)
         drawn = problem.target.scored(drawn.with_(log_ref=drawn.log_q, log_q=None), batch_size)
         assert drawn.reward is not None
         rewards = drawn.reward.double().reshape(len(prompts), groups, self.n)

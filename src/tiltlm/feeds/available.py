@@ -55,6 +55,8 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
         return f"it learns from {of}, not from the policy's own: --feed.source task"
     if method.judged and feed.judge.kind == "none":
         return "its labels are a judge's: --feed.judge.kind reward-model (without a judge it is opo)"
+    if feed.draw.url and (why := _unserved(facts, feed, source)) is not None:
+        return why
     if feed.judge.kind != "none":
         why = _unjudged(facts, method, feed, source)
         if why is not None:
@@ -78,6 +80,21 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if source == "fresh" and fed == "answers":
         why = facts.no_exact_draws()
         return None if why is None else f"it imitates exact draws of pi*, and {why}"
+    return None
+
+
+def _unserved(facts: Facts, feed: Feed, source: Source) -> str | None:
+    """Why a server cannot draw such rows, or None."""
+    if source == "own":
+        return "the data's own rows are not drawn: leave --feed.draw.url out"
+    if facts.conditioned or not facts.network:
+        return "a server draws from a transformer that sees the prompt alone: leave --feed.draw.url out"
+    if source == "stored":
+        return None
+    if feed.draw.text:
+        return "new rows want the log q of the tokens that were drawn, and texts have none: leave --feed.draw.text out"
+    if source == "live" and not feed.draw.weights:
+        return "the server has to follow the policy: --feed.draw.weights FOLDER, one that both can read"
     return None
 
 

@@ -14,6 +14,7 @@ from tiltlm import ranks
 from tiltlm.experience import Experience, Generated, Live, referenced
 from tiltlm.feeds.available import prompts_of_step, source_of
 from tiltlm.feeds.fixed import Stores, Tell, as_wanted, judged
+from tiltlm.feeds.served import Followed, Following, drawer_of
 from tiltlm.feeds.settings import Feed
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
@@ -23,6 +24,7 @@ from tiltlm.method import Learner, Lesson, Method
 from tiltlm.problem import Problem
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.scenes import Scene
+from tiltlm.samplers.serving import Drawer
 from tiltlm.samplers.shared import draw_shared
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream
@@ -40,18 +42,21 @@ def drawn_rows(
     scene = problem.scene(count, n if method.fed == "answers" else None)
     found: Experience
     asked = feed.judge.kind != "none"
+    live = source_of(problem.facts, method, feed) == "live"
+    drawer = drawer_of(problem, learner, feed, live)
     if method.fed == "live" and problem.fresh is None:
         assert learner.policy is not None
         reward = None if asked else problem.target.reward
         found = Live(
             learner.policy, reward, problem.prompts["train"], count, problem.width, own, n,
-            problem.reference if method.wants_reference or asked else None,
+            problem.reference if method.wants_reference or asked else None, drawer,
         )  # fmt: skip
     else:
-        found = Generated(_maker(problem, method, learner, feed, scene, n), own)
+        found = Generated(_maker(problem, method, learner, feed, scene, n, drawer), own)
+    if isinstance(drawer, Following):
+        found = Followed(found, drawer)
     if asked:
         found = _judged_by(problem, method, feed.judge, found, stores, own.child("judge"), tell)
-    live = source_of(problem.facts, method, feed) == "live"
     return as_wanted(method, found, Lesson(problem, learner, scene, n, own, live))
 
 
@@ -83,20 +88,19 @@ def _judged_by(
 
 
 def _maker(
-    problem: Problem, method: Method, learner: Learner, feed: Feed, scene: Scene, n: int
+    problem: Problem, method: Method, learner: Learner, feed: Feed, scene: Scene, n: int, drawer: Drawer | None
 ) -> Callable[[Stream], Any]:
     """stream -> the rows of a step."""
     live = source_of(problem.facts, method, feed) == "live"
     model: Any = learner.policy if live else problem.reference
+    by_reference = not live and drawer is None
 
     def drawn(own: Stream, each: int) -> Samples:
         prompts = ranks.from_first(lambda: scene(own.child("conditions"))[0])
-        return draw_shared(model, prompts, scored, n=each, max_new_tokens=problem.width, stream=own)
+        return draw_shared(model, prompts, scored, drawer, n=each, max_new_tokens=problem.width, stream=own)
 
     def scored(some: Samples) -> Samples:
-        some = (
-            some.with_(log_ref=some.log_q) if model is problem.reference else referenced(some, problem.reference)
-        )
+        some = some.with_(log_ref=some.log_q) if by_reference else referenced(some, problem.reference)
         return some if feed.judge.kind != "none" else problem.target.scored(some)
 
     def answers(own: Stream) -> Any:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from tiltlm.judges.settings import Judging
 from tiltlm.problem import Source
+from tiltlm.samplers.serving import HERE, Serving
 from tiltlm.settings import ADDED, SPEED, at_least_one
 
 NEW: tuple[Source, ...] = ("fresh", "live")
@@ -133,6 +134,9 @@ class Feed:
 
     rounds: Rounds = field(default=Rounds(), metadata=ADDED)
     """What happens in a round."""
+
+    draw: Serving = field(default=HERE, metadata=ADDED)
+    """The server that draws stored, fresh and live rows (none: this process)."""
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.n < 0:

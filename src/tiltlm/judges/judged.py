@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tiltlm import ranks
+from tiltlm.experience import Keeps
 from tiltlm.groups import Groups
 from tiltlm.judges.base import GoldOfRows, Judge
 from tiltlm.models.base import without_end
@@ -122,7 +123,8 @@ class JudgedBy:
         return accuracy | {"gold_reward": float(gold.mean()), "gold_looked_at": float(len(gold))}
 
     def numbers(self) -> dict[str, float]:
-        return dict(self._numbers)
+        inner = self.experience.numbers() if isinstance(self.experience, Keeps) else {}
+        return inner | self._numbers
 
     def save(self, folder: Path) -> None:
         folder.mkdir()

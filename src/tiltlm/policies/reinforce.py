@@ -6,6 +6,12 @@ q is the policy at the moment of drawing (a number, not a function), so on polic
 the expected gradient is zero at pi* of that beta. With beta = 0, the papers' setting, it is not: the optimum
 is any distribution on the best answers.
 
+Rows that another engine, or older weights, drew come from a q that is not p. `truncate` = C then corrects for it,
+
+    L = − w · (A − beta·[log p(y|x) − log q(y|x)]) · log p(y|x),   w = min(p/q, C), all but the last factor a number,
+
+which for C = ∞ has the on-policy gradient exactly: the bracket turns A's log q into log p (Ionides 2008 on truncation).
+
 Baselines: `none`; `batch_mean` (shrinks the expected gradient by 1 − 1/n, moves no fixed point);
 `leave_one_out`, the mean of the *other* samples of the same prompt (Kool et al. 2019; Ahmadian et al. 2024,
 arXiv:2402.14740), which leaves the expectation untouched.
@@ -13,7 +19,7 @@ arXiv:2402.14740), which leaves the expectation untouched.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -21,9 +27,10 @@ from torch import Tensor
 
 from tiltlm.method import Method, Policy
 from tiltlm.models.base import LanguageModel
-from tiltlm.objective import Outcome, one_per_row, stated
+from tiltlm.objective import Outcome, one_per_row, positive, stated
 from tiltlm.problem import Fed
 from tiltlm.samples import Samples
+from tiltlm.settings import ADDED
 
 Baseline = Literal["none", "batch_mean", "leave_one_out"]
 
@@ -68,9 +75,13 @@ class Reinforce(Policy):
     wrong: float | None = None
     """Paid for a reward of 0, where rewards are 0 and 1 (None: as they are)."""
 
+    truncate: float | None = field(default=None, metadata=ADDED)
+    """Weigh rows by min(p/q, this), for draws of a server or of older weights (None: p is what drew)."""
+
     fed: ClassVar[Fed] = "live"
 
     def __post_init__(self) -> None:
+        positive(truncate=self.truncate)
         if self.beta is not None and self.beta < 0:
             raise ValueError(f"beta must not be negative; got {self.beta}")
 
@@ -113,7 +124,16 @@ class Reinforce(Policy):
         metrics = {"advantage_size": batch.advantage.abs(), "reward": _known(batch.samples.reward, log_p)}
         if batch.samples.log_q is not None:
             metrics["ratio"] = (log_p.detach() - batch.samples.log_q.sum(1)).exp()
-        return Outcome(reinforce_loss(log_p, batch.advantage), metrics)
+        return Outcome(reinforce_loss(log_p, self.corrected(batch, log_p.detach())), metrics)
+
+    def corrected(self, batch: Advantages, log_p: Tensor) -> Tensor:
+        """The advantage, weighed and counted for p where q drew, [n]; as it is without `truncate`."""
+        if self.truncate is None:
+            return batch.advantage
+        if batch.samples.log_q is None:
+            raise ValueError("truncate weighs by p/q: it needs log_q of every sample")
+        drift = log_p - batch.samples.log_q.sum(1)
+        return drift.exp().clamp_max(self.truncate) * (batch.advantage - stated(self.beta) * drift)
 
 
 def _known(reward: Tensor | None, like: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ class Posting:
     pause `pause` seconds.
 
     timeout: seconds that a request may take, from first to last. most_bytes: of an answer. before: called before every
-    request that is sent; what it raises ends the matter.
+    request that is sent; what it raises ends the matter. method: of the requests; GET asks without a body.
     """
 
     url: str
@@ -45,6 +45,7 @@ class Posting:
     timeout: float = 120.0
     most_bytes: int = 1 << 22
     before: Callable[[], None] = _nothing
+    method: str = "POST"
 
     @property
     def shown(self) -> str:
@@ -75,12 +76,16 @@ class Posting:
 
     def ask(self, client: Any, question: Any) -> Any:
         """The answer to `question`, both as JSON has them. Raises ValueError where there is none, or it is no JSON."""
-        text = self._patiently(client, json.dumps(question).encode())
+        text = self._patiently(client, b"" if self.method == "GET" else json.dumps(question).encode())
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
             said = self.cleaned(text[:80].decode(errors="replace"))
             raise ValueError(f"{self.shown} did not answer in JSON: {said!r}") from None
+
+    def tell(self, client: Any, order: Any) -> str:
+        """Send `order`, as JSON has it; what is answered may be any text. Raises ValueError where it is refused."""
+        return self._patiently(client, json.dumps(order).encode()).decode(errors="replace")
 
     def _patiently(self, client: Any, body: bytes) -> bytes:
         """The answer's bytes, asked for as often as it takes."""
@@ -99,12 +104,12 @@ class Posting:
         self.before()
         begun, text = time.monotonic(), bytearray()
         try:
-            with client.stream("POST", self.url, content=body) as response:
+            with client.stream(self.method, self.url, content=body) as response:
                 for chunk in response.iter_bytes():
                     text += chunk
                     if len(text) > self.most_bytes:
                         raise ValueError(
-                            f"{self.shown} answered more than {self.most_bytes} bytes: that is no list of rewards"
+                            f"{self.shown} answered more than {self.most_bytes} bytes: more than an answer has"
                         )
                     if time.monotonic() - begun > self.timeout:
                         raise _Again(f"the answer was not whole after {self.timeout:g} seconds")

@@ -13,6 +13,7 @@ import torch
 from tiltlm import ranks
 from tiltlm.models.base import LanguageModel
 from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.serving import Drawer
 from tiltlm.samples import Samples, Tokens, cat_samples
 from tiltlm.seeds import Stream
 
@@ -21,6 +22,7 @@ def draw_shared(
     model: LanguageModel,
     prompts: Tokens,
     scored: Callable[[Samples], Samples],
+    drawer: Drawer | None = None,
     *,
     n: int = 1,
     max_new_tokens: int,
@@ -28,8 +30,11 @@ def draw_shared(
 ) -> Samples:
     """`scored` of `n` completions of every prompt, row r answering prompt r // n.
 
-    scored: what is added to every row, and depends on that row alone; it may put other prompts in their place.
+    scored: what is added to every row, and depends on that row alone; it may put other prompts in their place. drawer: who
+    draws in the model's place (a server): the first process asks it, all get the rows.
     """
+    if drawer is not None:
+        return ranks.from_first(lambda: scored(drawer(prompts, n=n, max_new_tokens=max_new_tokens, stream=stream)))
     if ranks.size() == 1:
         return scored(draw(model, prompts, n=n, max_new_tokens=max_new_tokens, stream=stream))
     rows = torch.arange(*ranks.share(n * len(prompts)))

@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +27,10 @@ from tiltlm.problem import SPLITS, Problem, Split
 from tiltlm.progress import note, steps
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import draw
+from tiltlm.samplers.server import Server, mismatch, said_of
+from tiltlm.samplers.serving import HERE, Drawer, Serving
 from tiltlm.samples import Samples, Tokens
+from tiltlm.settings import ADDED
 from tiltlm.stages.reporting import estimate
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.tensors import load_tensors, save_tensors
@@ -41,6 +45,9 @@ class Draws(OfTask):
     task: Task
     draws: Settings = Settings()
     seed: int = 0
+    draw: Serving = field(default=HERE, metadata=ADDED)
+    """The server that draws (none: this process)."""
+
     stage: ClassVar[str] = "generate"
 
     def counted(self) -> Draws:
@@ -80,25 +87,36 @@ class Draws(OfTask):
 
     def lines(self, problem: Problem, prompts: Tokens, split: Split) -> Make:
         """(begin, end) -> the lines of those prompts; prompt i's completions follow from its number alone."""
-        n, own = self.draws.n, problem.stream.child("generate", split)
+        n, own, drawer = self.draws.n, problem.stream.child("generate", split), self.drawer(problem)
 
         def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
             asked = prompts.select(slice(begin, end)).cropped()
-            drawn = draw(
-                problem.reference, asked, n=n, max_new_tokens=problem.width, stream=own,
-                rows=torch.arange(begin * n, end * n),
-            )  # fmt: skip
-            assert drawn.log_q is not None and drawn.finished is not None
-            texts = problem.rows(drawn)
-            done, log_q, finished = drawn.completions.lists(), drawn.log_q.sum(1).tolist(), drawn.finished.tolist()
+            rows = torch.arange(begin * n, end * n)
+            drawn = drawer(asked, n=n, max_new_tokens=problem.width, stream=own, rows=rows)
+            if begin == 0 and self.draw.url and not self.draw.text:  # does the server have the reference?
+                self.compare(problem, drawn)
+            assert drawn.finished is not None
+            texts, log_q = problem.rows(drawn), None if drawn.log_q is None else drawn.log_q.sum(1).tolist()
+            done, finished = drawn.completions.lists(), drawn.finished.tolist()
             for k, ids in enumerate(asked.lists()):
                 part = slice(k * n, (k + 1) * n)
                 yield {
                     "prompt": texts[k * n]["prompt"], "completions": [row["completion"] for row in texts[part]],
-                    "prompt_ids": ids, "completion_ids": done[part], "log_q": log_q[part], "finished": finished[part],
+                    "prompt_ids": ids, "completion_ids": done[part],
+                    **({"retokenised": True} if log_q is None else {"log_q": log_q[part]}), "finished": finished[part],
                 }  # fmt: skip
 
         return make
+
+    def drawer(self, problem: Problem) -> Drawer:
+        """What draws: the reference, here or on a server."""
+        if not self.draw.url:
+            return partial(draw, problem.reference)
+        return Server.of(self.draw, problem.reference, problem.tokenizer)
+
+    def compare(self, problem: Problem, drawn: Samples) -> None:
+        """Say how far the server's log-probabilities are from the reference's own."""
+        note(said_of(float(mismatch(score(drawn, problem.reference).to(drawn.device), drawn).mean()), self.name))
 
 
 def refuse_one_prompt(recipe: OfTask) -> None:
@@ -135,12 +153,15 @@ class Labels(OfTask):
     task: Task
     draws: Settings = Settings()
     seed: int = 0
+    draw: Serving = field(default=HERE, metadata=ADDED)
+    """The server that draws (none: this process)."""
+
     stage: ClassVar[str] = "label"
 
     @staticmethod
-    def of(task: Task, draws: Settings, seed: int) -> Labels:
+    def of(task: Task, draws: Settings, seed: int, draw: Serving = HERE) -> Labels:
         """The labels for any temperature."""
-        return Labels(task.at(1.0), draws, seed)
+        return Labels(task.at(1.0), draws, seed, draw)
 
     def counted(self) -> Labels:
         return replace(self, task=self.task.at(1.0))
@@ -150,7 +171,7 @@ class Labels(OfTask):
         super().check()
 
     def inputs(self) -> dict[str, Recipe]:
-        return {"generate": Draws(self.task.untilted(), self.draws, self.seed)} | self.needs()
+        return {"generate": Draws(self.task.untilted(), self.draws, self.seed, self.draw)} | self.needs()
 
     def build(self, run: Run[Any]) -> None:
         problem, drawn, report = self.problem(run), run.inputs["generate"].folder, []

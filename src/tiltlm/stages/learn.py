@@ -74,7 +74,7 @@ class Learn(OfTask):
     def inputs(self) -> dict[str, Recipe]:
         needed = self.needs()
         if source_of(self.task.facts(), self.method, self.feed) == "stored":
-            needed["label"] = Labels.of(self.task, self.feed.draws, self.seed)
+            needed["label"] = Labels.of(self.task, self.feed.draws, self.seed, self.feed.draw)
         if isinstance(self.feed, TwistFeed) and self.feed.supply == "stored":
             needed["training"] = Exact(self.task, self.exact, "training", self.seed)
         return needed
