@@ -98,6 +98,26 @@ class Offline:
 
 
 @dataclass(frozen=True)
+class InOrder:
+    """Fixed rows (Samples, Pairs), each once and in their order: `batch_size` a step, in the last one what is left."""
+
+    data: Any
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+    def batch(self, step: int) -> Any:
+        """Raises IndexError behind the last row."""
+        if not 0 <= step < self.steps:
+            raise IndexError(
+                f"{len(self.data)} rows make {self.steps} batches of {self.batch_size}; there is no batch {step}"
+            )
+        return self.data.select(slice(step * self.batch_size, (step + 1) * self.batch_size))
+
+
+@dataclass(frozen=True)
 class Generated:
     """Fresh rows for every step: `make(stream)` builds a batch from a stream of its own."""
 

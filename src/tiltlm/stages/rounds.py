@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltlm.experience import Experience, Offline, Subsets
+from tiltlm.experience import Experience, InOrder, Offline, Subsets
 from tiltlm.feeds import Rounds
 from tiltlm.feeds.rounds import Shares, built, joined
 from tiltlm.fit import Fit
@@ -33,6 +33,7 @@ from tiltlm.ruler.mcnemar import McNemar
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Pairs, Samples
+from tiltlm.seeds import Stream
 from tiltlm.stages.answers import GREEDY, OVER, Answers, greedy, right_from
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import referring, score
@@ -137,12 +138,13 @@ class Round(OfTask):
         fit = self.fit.of(len(rows))
         fit = replace(fit, steps=max(1, round(fit.steps * self.how.growth**self.index)))
         note(f"{self.name}: {len(rows)} rows, {fit.steps} steps of {fit.batch_size}")
-        found, objective = self.referred(run, problem, rows), self.method.objective(problem)
+        found, objective = self.referred(run, problem, rows, self.fit.precision), self.method.objective(problem)
         if self.how.weigh == "prompts" and (self.method.fed in ("answers", "pairs")):
             objective = Weighed(objective)
+        batches = self.experience(problem, who, Offline(found, fit.batch_size, self.order(problem)))
         train(
-            run, who.module, objective, self.experience(problem, who, found, fit), fit, problem.device,
-            problem.stream.child(self.called, self.index), passes=self.method.passes,
+            run, who.module, objective, batches, fit, problem.device, problem.stream.child(self.called, self.index),
+            passes=self.method.passes,
         )  # fmt: skip
         report = self.shares(run, right, len(rows)) + self.validate(run, problem, who, right)
         run.write_json("report.json", report)
@@ -165,29 +167,32 @@ class Round(OfTask):
         own = problem.stream.child(self.called, "build", self.index)
         return built(every, self.method.fed, self.how, right, own, also)
 
-    def referred(self, run: Run[Any], problem: Problem, rows: Any) -> Any:
-        """`rows` with log-probabilities of the reference, or of the policy of the round before."""
+    def referred(self, run: Run[Any], problem: Problem, rows: Any, precision: str) -> Any:
+        """`rows` with log-probabilities of the reference, or of the policy of the round before, in the precision that the
+        policy's own are computed in."""
         if self.method.fed == "answers":
             return rows.to(problem.device)
         before = run.inputs.get("before")
         if before is None or self.how.reference == "base":
-            fill = partial(
-                referring, run.folder.parents[1] / "log_ref", problem, self.fit.precision, split="train"
-            )
+            fill = partial(referring, run.folder.parents[1] / "log_ref", problem, precision, split="train")
         else:
             model = before.recipe.learnt(before, problem).policy
-            fill = partial(scored, model=model, precision=self.fit.precision)
+            fill = partial(scored, model=model, precision=precision)
         if isinstance(rows, Pairs):
             return Pairs(fill(rows.chosen), fill(rows.rejected)).to(problem.device)
         if isinstance(rows, Groups):
             return Groups(fill(rows.samples), rows.size).to(problem.device)
         return fill(rows).to(problem.device)
 
-    def experience(self, problem: Problem, who: Learner, rows: Any, fit: Fit) -> Experience:
-        """Batches of the rows, as the method wants them."""
-        order = problem.stream.child(self.called, "data", self.index)
-        found: Experience = Offline(rows, fit.batch_size, order)
-        if isinstance(rows, Groups) and self.feed.size < rows.size:
+    def order(self, problem: Problem) -> Stream:
+        """In which rows come."""
+        return problem.stream.child(self.called, "data", self.index)
+
+    def experience(self, problem: Problem, who: Learner, batches: Offline | InOrder) -> Experience:
+        """Batches of rows, as the method wants them."""
+        found: Experience = batches
+        order = self.order(problem)
+        if isinstance(batches.data, Groups) and self.feed.size < batches.data.size:
             found = Subsets(found, self.feed.size, order.child("subsets"))
         lesson = Lesson(problem, who, OnePrompt(problem.prompts["test"]), 1, order)
         wanted: Experience = self.method.experience(found, lesson)
@@ -271,13 +276,13 @@ class Round(OfTask):
     def held_out(self, run: Run[Any], problem: Problem, who: Learner, rows: Any) -> list[Row]:
         if not len(rows):
             return []
-        data = self.referred(run, problem, rows)
+        data = self.referred(run, problem, rows, "float32")
         objective = self.method.objective(problem)
-        fit = replace(self.fit, batch_size=min(len(data), self.fit.batch_size))
-        batches = self.experience(problem, who, data, fit)
+        once = InOrder(data, self.fit.batch_size)
+        batches = self.experience(problem, who, once)
         total = weight = 0.0
         metrics: dict[str, list[Tensor]] = {}
-        for step in range(len(data) // fit.batch_size):
+        for step in range(once.steps):
             batch = objective.prepare(batches.batch(step))
             found = objective.loss(who.module, batch)
             total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
