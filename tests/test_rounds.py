@@ -22,6 +22,7 @@ from tiltlm.policies.dpo import DPO
 from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.policies.kto import KTO
 from tiltlm.policies.sft import SFT
+from tiltlm.questions.base import Grade, Question
 from tiltlm.run import Run, ensure, find
 from tiltlm.samples import Samples
 from tiltlm.stages.answers import OVER, Answers
@@ -29,6 +30,7 @@ from tiltlm.stages.cells import Cell
 from tiltlm.stages.measure import Measure, RulerSettings
 from tiltlm.stages.rounds import Round, chain
 from tiltlm.target import Target
+from tiltlm.tasks.sums import Sums
 from toy_world import HORIZON, VOCAB, Table, Toy
 
 FIT = Fit(lr=0.05, epochs=2.0, batch_size=4)
@@ -135,6 +137,18 @@ def test_step_0_of_dpo_is_ln_2_where_start_and_reference_are_the_same(start, ref
     first, second = chain(run.inputs["learnt"])
     assert log_of(first)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert (abs(log_of(second)[0]["loss"] - math.log(2)) < 1e-6) == ln_two
+
+
+def test_checkpoints_of_the_last_round_and_the_ends_of_all_have_names(tmp_path):
+    fit = Fit(lr=0.05, steps=4, batch_size=4, checkpoints=2)
+    last, problem = built(measure(SFT(), fit), tmp_path).inputs["learnt"], Toy().problem({}, 0)
+    found = {
+        name: last.recipe.learner_at(last, problem, name).policy for name in ("", "round1", "round2", "2", "4")
+    }
+    assert same(found["4"], found["round2"]) and same(found["4"], found[""])
+    assert not same(found["2"], found["4"]) and not same(found["2"], found["round1"])
+    with pytest.raises(ValueError, match="has no '3'; there are round0, round1, round2, 2, 4"):
+        last.recipe.learner_at(last, problem, "3")
 
 
 def test_growth_makes_later_rounds_longer(tmp_path):
@@ -263,6 +277,11 @@ def test_a_reward_without_a_bound_wants_a_bar():
     assert "many prompts" in str(why_not(replace(facts, prompts="one"), SFT(), feed(right=0.5)))
 
 
+def test_evaluations_on_the_way_are_refused():
+    why = Cell(SFT(), feed(), replace(FIT, evaluations=2)).why_not(Toy().facts())
+    assert "validated at its end" in str(why)
+
+
 def test_in_memory_rounds_are_refused_with_what_to_do():
     import tiltlm as tl
 
@@ -275,3 +294,52 @@ def test_the_last_round_is_a_value_that_more_rounds_do_not_change():
     assert Round.last_of(Toy(), cell, "sft", 0).before == Round.last_of(
         Toy(), replace(cell, feed=feed(count=1)), "sft", 0
     )
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Right is who means to carry."""
+
+    def grade(self, question: Question, completion: str, finished: bool) -> Grade:
+        return Grade(completion.startswith("c"), completion[:1], "letter" if completion[:1] in ("c", "n") else "")
+
+
+@dataclass(frozen=True)
+class Letters(Sums):
+    """Sums of one digit by a network that has learnt little but the first letter."""
+
+    @property
+    def grader(self) -> Any:
+        return Carried()
+
+
+def letters() -> Letters:
+    fit = Fit(lr=1e-2, steps=60, batch_size=32)
+    language = replace(Sums().language, stories=300, layers=1, fit=fit, new_tokens=3)
+    return Letters(language, digits=1, width=16, train=12, valid=6, test=6)
+
+
+@pytest.mark.parametrize("policy", ["full", "lora"])
+@pytest.mark.parametrize("reference", ["base", "previous"])
+def test_networks_go_on_from_the_round_before(policy, reference, tmp_path):
+    """Step 0 of round 2 is ln 2 exactly where log-ratios are taken to what it begins from, adapters or not."""
+    how = feed(n=6, start="previous", reference=reference)
+    made = Measure(
+        letters(), DPO(1.0), how, Fit(lr=5e-3, epochs=3.0, batch_size=8), Net(policy=policy, lora_rank=2),
+        replace(RULER, absolute=False), called="dpo",
+    )  # fmt: skip
+    run = built(made, tmp_path)
+    first, second = chain(run.inputs["learnt"])
+    assert log_of(first)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert (abs(log_of(second)[0]["loss"] - math.log(2)) < 1e-5) == (reference == "previous")
+    problem = letters().problem({"base": second.inputs["base"]}, 0)
+    again = [second.recipe.learnt(second, problem).policy, first.recipe.learnt(first, problem).policy]
+    rows = first.inputs["answers"].recipe.graded(first.inputs["answers"])
+    assert not torch.allclose(again[0].log_prob(rows), again[1].log_prob(rows))
+    lines = list(read_rows(second.inputs["answers"].folder / "answers.jsonl"))
+    drawn = second.inputs["answers"].recipe.graded(second.inputs["answers"])
+    log_q = torch.tensor([x for line in lines for x in line["log_q"]])
+    assert torch.allclose(again[1].log_prob(drawn).sum(1), log_q, atol=1e-4)  # the first round's policy drew

@@ -37,6 +37,8 @@ class Cell:
         )
 
     def _unwatched(self, facts: Facts) -> str | None:
+        if self.fit.evaluations and isinstance(self.feed, Feed) and self.feed.source == "rounds":
+            return "a round is validated at its end, not on the way: --fit.evaluations 0"
         if self.fit.evaluations and not facts.held_out:
             return "there are no held-out prompts to evaluate on while it trains: --fit.evaluations 0"
         return None

@@ -132,13 +132,15 @@ class Round(OfTask):
             self.end(run, f"round {self.index + 1} has nothing to learn from: no prompt has {self.wanted()}")
             run.write_json("report.json", self.shares(run, right, 0))
             return
-        problem, who = learner(problem, self.method, self.net, problem.stream.child(self.stage, "init"))
+        plain = problem  # with adapters, the learner's reference is the learner's own network without them
+        problem, who = learner(plain, self.method, self.net, plain.stream.child(self.stage, "init"))
         if before is not None and self.how.start == "previous":
             who.module.restore(best_checkpoint(before.folder))
         fit = self.fit.of(len(rows))
         fit = replace(fit, steps=max(1, round(fit.steps * self.how.growth**self.index)))
         note(f"{self.name}: {len(rows)} rows, {fit.steps} steps of {fit.batch_size}")
-        found, objective = self.referred(run, problem, rows, self.fit.precision), self.method.objective(problem)
+        found = self.referred(run, problem, plain, rows, self.fit.precision)
+        objective = self.method.objective(problem)
         if self.how.weigh == "prompts" and (self.method.fed in ("answers", "pairs")):
             objective = Weighed(objective)
         batches = self.experience(problem, who, Offline(found, fit.batch_size, self.order(problem)))
@@ -146,7 +148,7 @@ class Round(OfTask):
             run, who.module, objective, batches, fit, problem.device, problem.stream.child(self.called, self.index),
             passes=self.method.passes,
         )  # fmt: skip
-        report = self.shares(run, right, len(rows)) + self.validate(run, problem, who, right)
+        report = self.shares(run, right, len(rows)) + self.validate(run, problem, plain, who, right)
         run.write_json("report.json", report)
         self.look(run)
 
@@ -167,16 +169,16 @@ class Round(OfTask):
         own = problem.stream.child(self.called, "build", self.index)
         return built(every, self.method.fed, self.how, right, own, also)
 
-    def referred(self, run: Run[Any], problem: Problem, rows: Any, precision: str) -> Any:
-        """`rows` with log-probabilities of the reference, or of the policy of the round before, in the precision that the
-        policy's own are computed in."""
+    def referred(self, run: Run[Any], problem: Problem, plain: Problem, rows: Any, precision: str) -> Any:
+        """`rows` with log-probabilities of the reference, or of the policy of the round before, read as `plain` reads it, in
+        the precision of those that they are subtracted from."""
         if self.method.fed == "answers":
             return rows.to(problem.device)
         before = run.inputs.get("before")
         if before is None or self.how.reference == "base":
             fill = partial(referring, run.folder.parents[1] / "log_ref", problem, precision, split="train")
         else:
-            model = before.recipe.learnt(before, problem).policy
+            model = before.recipe.learnt(before, plain).policy
             fill = partial(scored, model=model, precision=precision)
         if isinstance(rows, Pairs):
             return Pairs(fill(rows.chosen), fill(rows.rejected)).to(problem.device)
@@ -210,11 +212,13 @@ class Round(OfTask):
         return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
 
     def learner_at(self, run: Run[Any], problem: Problem, name: str) -> Learner:
-        """What `round2` ended with, say (round0: the reference); empty: the last. Raises ValueError for another name."""
+        """What `round2` ended with, say (round0: the reference), or a checkpoint of the last round by its step; empty: what that
+        ended with. Raises ValueError for another name."""
         known = {f"round{stop.about['round']}": stop for stop in self.stops(run, 0)}
-        if name and name not in known:
-            raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join(known)}")
-        return known[name].load(problem) if name else self.learnt(run, problem)
+        kept = {str(step_of(path)): path for path in checkpoints(run.folder)}
+        if name and name not in known and name not in kept:
+            raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join([*known, *kept])}")
+        return known[name].load(problem) if name in known else self.learnt(run, problem, kept.get(name))
 
     def stops(self, run: Run[Any], count: int) -> list[Stop]:
         """Where there is something to measure: the reference, and what every round ended with."""
@@ -254,7 +258,7 @@ class Round(OfTask):
         return told + [row(self, self.called, name, count) for name, count in counts.items()]
 
     @torch.no_grad()
-    def validate(self, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
+    def validate(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, right: float) -> list[Row]:
         """Greedy accuracy on validation prompts, also of those that the reference always, or sometimes, answers right; the
         method's loss and metrics on what is built of the reference's answers to them: the same at every round."""
         if not self.validated:
@@ -271,12 +275,12 @@ class Round(OfTask):
             if int(some.sum()) > 1:
                 rows.append(estimate(self, self.called, f"accuracy[greedy, {name}]", hit[some]))
         kept = built(graded, self.method.fed, self.how, right, problem.stream.child("valid pairs"))
-        return rows + self.held_out(run, problem, who, kept)
+        return rows + self.held_out(run, problem, plain, who, kept)
 
-    def held_out(self, run: Run[Any], problem: Problem, who: Learner, rows: Any) -> list[Row]:
+    def held_out(self, run: Run[Any], problem: Problem, plain: Problem, who: Learner, rows: Any) -> list[Row]:
         if not len(rows):
             return []
-        data = self.referred(run, problem, rows, "float32")
+        data = self.referred(run, problem, plain, rows, "float32")
         objective = self.method.objective(problem)
         once = InOrder(data, self.fit.batch_size)
         batches = self.experience(problem, who, once)
