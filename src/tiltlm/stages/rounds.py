@@ -170,8 +170,8 @@ class Round(OfTask):
         return built(every, self.method.fed, self.how, right, own, also)
 
     def referred(self, run: Run[Any], problem: Problem, plain: Problem, rows: Any, precision: str) -> Any:
-        """`rows` with log-probabilities of the reference, or of the policy of the round before, read as `plain` reads it, in
-        the precision of those that they are subtracted from."""
+        """`rows` with log-probabilities of the reference, or of the policy of the round before, read as `plain` reads it.
+        precision: that of the policy's own, from which they are subtracted."""
         if self.method.fed == "answers":
             return rows.to(problem.device)
         before = run.inputs.get("before")
@@ -212,8 +212,8 @@ class Round(OfTask):
         return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
 
     def learner_at(self, run: Run[Any], problem: Problem, name: str) -> Learner:
-        """What `round2` ended with, say (round0: the reference), or a checkpoint of the last round by its step; empty: what that
-        ended with. Raises ValueError for another name."""
+        """What `round2` ended with, say (round0: the reference), or a checkpoint of the last round by its step; empty: the
+        last round's end. Raises ValueError for another name."""
         known = {f"round{stop.about['round']}": stop for stop in self.stops(run, 0)}
         kept = {str(step_of(path)): path for path in checkpoints(run.folder)}
         if name and name not in known and name not in kept:
