@@ -13,7 +13,7 @@ import torch
 import question_world
 from close import FLOAT32, close
 from families import build
-from tiltlm.experience import InOrder
+from tiltlm.experience import Once
 from tiltlm.feeds import Feed, Rounds
 from tiltlm.fit import Fit
 from tiltlm.jsonl import read_json, read_rows
@@ -22,6 +22,7 @@ from tiltlm.policies.dpo import DPO
 from tiltlm.policies.sft import SFT
 from tiltlm.run import Run, ensure
 from tiltlm.samples import Samples, Tokens
+from tiltlm.seeds import stream
 from tiltlm.stages.answers import read
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.rounds import Round, chain
@@ -94,11 +95,14 @@ def test_the_held_out_loss_is_over_all_tokens_of_the_same_rows_in_every_round(ta
         assert found["n"] == len(right) and found["value"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_batches_in_order_leave_no_row_out():
-    rows = InOrder(Tokens.of([[k] for k in range(7)]), 3)
-    assert [[ids[0] for ids in rows.batch(k).lists()] for k in range(rows.steps)] == [[0, 1, 2], [3, 4, 5], [6]]
-    with pytest.raises(IndexError, match="7 rows make 3 batches of 3"):
-        rows.batch(3)
+@pytest.mark.parametrize(("rows", "sizes"), [(7, [2, 2, 3]), (9, [3, 3, 3]), (2, [2])])
+def test_rows_that_come_once_come_all_in_even_batches(rows, sizes):
+    once = Once(Tokens.of([[k] for k in range(rows)]), 3, stream(0, "once"))
+    found = [once.batch(k).ids.flatten().tolist() for k in range(once.steps)]
+    assert [len(own) for own in found] == sizes
+    assert sorted(k for own in found for k in own) == list(range(rows))
+    with pytest.raises(IndexError, match=f"there is no batch {len(sizes)}"):
+        once.batch(len(sizes))
 
 
 @pytest.mark.parametrize(("rows", "epochs", "steps"), [(40, 1.0, 10), (43, 1.0, 11), (43, 2.0, 22), (3, 1.0, 1)])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltlm.experience import Experience, InOrder, Offline, Subsets
+from tiltlm.experience import Experience, Offline, Once, Subsets
 from tiltlm.feeds import Rounds
 from tiltlm.feeds.rounds import Shares, built, joined
 from tiltlm.fit import Fit
@@ -190,7 +190,7 @@ class Round(OfTask):
         """In which rows come."""
         return problem.stream.child(self.called, "data", self.index)
 
-    def experience(self, problem: Problem, who: Learner, batches: Offline | InOrder) -> Experience:
+    def experience(self, problem: Problem, who: Learner, batches: Offline | Once) -> Experience:
         """Batches of rows, as the method wants them."""
         found: Experience = batches
         order = self.order(problem)
@@ -282,7 +282,7 @@ class Round(OfTask):
             return []
         data = self.referred(run, problem, plain, rows, "float32")
         objective = self.method.objective(problem)
-        once = InOrder(data, self.fit.batch_size)
+        once = Once(data, self.fit.batch_size, problem.stream.child("held out"))  # in every round the same batches
         batches = self.experience(problem, who, once)
         total = weight = 0.0
         metrics: dict[str, list[Tensor]] = {}
