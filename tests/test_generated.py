@@ -172,9 +172,9 @@ def test_rows_find_their_prompt_by_the_question_and_not_by_where_they_stand():
 
 
 def test_ids_of_the_file_are_kept_and_equal_numbers_make_groups():
-    prompts, grading = asked()
+    (prompts, grading), read = asked(), tokenizer()
     rows = [
-        Generated(q.index, k, "", "?", completion_ids=(4, k + 7, 2), finish_reason="stop")
+        Generated(q.index, k, "", read.decode([4, k + 7]), completion_ids=(4, k + 7, 2), finish_reason="stop")
         for q in QUESTIONS[::-1]
         for k in (1, 0)
     ]
@@ -184,6 +184,14 @@ def test_ids_of_the_file_are_kept_and_equal_numbers_make_groups():
     assert groups.samples.completions.lists()[:2] == [[4, 7, 2], [4, 8, 2]]
     assert torch.equal(groups.samples.prompt_index, torch.arange(4).repeat_interleave(2))
     assert groups.reward[0].tolist() == [1.0, 0.0]  # question 7: A is right
+
+
+def test_ids_of_another_models_tokens_are_not_taken_but_the_text_is_read():
+    (prompts, grading), read = asked(), tokenizer()
+    text = read.decode([4, 7])
+    for ids in ((7, 4, 2), (4, 10**6)):
+        rows = [Generated(q.index, 0, "", text, completion_ids=ids, finish_reason="stop") for q in QUESTIONS]
+        assert preloaded(rows, prompts, grading, (2,), 3).samples.completions.lists()[0] == [4, 7, 2]
 
 
 def test_a_file_of_other_questions_is_refused():

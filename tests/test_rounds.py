@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from letters import letters
 from tiltlm.exact import all_completions, every_pair
 from tiltlm.feeds import Feed, Rounds, why_not
 from tiltlm.fit import Fit
@@ -22,7 +23,6 @@ from tiltlm.policies.dpo import DPO
 from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.policies.kto import KTO
 from tiltlm.policies.sft import SFT
-from tiltlm.questions.base import Grade, Question
 from tiltlm.run import Run, ensure, find
 from tiltlm.samples import Samples
 from tiltlm.stages.answers import OVER, Answers
@@ -30,7 +30,6 @@ from tiltlm.stages.cells import Cell
 from tiltlm.stages.measure import Measure, RulerSettings
 from tiltlm.stages.rounds import Round, chain
 from tiltlm.target import Target
-from tiltlm.tasks.sums import Sums
 from toy_world import HORIZON, VOCAB, Table, Toy
 
 FIT = Fit(lr=0.05, epochs=2.0, batch_size=4)
@@ -297,29 +296,6 @@ def test_the_last_round_is_a_value_that_more_rounds_do_not_change():
 
 
 # ---- networks --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Right is who means to carry."""
-
-    def grade(self, question: Question, completion: str, finished: bool) -> Grade:
-        return Grade(completion.startswith("c"), completion[:1], "letter" if completion[:1] in ("c", "n") else "")
-
-
-@dataclass(frozen=True)
-class Letters(Sums):
-    """Sums of one digit by a network that has learnt little but the first letter."""
-
-    @property
-    def grader(self) -> Any:
-        return Carried()
-
-
-def letters() -> Letters:
-    fit = Fit(lr=1e-2, steps=60, batch_size=32)
-    language = replace(Sums().language, stories=300, layers=1, fit=fit, new_tokens=3)
-    return Letters(language, digits=1, width=16, train=12, valid=6, test=6)
 
 
 @pytest.mark.parametrize("policy", ["full", "lora"])

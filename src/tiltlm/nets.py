@@ -7,13 +7,15 @@ Tables (`models.table`) have tables in the place of heads.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from os.path import exists
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from tiltlm.jsonl import read_json
 from tiltlm.judges.base import Judge
 from tiltlm.judges.discriminator import Discriminator
 from tiltlm.judges.learning import LearningJudge
@@ -21,13 +23,16 @@ from tiltlm.judges.making import judge_on_texts
 from tiltlm.judges.networks import LastValue
 from tiltlm.judges.settings import Judging
 from tiltlm.method import Learner, Method
+from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.folders import located
 from tiltlm.models.heads import ValueHead
+from tiltlm.models.merging import merged
 from tiltlm.models.table import TableCritic, TableLM, TableValues
 from tiltlm.models.unadapted import Unadapted
 from tiltlm.problem import Facts, Problem
 from tiltlm.seeds import Stream
-from tiltlm.settings import at_least_one
+from tiltlm.settings import ADDED, at_least_one
 from tiltlm.twists.learned import TiltedPolicy
 from tiltlm.twists.value import ValueLearning
 
@@ -58,6 +63,10 @@ class Net:
     checkpointing: bool = False
     """Save memory: compute activations again in the backward pass."""
 
+    weights: str = field(default="", metadata=ADDED)
+    """What a policy begins as, where that is not the reference: a run that trained one, a folder or a hub name. Log-ratios
+    stay those to the reference."""
+
     def __post_init__(self) -> None:
         at_least_one(self, "mlp_factor", "lora_rank")
         if self.mlp_layers < 0:
@@ -71,7 +80,21 @@ class Net:
             return "a table has no weights to put adapters beside"
         if self.start == "untrained" and not facts.untrained and method.trains != "nothing":
             return "what the reference was before it was trained is not known here: --net.start reference"
+        return self._no_weights(method) if self.weights else None
+
+    def _no_weights(self, method: Method) -> str | None:
+        if method.trains != "policy":
+            return "weights to begin with are a policy's: leave --net.weights out"
+        if self.policy == "head":
+            return "a head begins at the reference, which stays as it is: take --net.policy full or lora, or no weights"
+        where = self.weights.startswith((".", "/", "~")) or self.weights.count("/") > 1
+        if where and not exists(self.weights):
+            return f"{self.weights}: no such folder (--net.weights)"
         return None
+
+    def files(self) -> list[str]:
+        """Files and folders that settings name and whose content decides the result."""
+        return [self.weights]
 
 
 def learner(problem: Problem, method: Method, net: Net, own: Stream) -> tuple[Problem, Learner]:
@@ -113,17 +136,70 @@ def _policy(problem: Problem, method: Method, net: Net) -> tuple[Problem, Learne
 
 
 def _whole(problem: Problem, net: Net) -> tuple[Problem, Any]:
-    """The whole model as a policy; with adapters, the reference is the same network without them."""
+    """The whole model as a policy; with adapters on the reference, that is the same network without them."""
     if net.policy == "full":
-        model: Any = problem.copy()
+        model = trainable(problem, net.weights) if net.weights else problem.copy()
         return problem, model.with_checkpointing() if net.checkpointing else model
-    model = problem.copy()
-    tokenizer, temperature = model.tokenizer, model.temperature
+    adapted = _adapters(net.weights)
+    model = trainable(problem, net.weights) if net.weights and not adapted else problem.copy()
+    tokenizer, temperature, under = model.tokenizer, model.temperature, model.model.name_or_path
     model = model.with_lora(net.lora_rank, 2 * net.lora_rank).at(temperature)
     model.tokenizer = tokenizer
+    if adapted:
+        _refuse_other_adapters(adapted, under, net)
+        model.restore(adapted)
     if net.checkpointing:
         model = model.with_checkpointing()
+    if net.weights and not adapted:  # without its adapters it would be those weights, not the reference
+        return problem, model
     return replace(problem, target=replace(problem.target, reference=Unadapted(model))), model
+
+
+def begun(problem: Problem, name: str) -> LanguageModel:
+    """The policy that a run trained, or that a folder or the hub has, frozen."""
+    policy: LanguageModel = trainable(problem, name).eval().requires_grad_(False)
+    return policy
+
+
+def trainable(problem: Problem, name: str) -> Any:
+    """A copy of the reference with those weights instead, ready to train; adapters are merged into the model that they were
+    trained beside. Raises ValueError where they are not the weights of a model like the reference."""
+    problem.refuse_other_words(name)
+    model, folder = problem.copy(), _adapters(name)
+    try:
+        if folder is None:
+            model.restore(located(name))
+        else:
+            model.model.load_state_dict(merged(folder, dtype=model.model.dtype).model.state_dict())
+    except (RuntimeError, OSError) as error:
+        why = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise ValueError(f"{name} holds no weights of a model like the reference: {why}") from None
+    if isinstance(model, CausalLM):
+        model.model.name_or_path = located(name)  # what adapters say that they belong to
+    return model
+
+
+def _adapters(name: str) -> Path | None:
+    """The folder of the adapters that `name` stands for; None where it is a whole model, or nothing."""
+    folder = Path(located(name)) if name else None
+    return folder if folder is not None and (folder / "adapter_config.json").is_file() else None
+
+
+def _refuse_other_adapters(folder: Path, under: str, net: Net) -> None:
+    """Raise ValueError for adapters that training cannot go on with: of another rank, or beside another model than the one
+    called `under`."""
+    said = read_json(folder / "adapter_config.json")
+    rank, base = said.get("r"), str(said.get("base_model_name_or_path") or "")
+    if base != under and Path(base).resolve() != Path(under).resolve():
+        why = f"belong to {base}, and the reference is {under}"
+    elif (rank, said.get("lora_alpha")) != (net.lora_rank, 2 * net.lora_rank):
+        why = f"have rank {rank}, and those to train --net.lora-rank {net.lora_rank}"
+    else:
+        return
+    raise ValueError(
+        f"the adapters of {folder} {why}: merge them first, `tiltlm merge {folder} --out FOLDER`, and take "
+        "--net.weights FOLDER; or train every weight, --net.policy full"
+    )
 
 
 def _values(problem: Problem, method: Method, net: Net) -> Learner:

@@ -308,6 +308,18 @@ class Problem:
             raise ValueError(f"{folder} knows {both}: they are not of one family, and no distance joins them")
         return model.requires_grad_(False)
 
+    def refuse_other_words(self, name: str) -> None:
+        """Raise ValueError where the tokenizer of the model called `name` has other texts for the reference's token ids: as
+        many tokens are not the same tokens."""
+        own = None if self.tokenizer is None else tokenizer_of(name)
+        if own is None:
+            return
+        known, here = own.get_vocab(), self.tokenizer.get_vocab()
+        other = next((text for text, i in here.items() if known.get(text) != i), None)
+        if other is not None:
+            of = f"token {here[other]} of the reference is {other!r}, which is {known.get(other, 'unknown')} there"
+            raise ValueError(f"{name} knows another vocabulary ({of}): no distance joins the two")
+
     # ---- for people -----------------------------------------------------------------------------------------------
 
     def rows(self, samples: Samples) -> list[dict[str, Any]]:

@@ -13,15 +13,23 @@ from typing import Any
 from tiltlm.commands.kinds import shown, texts_of
 from tiltlm.commands.options import Setting, settings_of
 from tiltlm.methods import names
-from tiltlm.recipes import STAGES, figures, tasks
+from tiltlm.recipes import STAGES, figures, presets, tasks
 from tiltlm.rewards.masking import mask
 from tiltlm.stages.evaluate import Evaluate
 
 FIRST = (
     "fit.lr", "fit.steps", "fit.epochs", "fit.batch-size", "feed.n", "feed.size", "feed.particles", "feed.draws.n",
-    "draws.n", "draws.prompts", "exact.n", "log-z.draws", "ruler.n", "ruler.prompts", "seed",
+    "draws.n", "draws.prompts", "exact.n", "log-z.draws", "ruler.n", "ruler.prompts", "net.weights", "candidates.n",
+    "candidates.prompts", "generator.feed.rounds.count", "generator.feed.rounds.n", "generator.fit.lr", "verifier.fit.lr",
+    "verifier.method.beta", "seed",
 )  # fmt: skip
 """The settings that people change first, beside those that the task shows and the method's own."""
+
+IN_ROUNDS = (
+    "count", "n", "start", "reference", "right", "cap", "weigh", "pairs", "rationalize", "accumulate", "samples",
+    "valid-samples",
+)  # fmt: skip
+"""Of a method that learns in rounds: the feed's settings that come first, in the place of those of other sources."""
 
 FEW = 16
 """So many settings are all shown at once."""
@@ -83,7 +91,12 @@ def about(recipe: Any) -> str:
         return f"{line[0].upper()}{line[1:]}. It stands alone: no task, no training."
     task, _, stage = recipe.name.partition("/")
     line = tasks()[task][1] if task in tasks() else task
-    does = names().get(stage) or STAGES.get(stage) or (inspect.getdoc(type(recipe)) or "").partition("\n\n")[0]
+    does = (
+        names().get(stage)
+        or presets().get(stage)
+        or STAGES.get(stage)
+        or (inspect.getdoc(type(recipe)) or "").partition("\n\n")[0]
+    )
     return f"{stage}: {' '.join(does.split()).rstrip('.')}. On {task}: {line.rstrip('.')}."
 
 
@@ -98,6 +111,8 @@ def _comes_first(each: Setting, recipe: Any) -> bool:
     if group == "task":
         shows = getattr(recipe.task, "shows", ())
         return rest in shows or rest == "beta" or ".".join(each.path[1:]) in shows
+    if each.flag.startswith("feed.") and getattr(recipe.feed, "source", "") == "rounds":
+        return each.flag.removeprefix("feed.rounds.") in IN_ROUNDS
     if each.flag in ("fit.steps", "fit.epochs"):
         return bool(recipe.fit.epochs) == (each.flag == "fit.epochs")
     return group == "method" or each.flag in FIRST or len(each.path) == 1

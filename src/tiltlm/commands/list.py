@@ -17,14 +17,15 @@ from tiltlm.rewards import gold
 USAGE = """\
 usage: tiltlm list [WORD] [--matrix]   tasks, methods and stages (whose name or line contains WORD), one line each
 
-Some parts are names alone until WORD is theirs: policies, gpu, figures, gold.
+Some parts are names alone until WORD is theirs: policies, gpu, presets, figures, gold,
+papers.
 
 A recipe is TASK/STAGE; a method's name is a stage: `tiltlm run animals/ctl` trains and measures it.
 --matrix prints every task against every method: ✓ where the cell makes sense, – with a reason where it does not."""
 
 WIDTH = 118
 
-SHORT = ("gpu", "policies", "figures", "gold")
+SHORT = ("gpu", "policies", "presets", "figures", "gold", "papers")
 """Parts that are names alone where no word is given; the word says a line on each."""
 
 
@@ -49,7 +50,7 @@ def _listed(word: str) -> int:
     shown = {part: (title, found) for part, (title, found) in _parts(word).items() if found}
     if not shown:
         known = [*recipes.tasks(), *(name for found in catalogue().values() for name in found), *recipes.STAGES]
-        known += [*recipes.figures(), *gold.catalogue()]
+        known += [*recipes.figures(), *recipes.presets(), *gold.catalogue()]
         print(f"nothing here is called {word!r}.{nearest(word, known)} `tiltlm list` shows everything")
         return 0
     for part, (title, found) in shown.items():
@@ -75,13 +76,17 @@ def _parts(word: str) -> dict[str, tuple[str, Mapping[str, str]]]:
         **{
             road: (what, found if word == road else narrowed(found, word)) for road, (what, found) in roads.items()
         },
+        "presets": (
+            "presets, settings of methods under names of their own that some tasks have as stages",
+            recipes.presets() if word == "presets" else narrowed(recipes.presets(), word),
+        ),
         "stages": ("stages that every task has", narrowed(recipes.STAGES, word)),
         "figures": (
             "figures that stand alone, without a task",
             figures if word == "figures" else narrowed(figures, word),
         ),
         "gold": ("gold rewards, for --task.reward and tiltlm score", gold_rewards(word)),
-        "papers": ("papers", narrowed(papers_of(), word)),
+        "papers": ("papers", papers_of() if word == "papers" else narrowed(papers_of(), word)),
     }
 
 
@@ -103,7 +108,7 @@ def _lines(part: str, found: Mapping[str, str]) -> builtins.list[str]:
         indent = " " * (4 + max(map(len, found)))
         pairs = zip(_column(found), (gold.catalogue()[name].needs for name in found), strict=True)
         return [each for line, needs in pairs for each in (line, f"{indent}[{needs}]")[: 1 + bool(needs)]]
-    return _column(found) if len(found) < 9 or part in ("tasks", "gpu", "policies") else _columns(found)
+    return _column(found) if len(found) < 9 or part in ("tasks", "gpu", "policies", "presets") else _columns(found)
 
 
 def narrowed(found: Mapping[str, str], word: str) -> dict[str, str]:

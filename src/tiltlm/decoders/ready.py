@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from tiltlm.method import Learner, Method
 from tiltlm.models.base import LanguageModel
-from tiltlm.models.ends import tokenizer_of
 from tiltlm.models.folders import located
 from tiltlm.problem import Facts, Problem
 
@@ -39,20 +38,8 @@ class Ready(Method):
         return None
 
     def decoder(self, problem: Problem, learner: Learner) -> LanguageModel:
-        self.refuse_other_words(problem)
+        problem.refuse_other_words(self.model)
         return problem.loaded(located(self.model))
-
-    def refuse_other_words(self, problem: Problem) -> None:
-        """Raise ValueError where the model's tokenizer has other texts for the reference's token ids: as many tokens are
-        not the same tokens."""
-        own = None if problem.tokenizer is None else tokenizer_of(self.model)
-        if own is None:
-            return
-        known, here = own.get_vocab(), problem.tokenizer.get_vocab()
-        other = next((text for text, i in here.items() if known.get(text) != i), None)
-        if other is not None:
-            of = f"token {here[other]} of the reference is {other!r}, which is {known.get(other, 'unknown')} there"
-            raise ValueError(f"{self.model} knows another vocabulary ({of}): no distance joins the two")
 
 
 NAMES: dict[str, str] = {"model": "a ready model: --method.model FOLDER"}

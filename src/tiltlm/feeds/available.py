@@ -111,12 +111,15 @@ def _why_no_rounds(facts: Facts, method: Method, feed: Feed) -> str | None:
         )
     if feed.rounds.right is None and facts.r_max is None:
         return "no bound of the reward is known: say from which one an answer counts as right, --feed.rounds.right"
-    if method.fed != "answers" and feed.rounds.n < 2:
+    drawn = feed.rounds.count > 1 or not feed.rounds.samples
+    if method.fed != "answers" and drawn and feed.rounds.n < 2:
         return "it learns from answers to one prompt side by side: --feed.rounds.n 2"
     if feed.rounds.rationalize and method.fed != "answers":
         return "rationalized answers are imitated, as sft does: leave --feed.rounds.rationalize out"
     if (feed.rounds.gain or feed.rounds.collapse) and not facts.held_out:
         return "there are no validation prompts to stop by: leave --feed.rounds.gain and collapse out"
+    if feed.rounds.valid_samples and not facts.held_out:
+        return "there are no validation prompts: leave --feed.rounds.valid-samples out"
     return None
 
 

@@ -48,6 +48,12 @@ class Shares:
         return Shares(always, len(counts) - always - never, never, sum(r * (n - r) for r, n in counts))
 
 
+def rates(right: Tensor, prompt_index: Tensor, prompts: int) -> Tensor:
+    """Which part of each prompt's answers is right, float64 [prompts]; NaN where it has none. right: bool [N]."""
+    answers = torch.bincount(prompt_index, minlength=prompts).double()
+    return torch.bincount(prompt_index, right.double(), minlength=prompts) / answers
+
+
 def built(
     graded: Samples, fed: Fed, how: Rounds, right: float, stream: Stream, also: Samples | None = None
 ) -> Samples | Pairs | Groups:

@@ -47,7 +47,7 @@ class Rounds:
     """Training prompts that are answered, the first ones (0: all)."""
 
     start: Literal["base", "previous"] = "base"
-    """What an update begins from: the reference model, or what the round before ended with."""
+    """What an update begins from: the reference model (or --net.weights), or what the round before ended with."""
 
     reference: Literal["base", "previous"] = "base"
     """Whose log-probabilities log-ratios are taken to, likewise."""
@@ -89,6 +89,13 @@ class Rounds:
     collapse: float = 0.0
     """End where that accuracy falls below this part of the reference's (0: go on)."""
 
+    samples: str = field(default="", metadata=ADDED)
+    """A file of answers for the first round to learn from instead of drawing: lines of ours (answers.jsonl, of
+    `tiltlm sample`), or STaR's generated.csv."""
+
+    valid_samples: str = field(default="", metadata=ADDED)
+    """Likewise of answers to validation prompts, on which every round's loss is told."""
+
     def __post_init__(self) -> None:
         at_least_one(self, "count", "n")
         if min(self.prompts, self.cap, self.pairs) < 0 or not self.growth > 0:
@@ -97,6 +104,10 @@ class Rounds:
             raise ValueError(f"show_hint, gain and collapse are parts of 1; got {self}")
         if self.show_hint and not self.rationalize:
             raise ValueError("hints are shown in rationalized answers: set rationalize as well")
+        if self.samples and self.rationalize:
+            raise ValueError(
+                "answers of a file are not asked for again with a hint: leave samples out, or rationalize"
+            )
 
 
 @dataclass(frozen=True)
@@ -127,6 +138,10 @@ class Feed:
         if self.size < 2 or self.n < 0:
             raise ValueError(f"a group has two completions or more, and n is not negative; got {self}")
 
+    def files(self) -> list[str]:
+        """Files that settings name and whose content decides the result."""
+        return [self.rounds.samples, self.rounds.valid_samples]
+
 
 @dataclass(frozen=True)
 class TwistFeed:
@@ -152,6 +167,10 @@ class TwistFeed:
 
     prefixes: bool = False
     """FUDGE: half of the prefixes from exact draws, labelled by fresh rollouts (the original's bce_psigma)."""
+
+    def files(self) -> list[str]:
+        """None: no setting names a file."""
+        return []
 
     @property
     def wants_exact(self) -> bool:

@@ -1,18 +1,21 @@
 """Stored answers in the place of fresh ones: a file's rows as completions of a problem's prompts.
 
 Rows find their prompt by the number of the question, never by where they stand: a file may lack questions, and hold unlike
-numbers of answers. Token ids are those of the file; where it has none (a table of STaR's), the text is read by the
-tokenizer without any token in front, and the end token follows iff the answer had ended.
+numbers of answers. Token ids are those of the file; where it has none (a table of STaR's), or ids that say something else
+than its text (another model's tokens), the text is read by the tokenizer without any token in front, and the end token
+follows iff the answer had ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tiltlm.groups import Groups
+from tiltlm.models.base import without_end
 from tiltlm.questions.generated import Generated
 from tiltlm.questions.grading import Grading
 from tiltlm.samples import Samples, Tokens
@@ -98,10 +101,17 @@ def preloaded(
 
 
 def _ids(row: Generated, grading: Grading, eos_ids: Sequence[int]) -> list[int]:
-    if row.completion_ids is not None:
+    if row.completion_ids is not None and _says(grading.tokenizer, row.completion_ids, eos_ids, row.response):
         return list(row.completion_ids)
     ids = list(grading.tokenizer(row.response, add_special_tokens=False)["input_ids"])
     return ids + list(eos_ids[:1]) if row.finish_reason != "length" else ids
+
+
+def _says(tokenizer: Any, ids: Sequence[int], eos_ids: Sequence[int], text: str) -> bool:
+    """Whether these ids are the text, with the end token behind it or without."""
+    if any(i >= len(tokenizer) for i in ids):
+        return False
+    return text in (tokenizer.decode(list(ids)), tokenizer.decode(without_end(list(ids), eos_ids)))
 
 
 def _plain(text: str) -> str:

@@ -3,7 +3,8 @@
 A file holds a literal TASKS {name: one line}, which `tiltlm list` reads without importing anything heavy, and
 `preset(name)`, which makes the value. `recipe("task/stage")` is what `tiltlm run` builds: a stage is a method's name
 (measure it), a method's training, `evaluate` (several methods side by side), a figure, or a stage of the task's own.
-What needs no task (mathematics worked out) is a literal FIGURES {"name/stage": one line} and `figure(name)`.
+What needs no task (mathematics worked out) is a literal FIGURES {"name/stage": one line} and `figure(name)`. Settings of
+methods under names of their own, which some tasks have as stages, are named in a literal PRESETS {name: one line}.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ STAGES: dict[str, str] = {
     "exact": "exact draws of pi*",
     "log-z": "the one log Z of a comparison",
     "generate, label": "stored draws of the reference, and their rewards",
+    "answers": "n answers to every prompt of a split, by the reference or a run's policy, or from a file; graded",
+    "v-star": "best of n answers by a verifier, generator and verifier learnt in the same rounds",
     "budget": "gold reward and J against the labels bought, with a judge and without",
     "bounds": "bounds of log Z against the number of particles",
     "frontier": "reward against KL to the reference over temperatures",
@@ -48,6 +51,12 @@ def tasks() -> dict[str, tuple[str, str]]:
 def figures() -> dict[str, tuple[str, str]]:
     """The same of every figure that stands alone, by its recipe's whole name."""
     return _listed("FIGURES")
+
+
+@cache
+def presets() -> dict[str, str]:
+    """name -> one line of every preset of a method that some tasks have."""
+    return {name: line for name, (_, line) in _listed("PRESETS").items()}
 
 
 def _listed(named: str) -> dict[str, tuple[str, str]]:

@@ -43,6 +43,16 @@ TASKS: dict[str, str] = {
     "ultra": "Tulu-2-7B, UltraFeedback's prompts, Eurus-RM-7b, 254 tokens: the published settings (wants a GPU)",
 }
 
+PRESETS: dict[str, str] = {
+    "opo-gold": "every pair of the policy's own draws labelled by the gold reward (words-small)",
+    "opo-gold-hard": "the same, its labels hard",
+    "d2po-random": "D2PO that buys labels of random pairs",
+    "d2po-first": "D2PO that buys the first pairs of a window",
+    "d2po-pool": "D2PO that buys out of a pool of all pairs so far",
+    "opo-static": "a judge that learns before the first step, and from nothing later",
+    "dpo-offline": "DPO on as many labelled pairs of the reference's draws",
+}
+
 METHODS = ("reference", "opo", "d2po", "rloo", "ppo", "dpo")
 """What a comparison takes where none are named."""
 

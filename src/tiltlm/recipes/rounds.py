@@ -8,7 +8,7 @@
     online-dpo        DPO that goes on from the round before
     irpo              DPO + NLL, reference and start the round before (Pang et al. 2024, arXiv:2404.19733)
 
-A file with no tasks: `rounds` makes stages of any task whose answers are right or wrong.
+A file with no tasks: `rounds` makes stages of any task whose answers are right or wrong; `v_star` the stage of that name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,19 @@ from tiltlm.nets import Net
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.rpo import RPO
 from tiltlm.policies.sft import SFT
-from tiltlm.stages.cells import Cell
+from tiltlm.recipes.preset import Preset
+from tiltlm.stages.cells import Cell, default_cell
+from tiltlm.stages.v_star import Candidates, VStar
+
+PRESETS: dict[str, str] = {
+    "star": "STaR: the right ones of what is drawn, SFT from the base, round by round",
+    "star-rationalize": "STaR, and what is right with a hint as well",
+    "rest-em": "many draws, ten right ones of a prompt at most, SFT from the base",
+    "seed-sft": "STaR as jakob-bjorner/star runs it",
+    "seed-dpo": "right over wrong answers, DPO from the base, round by round",
+    "online-dpo": "the same, each round going on from the one before",
+    "irpo": "DPO + NLL, start and reference the round before",
+}
 
 BETA = 0.1
 """Of DPO's log-ratios."""
@@ -121,3 +133,19 @@ PUBLISHED = Scale(
 )  # fmt: skip
 """Llama-3.1-8B-Instruct with adapters of rank 16, as jakob-bjorner/star trains it (IRPO: rate, batch and pairs of its
 paper)."""
+
+
+V_STAR_DRAWS = 4
+"""Of every prompt, in a round of V-STaR."""
+
+
+def v_star(preset: Preset) -> VStar:
+    """V-STaR on a preset's task, with the settings that its rounds of SFT and DPO have there."""
+    facts = preset.task.facts()
+    known = {name: preset.variants.get(name) or default_cell(HOW[name][0], facts) for name in ("star", "seed-dpo")}
+    learn, judge = known.values()
+    count = learn.feed.rounds.count
+    generator = Feed("rounds", rounds=Rounds(count, V_STAR_DRAWS, accumulate=True))
+    verifier = Feed("rounds", rounds=Rounds(1, V_STAR_DRAWS, accumulate=True))
+    how = preset.figures.get("v-star", Candidates())
+    return VStar(preset.task, replace(learn, feed=generator), replace(judge, feed=verifier), how, preset.seed)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from tiltlm.feeds import Draws as DrawSettings
 from tiltlm.feeds import Feed
+from tiltlm.feeds.rounds import BUILT
 from tiltlm.methods import method, names
 from tiltlm.mistakes import nearest
+from tiltlm.problem import SPLITS, Split
 from tiltlm.questions.protocols import protocol
 from tiltlm.recipes.preset import Preset
+from tiltlm.recipes.rounds import v_star
 from tiltlm.run import Recipe
+from tiltlm.stages.answers import Answers
 from tiltlm.stages.bounds import Bounds, BoundsSettings
 from tiltlm.stages.budget import Budget
 from tiltlm.stages.cells import Cell
@@ -38,6 +43,7 @@ def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) 
         _common(preset, stage, compared),
         _training(preset, stage),
         _examined(preset, stage),
+        _in_rounds(preset, stage),
     ):
         if made is not None:
             return made
@@ -86,6 +92,42 @@ def _examined(preset: Preset, stage: str) -> Recipe | None:
     return Examine.of(measured(preset, name), how)
 
 
+PART = re.compile(r"(.+)-(round|answers)-([1-9]\d*)(?:-(valid|test))?")
+
+
+def _in_rounds(preset: Preset, stage: str) -> Recipe | None:
+    """`METHOD-round-2`: a chain of two; `METHOD-answers-2`: what its second round learns from (-valid, -test: that policy's
+    answers to other prompts); `answers-valid`, `answers-test`."""
+    if stage.startswith("answers-") and stage.removeprefix("answers-") in SPLITS:
+        return Answers(preset.task, split=split_called(stage.removeprefix("answers-")), seed=preset.seed)
+    found = PART.fullmatch(stage)
+    if found is None:
+        return None
+    name, what, number, split = found[1], found[2], int(found[3]), found[4]
+    last = _last_round(preset, name)
+    if last is None or (what == "round" and split) or (what == "answers" and number == 1):
+        return None
+    last = replace(last, index=number - 1)
+    return last if what == "round" else replace(last.answers, split=split_called(split or "train"))
+
+
+def split_called(name: str) -> Split:
+    return next(split for split in SPLITS if split == name)
+
+
+def _last_round(preset: Preset, name: str) -> Round | None:
+    """The end of the chain called `name`, where there is one."""
+    if name in ("v-star", "v-star-verifier"):
+        made = v_star(preset)
+        return made.last if name == "v-star" else made.judge
+    if name not in names() and name not in preset.variants:
+        return None
+    c = cell(preset, name)
+    if not isinstance(c.feed, Feed) or c.method.trained().fed not in BUILT:
+        return None
+    return Round.last_of(preset.task, replace(c, feed=replace(c.feed, source="rounds")), name, preset.seed)
+
+
 def _draws(preset: Preset) -> DrawSettings:
     found = cell(preset, "exo-rw").feed
     return found.draws if isinstance(found, Feed) else DrawSettings()
@@ -100,6 +142,8 @@ COMMON: dict[str, Callable[[Preset], Recipe]] = {
     "log-z": _log_z,
     "generate": lambda p: Draws(p.task.untilted(), _draws(p), p.seed),
     "label": lambda p: Labels.of(p.task, _draws(p), p.seed),
+    "answers": lambda p: Answers(p.task, seed=p.seed),
+    "v-star": v_star,
     "bounds": lambda p: Bounds(p.task, cell(p, "ctl"), p.figures.get("bounds", BoundsSettings()), p.exact, p.seed),
     "reach": lambda p: Reach(p.task, cell(p, "ctl"), p.figures.get("reach", ReachSettings()), p.exact, p.seed),
     "budget": lambda p: Budget(

@@ -60,3 +60,41 @@ def subjects(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     for row in sorted(rows, key=lambda row: (row["value"], row["subject"])):
         out.add_row(escape(row["subject"] or "(none)"), str(row["n"]), with_interval(row))
     return out
+
+
+def chosen_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """Accuracies by the number of draws and how one of them was chosen; rows have `draws` and `chosen`."""
+    own = {(row["draws"], row["chosen"]): row for row in rows if "chosen" in row}
+    ways, numbers = (list(dict.fromkeys(key[k] for key in own)) for k in (1, 0))
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    for heading in ("draws", *ways):
+        out.add_column(escape(str(heading)), justify="right", no_wrap=True)
+    for n in numbers:
+        found = [own.get((n, way)) for way in ways]
+        out.add_row(str(n), *("–" if row is None else with_interval(row) for row in found))
+    return out
+
+
+SHARES = {
+    "accuracy": "right [95%]", "always_right": "always", "sometimes_right": "some", "never_right": "never",
+    "unanswered": "unanswered", "pairs": "pairs", "reward": "E[r]", "parsed": "read", "finished": "ended",
+}  # fmt: skip
+"""What is told of answers to many prompts, and over its column."""
+
+
+def answers_table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
+    """How many answers are right; of how many prompts all, some, none are, and how many have none; the (right, wrong) pairs
+    of one prompt; the mean reward; the shares of answers that could be read, and that ended by themselves."""
+    own = {row["metric"]: row for row in rows}
+    out = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
+    shown = [name for name in SHARES if name in own]
+    for name in ("prompts", *(SHARES[name] for name in shown)):
+        out.add_column(escape(name), justify="right", no_wrap=True)
+    out.add_row(str(own["reward"]["n"]), *(_told(own[name]) for name in shown))
+    return out
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    if row["metric"] == "accuracy":
+        return with_interval(row)
+    return rate(row) if row["metric"] in ("reward", "parsed", "finished") else str(row["value"])

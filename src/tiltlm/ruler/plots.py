@@ -271,3 +271,18 @@ def rounds_plot(rows: Rows, path: str | Path, title: str = "") -> Path:
                 frameon=axes is right, framealpha=0.9, fontsize=8, loc="lower right" if axes is right else "best"
             )
     return _save(figure, path)
+
+
+def of_draws_plot(rows: Rows, path: str | Path, title: str = "") -> Path:
+    """Right answers against the number of draws that one is chosen of, a line for every way to choose; rows have `draws`
+    and `chosen`."""
+    figure, axes = _axes(title, "draws of a question", "right")
+    for k, chosen in enumerate(dict.fromkeys(row["chosen"] for row in rows)):
+        own = sorted((row for row in rows if row["chosen"] == chosen), key=lambda row: row["draws"])
+        axes.errorbar(
+            [row["draws"] for row in own], [row["value"] for row in own], yerr=_reaches(own), color=COLORS[k],
+            marker=MARKERS[k], markersize=5, capsize=2, elinewidth=1, label=chosen,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.legend(frameon=False)
+    return _save(figure, path)

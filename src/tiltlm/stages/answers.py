@@ -1,4 +1,5 @@
-"""Answers of a round: completions of every prompt by the policy that stands, with their rewards; a line a prompt.
+"""Answers to every prompt of a split, with their rewards; a line a prompt. A round learns from those of the policy that
+stands; by itself it is the stage `answers`, of the reference, of another policy, or of a file.
 
 Where answers are graded, a line also says what was read off each, and by which rule. Lines are written as they come, and an
 interrupted stage goes on behind the last one.
@@ -12,19 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
+from rich.console import Console
 from torch import Tensor
 
+from tiltlm.feeds.rounds import Shares, rates
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
-from tiltlm.problem import Problem, Split
-from tiltlm.progress import steps
+from tiltlm.nets import begun
+from tiltlm.problem import Facts, Problem, Split
+from tiltlm.progress import note, steps
+from tiltlm.ruler.accuracies import answers_table
+from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import Warp, Warped, draw, draw_in_batches
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
-from tiltlm.settings import SPEED
+from tiltlm.settings import ADDED, SPEED, at_least_one
 from tiltlm.stages.draws import Make, append, short_numbers
-from tiltlm.stages.reporting import estimate
+from tiltlm.stages.reporting import Row, estimate, row
+from tiltlm.stages.stored_answers import stored
 from tiltlm.stages.task import OfTask, Task
 
 OVER = "over.json"
@@ -41,7 +49,7 @@ SPACING = 1 << 20
 
 @dataclass(frozen=True)
 class Answers(OfTask):
-    """Draw completions of a split's prompts, and grade them."""
+    """Draw completions of a split's prompts, or read them from a file, and grade them."""
 
     task: Task
     n: int = 4
@@ -51,55 +59,114 @@ class Answers(OfTask):
     """The first so many prompts (0: all)."""
 
     split: Split = "train"
-    before: Any = None
-    """The round whose policy answers; None: the reference."""
+    """Whose prompts: train, valid or test."""
+
+    before: tyro.conf.Suppress[Any] = None
+    """The round whose policy answers; None: the reference, or `policy`."""
 
     hinted: bool = False
     """Then ask those prompts that have no right answer again, with a hint."""
 
     right: float | None = None
-    """Reward from which an answer is right: for hints, and for greedy answers to validation prompts."""
+    """Reward from which an answer is right (not named: the largest there is)."""
 
     rows: int = field(default=256, metadata=SPEED)
     """Drawn at once."""
 
+    policy: str = field(default="", metadata=ADDED)
+    """Who answers: a run that trained a policy, a folder or a hub name (empty: the reference)."""
+
+    samples: str = field(default="", metadata=ADDED)
+    """A file of answers to take instead of drawing any: lines of ours (.jsonl), or STaR's generated.csv."""
+
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "n", "rows")
+        if self.prompts < 0:
+            raise ValueError(f"prompts are the first ones, 0 for all; got {self.prompts}")
+        if self.samples and self.hinted:
+            raise ValueError("answers of a file are not asked for again: leave hints out, or the file")
 
     @property
     def stage(self) -> str:  # type: ignore[override]
         who = "" if self.before is None else f"{self.before.called}-"
         number = "" if self.before is None else f"-{self.before.index + 2}"
-        return f"{who}answers{number}" + ("-valid" if self.split == "valid" else "")
+        return f"{who}answers{number}" + ("" if self.split == "train" else f"-{self.split}")
 
     def counted(self) -> Answers:
-        return replace(
+        made = replace(
             self, task=self.task.at(1.0), right=self.right if self.hinted or self.split == "valid" else None
         )
+        if self.samples:
+            made = replace(made, n=Answers.n, policy=self.policy if self.split == "valid" else "")
+        return made
 
     def inputs(self) -> dict[str, Recipe]:
         return self.needs() | ({} if self.before is None else {"before": self.before})
 
+    def files(self) -> list[str]:
+        return [*super().files(), self.policy, self.samples]
+
+    def check(self) -> None:
+        super().check()
+        if self.task.facts().prompts != "several":
+            raise ValueError(
+                f"{self.name}: answers are given to many prompts, and {self.task.name} has not several"
+            )
+        if self.samples and not Path(self.samples).is_file():
+            raise ValueError(f"{self.samples}: no such file of answers")
+
     def build(self, run: Run[Any]) -> None:
-        if self.before is not None and (run.inputs["before"].folder / OVER).is_file():
+        if self.split == "train" and self.before is not None and (run.inputs["before"].folder / OVER).is_file():
             return  # nobody learns from answers of a chain that is over
         problem = self.problem(run)
-        policy = problem.reference
+        if self.samples:
+            self.take(run, problem)
+        if not self.samples or self.split == "valid":
+            policy = self.answering(run, problem)
+        if not self.samples:
+            self.draw(run, problem, policy)
+        report = self.report(run)
+        if self.split == "valid":
+            hit = greedy(problem, policy, right_from(problem.facts, self.right))
+            run.write_json(GREEDY, [int(x) for x in hit])
+            report.append(estimate(self, self.stage, "accuracy[greedy]", hit))
+        run.write_json("report.json", report)
+
+    def answering(self, run: Run[Any], problem: Problem) -> LanguageModel:
+        """Who answers."""
         if self.before is not None:
             before = run.inputs["before"]
-            policy = before.recipe.learnt(before, problem).policy
-        own = problem.stream.child("answers", self.split, 0 if self.before is None else self.before.index + 1)
-        asked = problem.prompts[self.split].select(slice(0, self.prompts or None))
+            policy: LanguageModel = before.recipe.learnt(before, problem).policy
+            return policy
+        return begun(problem, self.policy) if self.policy else problem.reference
+
+    def asked(self, problem: Problem) -> Tokens:
+        """The prompts. Raises ValueError where there is no such split."""
+        if self.split not in problem.prompts:
+            raise ValueError(
+                f"{self.task.name} has no prompts of the split {self.split!r}: {', '.join(problem.prompts)}"
+            )
+        return problem.prompts[self.split].select(slice(0, self.prompts or None))
+
+    def draw(self, run: Run[Any], problem: Problem, policy: LanguageModel) -> None:
+        asked, own = self.asked(problem), self.stream(problem)
         with steps(self.name) as on_step:
             lines = answered(problem, policy, asked, asked, self.n, own)
             append(run.folder / "answers.jsonl", lines, len(asked), max(1, self.rows // self.n), on_step)
         if self.hinted:
             self.ask_again(run, problem, policy, asked, own.child("hinted"))
-        report = self.report(run)
-        if self.split == "valid":
-            hit = greedy(problem, policy, right_from(problem, self.right))
-            run.write_json(GREEDY, [int(x) for x in hit])
-            report.append(estimate(self, self.stage, "accuracy[greedy]", hit))
-        run.write_json("report.json", report)
+
+    def take(self, run: Run[Any], problem: Problem) -> None:
+        """The answers of the file; prompts that it has none to get an empty line."""
+        found, said = stored(problem, self.asked(problem), self.samples)
+        for text in said:
+            note(f"{self.name}: {text}")
+        run.write_jsonl("answers.jsonl", list(lines_of(problem, found)))
+
+    def stream(self, problem: Problem) -> Stream:
+        return problem.stream.child("answers", self.split, 0 if self.before is None else self.before.index + 1)
 
     def ask_again(
         self, run: Run[Any], problem: Problem, policy: LanguageModel, asked: Tokens, own: Stream
@@ -107,7 +174,7 @@ class Answers(OfTask):
         """Prompts without a right answer, with a hint."""
         if problem.hinted is None:
             raise ValueError(f"{self.task.name} has no hints: leave --feed.rounds.rationalize out")
-        bar = right_from(problem, self.right)
+        bar = right_from(problem.facts, self.right)
         lines = read_rows(run.folder / "answers.jsonl", ("rewards",))
         never = torch.tensor([max(line["rewards"]) < bar for line in lines])
         plain = asked.select(never.to(asked.device))
@@ -115,9 +182,9 @@ class Answers(OfTask):
             found = answered(problem, policy, plain, problem.hinted(plain), self.n, own)
             append(run.folder / "hinted.jsonl", found, len(plain), max(1, self.rows // self.n), on_step)
 
-    def report(self, run: Run[Any]) -> list[dict[str, Any]]:
-        """What the answers are like, each prompt one observation."""
-        lines = list(read_rows(run.folder / "answers.jsonl", ("rewards",)))
+    def report(self, run: Run[Any]) -> list[Row]:
+        """What the answers are like, each prompt that has some one observation."""
+        lines = [line for line in read_rows(run.folder / "answers.jsonl", ("rewards",)) if line["rewards"]]
         rows = [estimate(self, self.stage, "reward", per_prompt(lines, "rewards"), "reward")]
         rows.append(estimate(self, self.stage, "finished", per_prompt(lines, "finished")))
         if "rules" in lines[0]:
@@ -125,14 +192,47 @@ class Answers(OfTask):
         return rows
 
     def graded(self, run: Run[Any]) -> Samples:
-        """The answers with their rewards, on the CPU; those of a prompt side by side."""
+        """The answers with their rewards, on the CPU; those of a prompt side by side, prompt i being line i's."""
         return read(run.folder / "answers.jsonl")
 
     def drawn(self, run: Run[Any]) -> int:
-        """How many completions were drawn, with a hint or without."""
+        """How many completions there are, with a hint or without."""
+        if self.samples:
+            return len(self.graded(run))
         again = run.folder / "hinted.jsonl"
         lines = whole_lines(run.folder / "answers.jsonl") + (whole_lines(again) if again.is_file() else 0)
         return self.n * lines
+
+    def decoder(self, run: Run[Any]) -> LanguageModel:
+        raise ValueError(
+            f"{run.folder} holds answers and draws nothing itself: name the run that they are drawn from"
+        )
+
+    def show(self, run: Run[Any]) -> None:
+        """The report, how many answers are right, and of how many prompts all, some, none."""
+        if not (run.folder / "report.json").is_file():
+            print(f"{run.folder}: the chain of rounds was over, and nobody answered")
+            return
+        rows, right = read_report(run.folder / "report.json"), self.told_right()
+        if right is not None:
+            graded = self.graded(run)
+            assert graded.reward is not None
+            rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
+            rows = [estimate(self, self.stage, "accuracy", rate[~rate.isnan()]), *rows]
+            rows += self.shares(Shares.of(graded.reward >= right, graded.prompt_index), rate)
+        Console(width=130, highlight=False).print(answers_table(rows, self.name))
+
+    def told_right(self) -> float | None:
+        """The reward from which an answer is right, where that is known."""
+        return self.task.facts().r_max if self.right is None else self.right
+
+    def shares(self, found: Shares, rate: Tensor) -> list[Row]:
+        """Of how many prompts all answers are right, some, none; of how many there are none; (right, wrong) pairs."""
+        counts = {
+            "always_right": found.right, "sometimes_right": found.mixed, "never_right": found.wrong,
+            "unanswered": int(rate.isnan().sum()), "pairs": found.pairs,
+        }  # fmt: skip
+        return [row(self, self.stage, name, count) for name, count in counts.items()]
 
     def rationalized(self, run: Run[Any], problem: Problem, show: float) -> Samples:
         """Right answers to prompts with a hint, as if there had been none; `show`: the part whose hint stays."""
@@ -140,7 +240,7 @@ class Answers(OfTask):
         assert found.reward is not None
         if not len(found):
             return found
-        good = found.select(found.reward >= right_from(problem, self.right))
+        good = found.select(found.reward >= right_from(problem.facts, self.right))
         if not show or not len(good):
             return good
         assert problem.hinted is not None
@@ -150,13 +250,13 @@ class Answers(OfTask):
         return replace(good, prompts=both, prompt_index=good.prompt_index + len(told) * shown.long())
 
 
-def right_from(problem: Problem, right: float | None) -> float:
+def right_from(facts: Facts, right: float | None) -> float:
     """The reward from which an answer counts as right: as said, or the largest that there is."""
     if right is not None:
         return right
-    if problem.facts.r_max is None:
+    if facts.r_max is None:
         raise ValueError("no bound of the reward is known: say from which one an answer counts as right")
-    return problem.facts.r_max
+    return facts.r_max
 
 
 def greedy(problem: Problem, policy: LanguageModel, right: float) -> Tensor:
@@ -177,27 +277,34 @@ def answered(problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens
         number = torch.arange(begin, end)[:, None] * SPACING + torch.arange(n)
         drawn = draw(policy, asked, n=n, max_new_tokens=problem.width, stream=own, rows=number.flatten())
         samples = replace(drawn, prompts=read_as)
-        rewards, texts = short_numbers(problem.target.reward(samples)), problem.rows(samples)
-        assert drawn.log_q is not None and drawn.finished is not None
-        log_q, finished = drawn.log_q.sum(1).tolist(), drawn.finished.tolist()
-        grades = None if problem.grading is None else problem.grading.grades(samples)
-        done = drawn.completions.lists()
-        for k, ids in enumerate(read_as.lists()):
-            part = slice(k * n, (k + 1) * n)
-            line = {
-                "prompt": texts[k * n]["prompt"], "completions": [row["completion"] for row in texts[part]],
-                "rewards": rewards[part], "prompt_ids": ids, "completion_ids": done[part], "log_q": log_q[part],
-                "finished": finished[part],
-            }  # fmt: skip
-            if grades is not None and problem.grading is not None:
-                question = problem.grading.of_prompt[tuple(ids)]
-                line |= {
-                    "index": question.index, "subject": question.subject, "answer": question.answer,
-                    "answers": [grade.answer for grade in grades[part]], "rules": [grade.rule for grade in grades[part]],
-                }  # fmt: skip
-            yield line
+        yield from lines_of(problem, samples.with_(reward=problem.target.reward(samples)))
 
     return make
+
+
+def lines_of(problem: Problem, samples: Samples) -> Iterator[dict[str, Any]]:
+    """A line a prompt, with all its answers; samples: those of a prompt side by side, with rewards and `finished`."""
+    assert samples.reward is not None and samples.finished is not None
+    texts, done = problem.rows(samples), samples.completions.lists()
+    columns: dict[str, list[Any]] = {
+        "completions": [line["completion"] for line in texts], "rewards": short_numbers(samples.reward),
+        "completion_ids": done, "finished": samples.finished.tolist(),
+    }  # fmt: skip
+    if samples.log_q is not None:
+        columns["log_q"] = samples.log_q.sum(1).tolist()
+    if problem.grading is not None:
+        grades = problem.grading.grades(samples)
+        columns |= {"answers": [grade.answer for grade in grades], "rules": [grade.rule for grade in grades]}
+    counts = torch.bincount(samples.prompt_index, minlength=len(samples.prompts)).tolist()
+    begin = 0
+    for ids, n in zip(samples.prompts.lists(), counts, strict=True):
+        part = slice(begin, begin + n)
+        about = {"prompt": texts[begin]["prompt"] if n else ids, "prompt_ids": ids}
+        if problem.grading is not None:
+            question = problem.grading.of_prompt[tuple(ids)]
+            about |= {"index": question.index, "subject": question.subject, "answer": question.answer}
+        yield about | {name: values[part] for name, values in columns.items()}
+        begin += n
 
 
 def per_prompt(lines: Sequence[Mapping[str, Any]], name: str) -> Tensor:

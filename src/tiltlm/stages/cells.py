@@ -36,6 +36,10 @@ class Cell:
             or self._batch(facts)
         )
 
+    def files(self) -> list[str]:
+        """Files and folders that settings name and whose content decides the result."""
+        return [*self.method.files(), *self.feed.files(), *self.net.files()]
+
     def _unwatched(self, facts: Facts) -> str | None:
         if self.fit.evaluations and isinstance(self.feed, Feed) and self.feed.source == "rounds":
             return "a round is validated at its end, not on the way: --fit.evaluations 0"

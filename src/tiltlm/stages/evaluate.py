@@ -74,7 +74,7 @@ class Evaluate(OfTask):
         return f"{name} (beta {beta:g})" if len(self.at) > 1 else name
 
     def files(self) -> list[str]:
-        own = [name for c in self.counted().cells.values() for name in c.method.files()]
+        own = [name for c in self.counted().cells.values() for name in c.files()]
         return [*super().files(), *own, *self.exact.files()]
 
     def check(self) -> None:

@@ -77,6 +77,9 @@ class Learn(OfTask):
             needed["training"] = Exact(self.task, self.exact, "training", self.seed)
         return needed
 
+    def files(self) -> list[str]:
+        return [*super().files(), *self.cell.files()]
+
     def check(self) -> None:
         super().check()
         facts = self.task.facts()

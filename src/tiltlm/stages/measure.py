@@ -140,7 +140,7 @@ class Measure(OfTask):
         return needed
 
     def files(self) -> list[str]:
-        return [*super().files(), *self.method.files(), *(self.exact.files() if self.absolute else ())]
+        return [*super().files(), *self.cell.files(), *(self.exact.files() if self.absolute else ())]
 
     def check(self) -> None:
         super().check()
@@ -218,8 +218,8 @@ class Measure(OfTask):
             rows.append(row(self, self.called, "updates", updates, unit="updates"))
         if self.fit.evaluations and updates == 0:
             note(
-                f"[yellow]{self.name}: no update improved J on validation prompts, so what is measured here is the "
-                "reference itself[/]: lower --fit.lr, or look at evals.jsonl of the training"
+                f"[yellow]{self.name}: no update improved J on validation prompts, so what is measured here is what it "
+                "began as[/]: lower --fit.lr, or look at evals.jsonl of the training"
             )
         if learner.policy is None:
             return rows

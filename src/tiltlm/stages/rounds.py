@@ -1,6 +1,6 @@
 """A round: draw, grade, build, update, validate. A chain of rounds is how a method learns where its feed's source says so.
 
-    answers_k = draws of the policy that round k − 1 ended with, graded        (k = 1: of the reference)
+    answers_k = draws of the policy that round k − 1 ended with, graded        (k = 1: of the reference, or a file's)
     policy_k  = the method's update on what is built of them, from the reference or from policy_{k−1}
 
 Each phase is a run of its own: an interrupted chain goes on where it stood, one more round is added to those there are,
@@ -9,23 +9,24 @@ and methods share the reference's answers. A round that finds a reason to end sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from tiltlm.experience import Experience, Offline, Once, Subsets
 from tiltlm.feeds import Rounds
-from tiltlm.feeds.rounds import Shares, built, joined
+from tiltlm.feeds.rounds import Shares, built, joined, rates
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json
 from tiltlm.method import Learner, Lesson
 from tiltlm.models.base import LanguageModel
-from tiltlm.nets import Net, learner, loaded
+from tiltlm.nets import Net, begun, learner, loaded
 from tiltlm.objective import Weighed
 from tiltlm.problem import Problem
 from tiltlm.progress import note
@@ -34,6 +35,7 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream
+from tiltlm.settings import ADDED
 from tiltlm.stages.answers import GREEDY, OVER, Answers, greedy, right_from
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.draws import referring, score
@@ -57,6 +59,9 @@ class Round(OfTask):
     """0 for the first."""
 
     called: str = ""
+    learns_of: tyro.conf.Suppress[Any] = field(default=None, metadata=ADDED)
+    """A round of another chain, from whose answers this one learns (None: it has answers of its own)."""
+
     seed: int = 0
 
     @staticmethod
@@ -66,7 +71,7 @@ class Round(OfTask):
         if not cell.depends_on_beta(task.facts()):
             trained, task = trained.bound(task.beta), task.at(1.0)
         return Round(
-            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed
+            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed=seed
         ).counted()
 
     def counted(self) -> Round:
@@ -89,16 +94,23 @@ class Round(OfTask):
     @property
     def answers(self) -> Answers:
         """What this round learns from."""
+        if self.learns_of is not None:
+            found: Answers = self.learns_of.answers
+            return found
+        how = self.how
+        own = Answers(
+            self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right, seed=self.seed
+        )  # fmt: skip
+        return own if self.index else replace(own, policy=self.net.weights, samples=how.samples)
+
+    @property
+    def valid(self) -> Answers:
+        """Answers to validation prompts by who answers first; the same for every round."""
         how = self.how
         return Answers(
-            self.task,
-            how.n,
-            how.prompts,
-            before=self.before,
-            hinted=how.rationalize,
-            right=how.right,
+            self.task, how.n, split="valid", right=how.right, policy=self.net.weights, samples=how.valid_samples,
             seed=self.seed,
-        )
+        )  # fmt: skip
 
     @property
     def validated(self) -> bool:
@@ -109,12 +121,19 @@ class Round(OfTask):
         if self.before is not None:
             found["before"] = self.before
         if self.validated:
-            found["valid"] = Answers(self.task, self.how.n, split="valid", right=self.how.right, seed=self.seed)
+            found["valid"] = self.valid
         return self.needs() | found
+
+    def files(self) -> list[str]:
+        return [*super().files(), *self.cell.files()]
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.method, self.feed, self.fit, self.net)
 
     def check(self) -> None:
         super().check()
-        why = Cell(self.method, self.feed, self.fit, self.net).why_not(self.task.facts())
+        why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
 
@@ -126,7 +145,7 @@ class Round(OfTask):
             run.write_json(OVER, read_json(before.folder / OVER))
             return
         problem = self.problem(run)
-        right = right_from(problem, self.how.right)
+        right = right_from(problem.facts, self.how.right)
         rows = self.rows(run, problem, right)
         if not len(rows):
             self.end(run, f"round {self.index + 1} has nothing to learn from: no prompt has {self.wanted()}")
@@ -157,9 +176,7 @@ class Round(OfTask):
 
     def rows(self, run: Run[Any], problem: Problem, right: float) -> Samples | Pairs | Groups:
         """What is built of this round's answers, and of those before where they accumulate."""
-        drawn = [run.inputs["answers"]]
-        while self.how.accumulate and "before" in drawn[-1].inputs:
-            drawn.append(drawn[-1].inputs["before"].inputs["answers"])
+        drawn = self.drawn(run) if self.how.accumulate else self.drawn(run)[:1]
         graded = [each.recipe.graded(each) for each in reversed(drawn)]
         also = None
         if self.how.rationalize:
@@ -168,6 +185,13 @@ class Round(OfTask):
         every = graded[0] if len(graded) == 1 else joined(graded)
         own = problem.stream.child(self.called, "build", self.index)
         return built(every, self.method.fed, self.how, right, own, also)
+
+    def drawn(self, run: Run[Any]) -> list[Run[Any]]:
+        """The runs of all answers so far, the latest first (of a chain that was over early, those that there are)."""
+        found = [run.inputs["answers"]]
+        while "before" in found[-1].inputs:
+            found.append(found[-1].inputs["before"].inputs["answers"])
+        return [each for each in found if (each.folder / "answers.jsonl").is_file()]
 
     def referred(self, run: Run[Any], problem: Problem, plain: Problem, rows: Any, precision: str) -> Any:
         """`rows` with log-probabilities of the reference, or of the policy of the round before, read as `plain` reads it.
@@ -204,7 +228,7 @@ class Round(OfTask):
         """What this round ended with; where the chain had ended before, what that one ended with."""
         if not has_weights(run):
             if "before" not in run.inputs:
-                return reference(problem)
+                return self.beginning(problem)
             before = run.inputs["before"]
             found: Learner = before.recipe.learnt(before, problem)
             return found
@@ -220,9 +244,13 @@ class Round(OfTask):
             raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join([*known, *kept])}")
         return known[name].load(problem) if name in known else self.learnt(run, problem, kept.get(name))
 
+    def beginning(self, problem: Problem) -> Learner:
+        """Nothing learnt yet: the reference, or the weights that are named in its place."""
+        return Learner(None, policy=begun(problem, self.net.weights) if self.net.weights else problem.reference)
+
     def stops(self, run: Run[Any], count: int) -> list[Stop]:
-        """Where there is something to measure: the reference, and what every round ended with."""
-        found, updates, drawn = [Stop(0, reference, {"round": 0, "drawn": 0})], 0, 0
+        """Where there is something to measure: what the chain began with, and what every round ended with."""
+        found, updates, drawn = [Stop(0, self.beginning, {"round": 0, "drawn": 0})], 0, 0
         for each in chain(run):
             updates += step_of(checkpoints(each.folder)[-1])
             drawn += each.inputs["answers"].recipe.drawn(each.inputs["answers"])
@@ -239,7 +267,7 @@ class Round(OfTask):
 
     def shares(self, run: Run[Any], right: float, rows: int) -> list[Row]:
         """What the answers were like, and what was built of them."""
-        drawn = run.inputs["answers"]
+        drawn = self.drawn(run)[0]
         graded = drawn.recipe.graded(drawn)
         found = Shares.of(graded.reward >= right, graded.prompt_index)
         counts = {
@@ -247,8 +275,8 @@ class Round(OfTask):
             "pairs": found.pairs, "rows": rows,
         }  # fmt: skip
         said = [each for each in read_json(drawn.folder / "report.json") if each["metric"] != "reward"]
-        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
-        told = [estimate(self, self.called, "train_accuracy", rate)]
+        rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
+        told = [estimate(self, self.called, "train_accuracy", rate[~rate.isnan()])]
         told += [
             row(self, self.called, f"train_{each['metric']}", each["value"], each["stderr"], each["n"], "rate")
             for each in said
@@ -269,7 +297,7 @@ class Round(OfTask):
         run.write_json(GREEDY, [int(x) for x in hit])
         drawn = run.inputs["valid"]
         graded = drawn.recipe.graded(drawn)
-        rate = (graded.reward >= right).double().reshape(-1, self.how.n).mean(1)
+        rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
         rows = [estimate(self, self.called, "accuracy[greedy]", hit)]
         for name, some in {"always right": rate == 1, "sometimes right": (rate > 0) & (rate < 1)}.items():
             if int(some.sum()) > 1:
@@ -323,11 +351,6 @@ class Round(OfTask):
     def end(self, run: Run[Any], why: str) -> None:
         note(f"[yellow]{self.name}: {why}; no round follows[/]")
         run.write_json(OVER, {"round": self.index + 1, "why": why})
-
-
-def reference(problem: Problem) -> Learner:
-    """Nothing learnt yet."""
-    return Learner(None, policy=problem.reference)
 
 
 def scored(samples: Samples, model: LanguageModel, precision: str) -> Samples:
