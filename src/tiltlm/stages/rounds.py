@@ -234,11 +234,13 @@ class Round(OfTask):
         return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
 
     def learner_at(self, run: Run[Any], problem: Problem, name: str) -> Learner:
-        """What `round2` ended with, say (round0: the reference); empty: the last. Raises ValueError for another name."""
+        """What `round2` ended with, say (round0: the reference), or a checkpoint of the last round by its step; empty: the
+        last round's end. Raises ValueError for another name."""
         known = {f"round{stop.about['round']}": stop for stop in self.stops(run, 0)}
-        if name and name not in known:
-            raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join(known)}")
-        return known[name].load(problem) if name else self.learnt(run, problem)
+        kept = {str(step_of(path)): path for path in checkpoints(run.folder)}
+        if name and name not in known and name not in kept:
+            raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join([*known, *kept])}")
+        return known[name].load(problem) if name in known else self.learnt(run, problem, kept.get(name))
 
     def beginning(self, problem: Problem) -> Learner:
         """Nothing learnt yet: the reference, or the weights that are named in its place."""
