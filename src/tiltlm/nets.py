@@ -6,8 +6,9 @@ Tables (`models.table`) have tables in the place of heads.
 
 from __future__ import annotations
 
+import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from tiltlm.models.table import TableCritic, TableLM, TableValues
 from tiltlm.models.unadapted import Unadapted
 from tiltlm.problem import Facts, Problem
 from tiltlm.seeds import Stream
-from tiltlm.settings import at_least_one
+from tiltlm.settings import ADDED, at_least_one
 from tiltlm.twists.learned import TiltedPolicy
 from tiltlm.twists.value import ValueLearning
 
@@ -55,6 +56,12 @@ class Net:
     """Width of the hidden layers, in widths of what the head reads."""
 
     lora_rank: int = 8
+    lora_alpha: float = field(default=0.0, metadata=ADDED)
+    """Adapters are scaled by alpha / rank (0: twice the rank)."""
+
+    lora_modules: Literal["default", "all-linear"] | tuple[str, ...] = field(default="default", metadata=ADDED)
+    """Layers that adapters stand beside: PEFT's choice for such a network, every linear one but the head, or these."""
+
     checkpointing: bool = False
     """Save memory: compute activations again in the backward pass."""
 
@@ -62,6 +69,19 @@ class Net:
         at_least_one(self, "mlp_factor", "lora_rank")
         if self.mlp_layers < 0:
             raise ValueError(f"mlp_layers are hidden layers, 0 or more; got {self.mlp_layers}")
+        if not 0 <= self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha is positive, or 0 for twice the rank; got {self.lora_alpha}")
+        if not self.lora_modules:
+            raise ValueError(
+                "lora_modules names no layer: take default, all-linear, or names such as q_proj v_proj"
+            )
+
+    def adapted(self, model: CausalLM) -> CausalLM:
+        """The model with such adapters, at the temperature and with the tokenizer that it had."""
+        layers = None if self.lora_modules == "default" else self.lora_modules
+        found = model.with_lora(self.lora_rank, self.lora_alpha or 2 * self.lora_rank, target_modules=layers)
+        found.tokenizer = model.tokenizer
+        return found.at(model.temperature)
 
     def why_not(self, method: Method, facts: Facts) -> str | None:
         """Why such a network is of no use to a method on such a problem, or None."""
@@ -117,10 +137,7 @@ def _whole(problem: Problem, net: Net) -> tuple[Problem, Any]:
     if net.policy == "full":
         model: Any = problem.copy()
         return problem, model.with_checkpointing() if net.checkpointing else model
-    model = problem.copy()
-    tokenizer, temperature = model.tokenizer, model.temperature
-    model = model.with_lora(net.lora_rank, 2 * net.lora_rank).at(temperature)
-    model.tokenizer = tokenizer
+    model = net.adapted(problem.copy())
     if net.checkpointing:
         model = model.with_checkpointing()
     return replace(problem, target=replace(problem.target, reference=Unadapted(model))), model
@@ -202,7 +219,7 @@ def _body(problem: Problem, net: Net) -> CausalLM:
         body: Any = problem.untrained()
     else:
         body = problem.copy()
-    return body.with_lora(net.lora_rank) if net.body == "lora" else body
+    return net.adapted(body) if net.body == "lora" else body
 
 
 def _critic(problem: Problem, net: Net) -> nn.Module:
