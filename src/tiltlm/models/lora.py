@@ -30,7 +30,7 @@ def adapted(model: PreTrainedModel, rank: int, alpha: float, dropout: float, **o
 
     _refuse_unknown(model, options.get("target_modules"))
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)  # type: ignore[arg-type]
-    return get_peft_model(model, config)  # type: ignore[return-value]
+    return get_peft_model(model, config)
 
 
 def restore(adapters: PeftModel, folder: str | Path, device: torch.device) -> None:
