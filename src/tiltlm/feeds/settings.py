@@ -96,8 +96,11 @@ class Rounds:
     valid_samples: str = field(default="", metadata=ADDED)
     """Likewise of answers to validation prompts, on which every round's loss is told."""
 
+    batch_size: int = field(default=256, metadata=SPEED)
+    """Rows drawn at once."""
+
     def __post_init__(self) -> None:
-        at_least_one(self, "count", "n")
+        at_least_one(self, "count", "n", "batch_size")
         if min(self.prompts, self.cap, self.pairs) < 0 or not self.growth > 0:
             raise ValueError(f"prompts, cap and pairs are not negative, growth is positive; got {self}")
         if not (0 <= self.show_hint <= 1 and 0 <= self.gain < 1 and 0 <= self.collapse <= 1):

@@ -41,8 +41,6 @@ OVER = "over.json"
 GREEDY = "greedy.json"
 """Of each validation prompt, whether the likeliest tokens answer it right (0 or 1)."""
 
-ROWS_AT_ONCE = 256
-
 SPACING = 1 << 20
 """Between the random numbers of one prompt's answers and the next one's: as many could be drawn of each."""
 
@@ -129,7 +127,7 @@ class Answers(OfTask):
             self.draw(run, problem, policy)
         report = self.report(run)
         if self.split == "valid":
-            hit = greedy(problem, policy, right_from(problem.facts, self.right))
+            hit = greedy(problem, policy, right_from(problem.facts, self.right), self.rows)
             run.write_json(GREEDY, [int(x) for x in hit])
             report.append(estimate(self, self.stage, "accuracy[greedy]", hit))
         run.write_json("report.json", report)
@@ -259,11 +257,11 @@ def right_from(facts: Facts, right: float | None) -> float:
     return facts.r_max
 
 
-def greedy(problem: Problem, policy: LanguageModel, right: float) -> Tensor:
+def greedy(problem: Problem, policy: LanguageModel, right: float, rows_at_once: int) -> Tensor:
     """Whether the likeliest tokens answer each validation prompt right, float64 [P]."""
     drawn = draw_in_batches(
         Warped(policy, Warp(top_k=1)), problem.prompts["valid"], max_new_tokens=problem.width,
-        stream=problem.stream.child("greedy"), batch_size=ROWS_AT_ONCE,
+        stream=problem.stream.child("greedy"), batch_size=rows_at_once,
     )  # fmt: skip
     return (problem.target.reward(drawn) >= right).double().cpu()
 

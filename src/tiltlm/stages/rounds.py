@@ -75,7 +75,8 @@ class Round(OfTask):
         """How many rounds are to come does not matter; nor, to the first, what later ones begin with."""
         none, how = Rounds(), replace(self.how, count=Rounds().count)
         if not self.index:
-            how = replace(how, start=none.start, reference=none.reference, growth=1.0, accumulate=False)
+            how = replace(how, start=none.start, reference=none.reference, growth=1.0)
+            how = replace(how, accumulate=self.learns_of is not None and how.accumulate)
         return replace(self, feed=replace(self.feed, rounds=how))
 
     @property
@@ -99,7 +100,8 @@ class Round(OfTask):
             return found
         how = self.how
         own = Answers(
-            self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right, seed=self.seed
+            self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right,
+            rows=how.batch_size, seed=self.seed,
         )  # fmt: skip
         return own if self.index else replace(own, policy=self.net.weights, samples=how.samples)
 
@@ -109,7 +111,7 @@ class Round(OfTask):
         how = self.how
         return Answers(
             self.task, how.n, split="valid", right=how.right, policy=self.net.weights, samples=how.valid_samples,
-            seed=self.seed,
+            rows=how.batch_size, seed=self.seed,
         )  # fmt: skip
 
     @property

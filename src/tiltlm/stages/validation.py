@@ -56,7 +56,7 @@ def validated(self: Round, run: Run[Any], problem: Problem, who: Learner, right:
         return []
     who.module.eval()
     policy: Any = who.policy
-    hit = greedy(problem, policy, right)
+    hit = greedy(problem, policy, right, self.how.batch_size)
     run.write_json(GREEDY, [int(x) for x in hit])
     drawn = run.inputs["valid"]
     graded = drawn.recipe.graded(drawn)
