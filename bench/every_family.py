@@ -135,8 +135,7 @@ What to do when
   and they were trained so; otherwise there is no left-to-right distribution to speak of.
 - **candidates take "a row for each"** (`doctor`): V-type twists cost K rows a step; a Q-type head costs nothing.
 - **adapters need target modules named**: `--net.lora-modules all-linear`, or names; `doctor` lists the network's
-  linear layers.
-  Adapters are scaled by alpha / rank, `--net.lora-alpha` (not named: twice the rank).
+  linear layers. Adapters are scaled by alpha / rank, `--net.lora-alpha` (not named: twice the rank).
 
 ## Every family
 

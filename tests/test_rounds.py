@@ -268,7 +268,7 @@ class Hinted(Toy):
     def problem(self, runs: Any, seed: int) -> Any:
         made = super().problem(runs, seed)
         last: Any = made.reference.tables[1]
-        last.data[3:6, :, 2] -= 20
+        last.data[3:6, :, 2] -= 8
         last.data[6:, :, 2] += 20
         own = {name: Tokens.of([[k] for k in range(6)]) for name in ("train", "valid", "test")}
 

@@ -62,13 +62,13 @@ class Round(OfTask):
     seed: int = 0
 
     @staticmethod
-    def last_of(task: Task, cell: Cell, called: str, seed: int) -> Round:
+    def last_of(task: Task, cell: Cell, called: str, seed: int, learns_of: Round | None = None) -> Round:
         """The end of a cell's chain: no more of the target in it than training needs."""
         trained = cell.method.trained()
         if not cell.depends_on_beta(task.facts()):
             trained, task = trained.bound(task.beta), task.at(1.0)
         return Round(
-            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed=seed
+            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, learns_of, seed
         ).counted()
 
     def counted(self) -> Round:

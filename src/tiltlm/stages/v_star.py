@@ -78,7 +78,7 @@ class VStar(OfTask):
         """The verifier: one round, on the answers that the generator's rounds learnt from."""
         how = replace(self.verifier.feed.rounds, count=1, accumulate=True)
         cell = replace(self.verifier, feed=replace(self.verifier.feed, rounds=how))
-        return replace(Round.last_of(self.task, cell, "v-star-verifier", self.seed), learns_of=self.last)
+        return Round.last_of(self.task, cell, "v-star-verifier", self.seed, self.last)
 
     def counted(self) -> VStar:
         first, second = (
