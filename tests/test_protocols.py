@@ -36,7 +36,7 @@ def model(tmp_path_factory) -> CausalLM:
 def exam_of(model: CausalLM, questions=QUESTIONS) -> Exam:
     ids = [Letters().put(question, model.tokenizer) for question in questions]
     grading = Grading.of(list(zip(ids, questions, strict=True)), FirstLetter(), model.tokenizer)
-    return Exam.of(model, Tokens.of(ids), grading, 3, stream(0, "test"))
+    return Exam.of(model, Tokens.of(ids), questions, grading, 3, stream(0, "test"))
 
 
 # ---- completions ------------------------------------------------------------------------------------------------

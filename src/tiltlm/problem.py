@@ -26,6 +26,7 @@ from tiltlm.exact import Solution
 from tiltlm.models.base import LanguageModel, Values, is_end, without_end
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.ends import ends_of, tokenizer_of
+from tiltlm.questions.base import Question
 from tiltlm.questions.grading import Grading
 from tiltlm.rewards.by_name import TextReward, is_paid
 from tiltlm.rewards.of_function import OfFunction
@@ -151,6 +152,7 @@ class Problem:
     reward_of_texts  (prompts, completions), as `texts` has them -> rewards
     reference_name   what tells the reference from others, for caches; empty: no cache
     grading     what is right, where the reward is that an answer is
+    questions   by split, where there are such: the question of each of `prompts`, in their order
     hinted      prompts -> the same ones, put with a hint that tells the answer
     """
 
@@ -185,6 +187,7 @@ class Problem:
     reward_of_texts: Callable[[Sequence[Any], Sequence[Any]], list[float]] | None = None
     reference_name: str = ""
     grading: Grading | None = None
+    questions: Mapping[Split, Sequence[Question]] = field(default_factory=dict)
     hinted: Callable[[Tokens], Tokens] | None = None
 
     def __post_init__(self) -> None:

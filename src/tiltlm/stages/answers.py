@@ -18,6 +18,7 @@ from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.problem import Problem, Split
 from tiltlm.progress import steps
+from tiltlm.questions.base import Question
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import Warp, Warped, draw, draw_in_batches
 from tiltlm.samples import Samples, Tokens
@@ -89,8 +90,9 @@ class Answers(OfTask):
             policy = before.recipe.learnt(before, problem).policy
         own = problem.stream.child("answers", self.split, 0 if self.before is None else self.before.index + 1)
         asked = problem.prompts[self.split].select(slice(0, self.prompts or None))
+        questions = problem.questions.get(self.split, ())
         with steps(self.name) as on_step:
-            lines = answered(problem, policy, asked, asked, self.n, own)
+            lines = answered(problem, policy, asked, asked, questions, self.n, own)
             append(run.folder / "answers.jsonl", lines, len(asked), max(1, self.rows // self.n), on_step)
         if self.hinted:
             self.ask_again(run, problem, policy, asked, own.child("hinted"))
@@ -109,10 +111,12 @@ class Answers(OfTask):
             raise ValueError(f"{self.task.name} has no hints: leave --feed.rounds.rationalize out")
         bar = right_from(problem, self.right)
         lines = read_rows(run.folder / "answers.jsonl", ("rewards",))
-        never = torch.tensor([max(line["rewards"]) < bar for line in lines])
-        plain = asked.select(never.to(asked.device))
+        never = [k for k, line in enumerate(lines) if max(line["rewards"]) < bar]
+        plain = asked.select(torch.tensor(never, dtype=torch.int64, device=asked.device))
+        own_questions = problem.questions.get(self.split, ())
+        questions = [own_questions[k] for k in never] if own_questions else ()
         with steps(f"{self.name} with a hint") as on_step:
-            found = answered(problem, policy, plain, problem.hinted(plain), self.n, own)
+            found = answered(problem, policy, plain, problem.hinted(plain), questions, self.n, own)
             append(run.folder / "hinted.jsonl", found, len(plain), max(1, self.rows // self.n), on_step)
 
     def report(self, run: Run[Any]) -> list[dict[str, Any]]:
@@ -168,9 +172,17 @@ def greedy(problem: Problem, policy: LanguageModel, right: float) -> Tensor:
     return (problem.target.reward(drawn) >= right).double().cpu()
 
 
-def answered(problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens, n: int, own: Stream) -> Make:
-    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`. Answer j to prompt i
-    follows from i and j alone, however many are drawn of each."""
+def answered(
+    problem: Problem,
+    policy: LanguageModel,
+    plain: Tokens,
+    put: Tokens,
+    questions: Sequence[Question],
+    n: int,
+    own: Stream,
+) -> Make:
+    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`, which ask `questions` (none
+    where answers are not graded). Answer j to prompt i follows from i and j alone, however many are drawn of each."""
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
         asked, read_as = put.select(slice(begin, end)).cropped(), plain.select(slice(begin, end)).cropped()
@@ -189,8 +201,8 @@ def answered(problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens
                 "rewards": rewards[part], "prompt_ids": ids, "completion_ids": done[part], "log_q": log_q[part],
                 "finished": finished[part],
             }  # fmt: skip
-            if grades is not None and problem.grading is not None:
-                question = problem.grading.of_prompt[tuple(ids)]
+            if grades is not None:
+                question = questions[begin + k]
                 line |= {
                     "index": question.index, "subject": question.subject, "answer": question.answer,
                     "answers": [grade.answer for grade in grades[part]], "rules": [grade.rule for grade in grades[part]],

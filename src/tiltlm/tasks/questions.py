@@ -62,7 +62,8 @@ class OfQuestions(OfLanguage):
         return Problem(
             Target(reference, grading, self.beta), {s: Tokens.of(rows, reference.device) for s, rows in ids.items()},
             self.language.new_tokens, stream(seed, "questions"), self.facts(), reference.tokenizer,
-            checks=checks(grading), begin=lambda: steady(reference), grading=grading, hinted=hinted,
+            checks=checks(grading), begin=lambda: steady(reference), grading=grading, questions=asked,
+            hinted=hinted,
         )  # fmt: skip
 
     def _fit(
