@@ -169,6 +169,8 @@ def test_splits_of_a_files_own_are_kept():
     }
     with pytest.raises(ValueError, match="question 0: a split is one of"):
         by_name([question(0, split="foo")], CALLED)
+    with pytest.raises(ValueError, match="no row's column split says valid: mark some, or leave the column out"):
+        by_place([found[0], found[2]])
 
 
 def test_a_tenth_is_held_out_where_there_is_nothing_to_validate_on():

@@ -170,6 +170,16 @@ def test_settings_that_make_no_sense_are_named(model, file, tmp_path):
         replace(good, asking=Asking("{question} {choices}" + " so, then" * 200)).problem({}, 0)
 
 
+def test_prompts_with_hints_must_fit_as_well(model, file):
+    """The longest prompt fills the model up to its completion; the mark behind its right option is too much."""
+    made = task(model, file)
+    longest = max(len(ids) for own in built(made).prompts.values() for ids in own.lists())
+    with pytest.raises(
+        ValueError, match=rf"question \d+ is put with its hint in \d+ tokens, and the model holds {longest}"
+    ):
+        replace(made, language=replace(made.language, new_tokens=400 - longest)).problem({}, 0)
+
+
 def test_every_preset_is_a_value_that_says_what_it_lacks():
     for name in questions.TASKS:
         found = preset_of(name)

@@ -249,6 +249,7 @@ def test_a_round_without_a_significant_gain_is_the_last(tmp_path):
         ("q-sharp", {}, "a round builds"),
         ("dpo", {"n": 1}, "--feed.rounds.n 2"),
         ("dpo", {"rationalize": True}, "imitated"),
+        ("sft", {"rationalize": True}, "prompts have no hints: leave --feed.rounds.rationalize out"),
         ("sft", {}, None),
     ],
 )

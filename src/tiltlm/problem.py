@@ -69,6 +69,7 @@ class Facts:
     teacherless  whether the reference predicts all tokens at once, without reading a completion's own
     untrained    whether it is known what the reference was before it was trained
     paid       whether the reward costs money
+    hints      whether a prompt can be put with a hint that tells its answer
     test_prompts  how many there are to measure on, where that is not as it is with those to train on
     """
 
@@ -87,6 +88,7 @@ class Facts:
     untrained: bool = False
     test_prompts: Literal["one", "several"] | None = None
     paid: bool = False
+    hints: bool = False
 
     def __post_init__(self) -> None:
         if self.r_max is not None and not math.isfinite(self.r_max):

@@ -115,6 +115,8 @@ def _why_no_rounds(facts: Facts, method: Method, feed: Feed) -> str | None:
         return "it learns from answers to one prompt side by side: --feed.rounds.n 2"
     if feed.rounds.rationalize and method.fed != "answers":
         return "rationalized answers are imitated, as sft does: leave --feed.rounds.rationalize out"
+    if feed.rounds.rationalize and not facts.hints:
+        return "this task's prompts have no hints: leave --feed.rounds.rationalize out"
     if (feed.rounds.gain or feed.rounds.collapse) and not facts.held_out:
         return "there are no validation prompts to stop by: leave --feed.rounds.gain and collapse out"
     return None

@@ -78,6 +78,10 @@ class Sums(OfQuestions):
                 f"{self.language.new_tokens}"
             )
 
+    @property
+    def hinted(self) -> bool:
+        return self.hints
+
     # ---- the reference ----------------------------------------------------------------------------------------------
 
     def base(self, seed: int) -> SumsBase:
