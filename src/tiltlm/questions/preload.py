@@ -72,7 +72,8 @@ def preloaded(
 ) -> Preloaded:
     """The answers of these prompts among `rows`, those of a prompt side by side in the order of their samples.
 
-    asked: the question of each prompt. eos_ids: of the model whose answers they are to be, the one to write first; width: tokens that a completion may have.
+    asked: the question of each prompt; eos_ids: of the model whose answers they are to be, the one to write first; width:
+    tokens that a completion may have.
     Raises ValueError where not one of them answers one of the prompts.
     """
     place = {question.index: k for k, question in reversed(list(enumerate(asked)))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ from tiltlm.feeds import Draws as DrawSettings
 from tiltlm.feeds import Feed
 from tiltlm.methods import method, names
 from tiltlm.mistakes import nearest
+from tiltlm.problem import Split
 from tiltlm.questions.protocols import protocol
 from tiltlm.recipes.preset import Preset
 from tiltlm.run import Recipe
+from tiltlm.stages.answers import Answers
 from tiltlm.stages.bounds import Bounds, BoundsSettings
 from tiltlm.stages.budget import Budget
 from tiltlm.stages.cells import Cell
@@ -37,6 +40,7 @@ def stage_of(preset: Preset, stage: str, compared: Sequence[str] | None = None) 
         own.get(stage),
         _common(preset, stage, compared),
         _training(preset, stage),
+        _round(preset, stage),
         _examined(preset, stage),
     ):
         if made is not None:
@@ -75,6 +79,30 @@ def _training(preset: Preset, stage: str) -> Recipe | None:
     if isinstance(c.feed, Feed) and c.feed.source == "rounds":
         return Round.last_of(preset.task, c, name, preset.seed)
     return Learn(preset.task, c.method.trained(), c.feed, c.fit, c.net, preset.exact, name, preset.seed)
+
+
+def _round(preset: Preset, stage: str) -> Recipe | None:
+    """`METHOD-round-2`, `METHOD-answers-2` (what its second round learns from), `answers` (of the reference, for a first
+    round), each of the latter two also with `-valid`."""
+    found = re.fullmatch(
+        r"answers(-valid)?|(?P<name>.+)-(?P<what>round|answers)-(?P<number>[1-9]\d*)(-valid)?", stage
+    )
+    if found is None:
+        return None
+    split: Split = "valid" if stage.endswith("-valid") else "train"
+    name, number = found["name"], int(found["number"] or 1)
+    if name is None:
+        return Answers(preset.task, split=split, seed=preset.seed)
+    if not (name in names() or name in preset.variants):
+        return None
+    c = cell(preset, name)
+    if not isinstance(c.feed, Feed):
+        raise ValueError(f"{name} trains a {c.method.trained().trains}, which is not learnt in rounds")
+    feed = replace(c.feed, source="rounds", rounds=replace(c.feed.rounds, count=number))
+    last = Round.last_of(preset.task, replace(c, feed=feed), name, preset.seed)
+    if found["what"] == "answers":
+        return replace(last.answers, split=split) if last.index else None
+    return last if split == "train" else None
 
 
 def _examined(preset: Preset, stage: str) -> Recipe | None:
