@@ -181,8 +181,8 @@ def answered(
     n: int,
     own: Stream,
 ) -> Make:
-    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`, which ask `questions` (none
-    where answers are not graded). Answer j to prompt i follows from i and j alone, however many are drawn of each."""
+    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`, which ask `questions`
+    (none where answers are not graded). Answer j to prompt i follows from i and j alone, however many are drawn of each."""
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
         asked, read_as = put.select(slice(begin, end)).cropped(), plain.select(slice(begin, end)).cropped()
