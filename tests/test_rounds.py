@@ -397,6 +397,7 @@ def test_a_gain_is_one_over_the_round_before(now, ends, tmp_path):
         ("dpo", {"rationalize": True}, "rationalize does nothing"),
         ("sft", {"pairs": 3}, "pairs does nothing"),
         ("exo-rw", {"weigh": "prompts"}, "weigh does nothing"),
+        ("sft", {"rationalize": True}, "prompts have no hints: leave --feed.rounds.rationalize out"),
         ("sft", {}, None),
     ],
 )

@@ -110,6 +110,13 @@ def measure(args: list[str]) -> int:
 
 def gathered(names: Sequence[str], command: str = "") -> tuple[list[Run[Any]], dict[Path, str]]:
     """The runs that are named, those of ready models built where they are not there yet; and the latter's names."""
+    for name in names:
+        folder, at, _ = name.rpartition("@")
+        if at and not Path(name).is_dir() and Path(folder).is_dir():
+            raise ValueError(
+                f"{name}: what stands behind @ is put questions to, by a protocol: add --protocol greedy, say, or leave it "
+                "out"
+            )
     ready = [re.fullmatch(r"([^/=]+)=(.+)", name) for name in names if not Path(name).is_dir()]
     models = {found[1]: found[2] for found in ready if found is not None}
     runs = [load_run(Path(name)) for name in names if Path(name).is_dir() or "=" not in name]

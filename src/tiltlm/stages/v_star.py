@@ -122,8 +122,9 @@ class VStar(OfTask):
         pairs = ranking(right, h)
         rows += [self.row("verifier_accuracy", pairs)] if len(pairs) else []
         run.write_json("report.json", rows)
-        if problem.grading is not None:
-            run.write_json("questions.json", problem.grading.known(samples.prompts))
+        if problem.questions:
+            asked = problem.questions["test"][: len(samples.prompts)]
+            run.write_json("questions.json", [(question.index, question.answer) for question in asked])
 
     @torch.no_grad()
     def log_ratios(self, run: Run[Any], problem: Problem, samples: Samples) -> Tensor:
