@@ -134,7 +134,8 @@ What to do when
 - **a model is refused as not causal**: BERT and its kin are causal when their configuration says `is_decoder: true`
   and they were trained so; otherwise there is no left-to-right distribution to speak of.
 - **candidates take "a row for each"** (`doctor`): V-type twists cost K rows a step; a Q-type head costs nothing.
-- **adapters need target modules named**: `doctor` lists the network's linear layers.
+- **adapters need target modules named**: `--net.lora-modules all-linear`, or names; `doctor` lists the network's
+  linear layers. Adapters are scaled by alpha / rank, `--net.lora-alpha` (not named: twice the rank).
 
 ## Every family
 

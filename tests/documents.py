@@ -235,6 +235,8 @@ def stages_of(task: str) -> list[str]:
         "log-z",
         "generate",
         "label",
+        "answers",
+        "v-star",
         "bounds",
         "frontier",
         "qualitative",

@@ -110,6 +110,7 @@ TEXT = ("toxicity/evaluate", "toxicity/ctl", "toxicity/ppo", "infill15/ctl", "co
         "infill15/log-z", "toxicity/frontier", "infill15/qualitative", "mine/ctl", "animals/ctl")  # fmt: skip
 HH = ("hh/evaluate", "hh/exo-rw", "hh/exo-pref", "hh/generate")
 D2PO = ("words/d2po", "words/dpo", "words/ppo", "pairs/reward-model", "words/budget")
+STAR = ("mmlu/seed-dpo", "mmlu/seed-sft", "mmmlu/seed-sft")
 SECTIONS = {
     "## Star graph": G25,
     "### `data/graphs.py`": ("star-graph-g25/graphs",),
@@ -120,6 +121,7 @@ SECTIONS = {
     "### `train_dpo.py`": ("star-graph-g25/rpo",),
     "### `evaluate_ckpts.py`": ("star-graph-g25/q-sharp", "star-graph-g25/evaluate"),
     "## Twisted sequential Monte Carlo": TEXT,
+    "## STaR and iterated DPO on MMLU": STAR,
     "## STaR on MMLU: the mathematics": ("animals/dpo-rw",),
     "## EXO on HH": HH,
     "## D2PO": D2PO,

@@ -154,7 +154,7 @@ def test_rows_find_their_prompt_by_the_question_and_not_by_where_they_stand():
         Generated(7, 1, "", "B", finish_reason="stop", score=1.0),
         Generated(7, 0, "9?", "1A", finish_reason="length", score=0.0),
     ]
-    found = preloaded(rows, prompts, grading, (2,), 3)
+    found = preloaded(rows, prompts, QUESTIONS, grading, (2,), 3)
     s = found.samples
     assert s.prompt_index.tolist() == [0, 0, 3] and found.counts.tolist() == [2, 0, 0, 1]
     read = tokenizer()
@@ -178,7 +178,7 @@ def test_ids_of_the_file_are_kept_and_equal_numbers_make_groups():
         for q in QUESTIONS[::-1]
         for k in (1, 0)
     ]
-    found = preloaded(rows, prompts, grading, (2,), 3)
+    found = preloaded(rows, prompts, QUESTIONS, grading, (2,), 3)
     groups = found.groups()
     assert groups.size == 2 and len(groups) == 4 and found.said() == ()
     assert groups.samples.completions.lists()[:2] == [[4, 7, 2], [4, 8, 2]]
@@ -191,7 +191,7 @@ def test_ids_of_another_models_tokens_are_not_taken_but_the_text_is_read():
     text = read.decode([4, 7])
     for ids in ((7, 4, 2), (4, 10**6)):
         rows = [Generated(q.index, 0, "", text, completion_ids=ids, finish_reason="stop") for q in QUESTIONS]
-        assert preloaded(rows, prompts, grading, (2,), 3).samples.completions.lists()[0] == [4, 7, 2]
+        assert preloaded(rows, prompts, QUESTIONS, grading, (2,), 3).samples.completions.lists()[0] == [4, 7, 2]
 
 
 def test_a_file_of_other_questions_is_refused():
@@ -199,4 +199,4 @@ def test_a_file_of_other_questions_is_refused():
     with pytest.raises(
         ValueError, match="none of the 1 stored answers belongs to one of these 4 questions and has at most 3"
     ):
-        preloaded([Generated(99, 0, "", "A")], prompts, grading, (2,), 3)
+        preloaded([Generated(99, 0, "", "A")], prompts, QUESTIONS, grading, (2,), 3)

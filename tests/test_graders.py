@@ -48,6 +48,20 @@ def test_graders_are_found_by_name():
         ("উত্তর: বাংলা", "B", ""),
         ("Answer: a dog", "a", ""),
         ("Answer: b) bee", "b", "B"),
+        ("Answer: A common mistake is B", "A", ""),
+        ("Answer: C\nAnswer: A common mistake is B", "C", "C"),
+        ("Answer: A is right, for a reason", "A", "A"),
+        ("Answer: A because of it", "A", "A"),
+        ("Answer: A) common mistakes", "A", "A"),
+        ("Answer: A Common Mistake", "A", "A"),
+        ("Answer: B common mistakes", "B", "B"),
+        ("Resposta: A resposta certa", "A", ""),
+        ("Resposta: A porque sim", "A", "A"),
+        ("Jibu: A kwa sababu", "A", "A"),
+        ("答案：A 是对的", "A", "A"),
+        ("Answer: d'accord", "d", ""),
+        ("Réponse : D’accord", "D", ""),
+        ("Answer: 'B'", "", "B"),
         ("Answer: Ádè", "", ""),
         ("MyAnswer: B", "B", ""),
         ("(B)\nbecause", "", "B"),
@@ -123,6 +137,15 @@ def test_stored_answers_of_a_real_model(shared_data):
         ("Respuesta: 12", "12", "answer"),
         ("উত্তর: ১২", "12", "answer"),
         ("#### 5\nNo: #### 12", "12", "####"),
+        ("#### 3.5/2", "7/4", "####"),
+        ("#### 1,000/3", "1000/3", "####"),
+        ("\\boxed{12{,}000}", "12000", "boxed"),
+        ("\\boxed{1,\\!234\\,567}", "1234567", "boxed"),
+        ("#### 3/4 cups", "3/4", "####"),
+        ("#### **12** apples", "12", "####"),
+        ("#### 12kg - all of it", "12", "####"),
+        ("#### Step 3\nso\nAnswer: 42", "42", "answer"),
+        ("#### 2x+3 = 11\nThus \\boxed{4}", "4", "boxed"),
     ],
 )
 def test_numbers_are_right_however_they_are_written(completion, answer, rule):
@@ -132,7 +155,28 @@ def test_numbers_are_right_however_they_are_written(completion, answer, rule):
 
 
 @pytest.mark.parametrize(
-    "completion", ["12", "#### twelve", "\\boxed{9^{9^{9^{9}}}}", "\\boxed{x+12}", "####", "#### __import__('os')"]
+    "completion",
+    [
+        "12",
+        "#### twelve",
+        "\\boxed{9^{9^{9^{9}}}}",
+        "\\boxed{x+12}",
+        "####",
+        "#### __import__('os')",
+        "#### 12.000.000",
+        "#### 12 1/2",
+        "#### 12x+3 = 7",
+        "#### 12 + 7",
+        "#### 12 = 5 + 7",
+        "#### 12e3",
+        "#### 12:30",
+        "#### 12/hour",
+        "#### 12/0",
+        "#### 12,00",
+        "#### 12\\times 3",
+        "#### 12x",
+        "#### 12/31/2024",
+    ],
 )
 def test_what_is_no_number_is_not_read_and_never_computed(completion):
     assert grader("number").grade(Question(0, "How many?", "12"), completion, True) == Grade(False)

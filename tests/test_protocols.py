@@ -11,6 +11,7 @@ import torch
 import question_world
 from command import tiltlm
 from question_world import PIECES, QUESTIONS, FirstLetter, Letters
+from tiltlm.commands.models import load_run
 from tiltlm.models.causal import CausalLM
 from tiltlm.questions.base import Question
 from tiltlm.questions.drawn import Drawn, majority
@@ -36,7 +37,7 @@ def model(tmp_path_factory) -> CausalLM:
 def exam_of(model: CausalLM, questions=QUESTIONS) -> Exam:
     ids = [Letters().put(question, model.tokenizer) for question in questions]
     grading = Grading.of(list(zip(ids, questions, strict=True)), FirstLetter(), model.tokenizer)
-    return Exam.of(model, Tokens.of(ids), grading, 3, stream(0, "test"))
+    return Exam.of(model, Tokens.of(ids), questions, grading, 3, stream(0, "test"))
 
 
 # ---- completions ------------------------------------------------------------------------------------------------
@@ -309,7 +310,26 @@ def test_what_a_round_ended_with_is_measured(world):
     assert lines["sft@letters", "round0"] == lines["model@letters", ""]
     assert lines["sft@letters", "round2"] == lines["sft@letters", ""] != lines["sft@letters", "round1"]
     wrong = tiltlm("measure", f"{trained}@round3", "--protocol", "letters", cwd=world, check=False)
-    assert "has no 'round3'; there are round0, round1, round2" in wrong.stderr
+    assert f"{trained} has no 'round3': it has 2 rounds; there are round0, round1, round2" in " ".join(
+        wrong.stderr.split()
+    )
+    wrong = tiltlm("measure", f"{trained}@round2", cwd=world, check=False)
+    assert wrong.returncode == 2 and "add --protocol greedy" in wrong.stderr
+    before = sorted((world / "runs").rglob("DONE"))
+    (second,) = (world / "runs" / "letters" / "sft-round-2").iterdir()
+    tiltlm("measure", str(second), "--protocol", "letters", cwd=world)
+    assert (
+        sorted((world / "runs").rglob("DONE")) == before
+    )  # found: the last round is what the whole training ended with
+    assert load_run(second).folder == second
+    for stage in ("sft-round-1", "answers", "answers-valid", "sft-answers-2"):
+        (folder,) = (world / "runs" / "letters" / stage).iterdir()
+        assert load_run(folder).recipe.stage == stage
+    (first,) = (world / "runs" / "letters" / "sft-round-1").iterdir()
+    tiltlm("measure", str(first), "--protocol", "letters", cwd=world)
+    (made,) = {*(world / "runs").rglob("DONE")} - {*before}
+    log_p = [json.loads(text)["log_p"] for text in (made.parent / "answers.jsonl").read_text().splitlines()]
+    assert log_p == lines["sft@letters", "round1"]
     answers = next((world / "runs" / "letters").glob("answers/*/answers.jsonl"))
     assert [row.sample for row in read_generated(answers).rows] == list(range(32)) * 4
 

@@ -14,7 +14,7 @@ from tiltlm.questions.base import Question
 from tiltlm.questions.readers.columns import rows
 from tiltlm.questions.readers.letters import lettered
 from tiltlm.questions.readers.numbers import solved
-from tiltlm.questions.repeats import consistent
+from tiltlm.questions.repeats import consistent, say_leaks
 from tiltlm.questions.splits import CALLED, Portion, by_name, by_number, by_place, held_out, numbers
 from tiltlm.questions.wording import METAS, Asking
 from tiltlm.tasks.afrimmlu import AfriMMLU
@@ -169,6 +169,8 @@ def test_splits_of_a_files_own_are_kept():
     }
     with pytest.raises(ValueError, match="question 0: a split is one of"):
         by_name([question(0, split="foo")], CALLED)
+    with pytest.raises(ValueError, match="no row's column split says valid: mark some, or leave the column out"):
+        by_place([found[0], found[2]])
 
 
 def test_a_tenth_is_held_out_where_there_is_nothing_to_validate_on():
@@ -300,6 +302,8 @@ def test_mmlu_and_its_halves(shared_data, capsys):
     parts = MMLU(file=str(shared_data / "mmlu" / "mmlu_test.csv")).parts()
     assert {name: len(own) for name, own in parts.items()} == {"train": 5586, "valid": 715, "test": 742}
     assert "7043 of 14042" in capsys.readouterr().err
+    say_leaks(parts, "mmlu")
+    assert "mmlu: 9 of 742 questions to test stand word for word" in capsys.readouterr().err
     assert len({q.subject for own in parts.values() for q in own}) == 57
     assert [q.index for q in parts["train"]] == [
         k for k in numbers(SIZE)["train"] if k in {q.index for q in parts["train"]}

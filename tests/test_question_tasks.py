@@ -15,11 +15,17 @@ from tiltlm.commands.options import from_json
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.models.causal import CausalLM
 from tiltlm.problem import Problem
+from tiltlm.questions.generated import Generated
+from tiltlm.questions.preload import preloaded
 from tiltlm.questions.splits import numbers
 from tiltlm.questions.wording import Asking
 from tiltlm.recipes import preset_of, questions, recipe
+from tiltlm.run import ensure
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.stages.answers import Answers
+from tiltlm.stages.examine import Examine
+from tiltlm.stages.measure import RulerSettings
 from tiltlm.stages.task import Task
 from tiltlm.tasks.data_set import MODEL, OfDataSet
 from tiltlm.tasks.mcq import MCQ
@@ -108,6 +114,45 @@ def test_completions_end_where_the_models_files_say(model, file):
     assert problem.tokenizer.decode(problem.reference.eos_ids) == "<end>" and problem.width == 3
 
 
+def test_a_question_asked_twice_has_its_own_number_in_every_split(model, tmp_path, capsys):
+    """The one to test on and the second one to validate on stand word for word among those to train on."""
+    path = tmp_path / "twice.jsonl"
+    asked = [
+        (1, "Odd?", "train"),
+        (2, "Even?", "train"),
+        (3, "Odd?", "valid"),
+        (4, "Odd?", "test"),
+        (5, "No?", "test"),
+    ]
+    rows = [
+        {"index": k, "question": text, "choices": ["a", "b"], "answer": "A", "split": split, "subject": split}
+        for k, text, split in asked
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = task(model, path)
+    problem = built(made)
+    assert (
+        "mcq: 1 of 2 questions to test stand word for word among those to train on as well"
+        in capsys.readouterr().err
+    )
+    assert {s: [q.index for q in own] for s, own in problem.questions.items()} == {
+        "train": [1, 2], "valid": [3], "test": [4, 5],
+    }  # fmt: skip
+    measured = replace(recipe("mcq/reference"), task=made, ruler=RulerSettings(n=2, absolute=False))
+    folder = ensure(measured, tmp_path).folder
+    assert json.loads((folder / "questions.json").read_text()) == [[4, "A"], [5, "A"]]
+    exam = ensure(Examine.of(measured, "greedy"), tmp_path).folder
+    assert json.loads((exam / "questions.json").read_text()) == [[4, "A"], [5, "A"]]
+    answers = ensure(Answers(made, n=1, split="valid", hinted=True, right=1.0), tmp_path).folder
+    for name in ("answers.jsonl", "hinted.jsonl"):
+        (line,) = [json.loads(text) for text in (answers / name).read_text().splitlines()]
+        assert (line["index"], line["subject"]) == (3, "valid")
+    stored = [Generated(k, 0, "", "Answer: A") for k in (1, 4, 5)]
+    assert problem.grading is not None
+    found = preloaded(stored, problem.prompts["test"], problem.questions["test"], problem.grading, (0,), 100)
+    assert found.counts.tolist() == [1, 1] and found.strangers == 1
+
+
 def test_settings_that_make_no_sense_are_named(model, file, tmp_path):
     good = task(model, file)
     for made, what in (
@@ -123,6 +168,16 @@ def test_settings_that_make_no_sense_are_named(model, file, tmp_path):
             made.check()
     with pytest.raises(ValueError, match=r"question \d+ is put in \d+ tokens, and the model holds 397 beside"):
         replace(good, asking=Asking("{question} {choices}" + " so, then" * 200)).problem({}, 0)
+
+
+def test_prompts_with_hints_must_fit_as_well(model, file):
+    """The longest prompt fills the model up to its completion; the mark behind its right option is too much."""
+    made = task(model, file)
+    longest = max(len(ids) for own in built(made).prompts.values() for ids in own.lists())
+    with pytest.raises(
+        ValueError, match=rf"question \d+ is put with its hint in \d+ tokens, and the model holds {longest}"
+    ):
+        replace(made, language=replace(made.language, new_tokens=400 - longest)).problem({}, 0)
 
 
 def test_every_preset_is_a_value_that_says_what_it_lacks():

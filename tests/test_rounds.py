@@ -143,6 +143,18 @@ def test_step_0_of_dpo_is_ln_2_where_start_and_reference_are_the_same(start, ref
     assert (abs(log_of(second)[0]["loss"] - math.log(2)) < 1e-6) == ln_two
 
 
+def test_checkpoints_of_the_last_round_and_the_ends_of_all_have_names(tmp_path):
+    fit = Fit(lr=0.05, steps=4, batch_size=4, checkpoints=2)
+    last, problem = built(measure(SFT(), fit), tmp_path).inputs["learnt"], Toy().problem({}, 0)
+    found = {
+        name: last.recipe.learner_at(last, problem, name).policy for name in ("", "round1", "round2", "2", "4")
+    }
+    assert same(found["4"], found["round2"]) and same(found["4"], found[""])
+    assert not same(found["2"], found["4"]) and not same(found["2"], found["round1"])
+    with pytest.raises(ValueError, match="has no '3'; there are round0, round1, round2, 2, 4"):
+        last.recipe.learner_at(last, problem, "3")
+
+
 def test_growth_makes_later_rounds_longer(tmp_path):
     run = built(measure(SFT(), Fit(lr=0.05, steps=5, batch_size=4), growth=1.2, count=3), tmp_path)
     assert [len(log_of(each)) for each in chain(run.inputs["learnt"])] == [5, 6, 7]
@@ -256,7 +268,7 @@ class Hinted(Toy):
     def problem(self, runs: Any, seed: int) -> Any:
         made = super().problem(runs, seed)
         last: Any = made.reference.tables[1]
-        last.data[3:6, :, 2] -= 20
+        last.data[3:6, :, 2] -= 8
         last.data[6:, :, 2] += 20
         own = {name: Tokens.of([[k] for k in range(6)]) for name in ("train", "valid", "test")}
 
@@ -385,6 +397,7 @@ def test_a_gain_is_one_over_the_round_before(now, ends, tmp_path):
         ("dpo", {"rationalize": True}, "rationalize does nothing"),
         ("sft", {"pairs": 3}, "pairs does nothing"),
         ("exo-rw", {"weigh": "prompts"}, "weigh does nothing"),
+        ("sft", {"rationalize": True}, "prompts have no hints: leave --feed.rounds.rationalize out"),
         ("sft", {}, None),
     ],
 )

@@ -165,8 +165,18 @@ def test_joined_rounds_share_the_prompts_that_are_the_same():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"count": 0}, "count"), ({"cap": -1}, "cap"), ({"show_hint": 0.5}, "rationalize"), ({"collapse": 2.0}, "parts of 1")],
-)  # fmt: skip
+    [
+        ({"count": 0}, "count of Rounds must be 1 or more; got 0$"),
+        ({"cap": -1}, "cap of Rounds .* got -1$"),
+        ({"pairs": -2}, "pairs of Rounds .* got -2$"),
+        ({"show_hint": 0.5}, "rationalize"),
+        ({"show_hint": -0.5, "rationalize": True}, "show-hint of Rounds is a part, from 0 to 1; got -0.5$"),
+        ({"collapse": 2.0}, "collapse of Rounds is a part, from 0 to 1; got 2.0$"),
+        ({"gain": 1.0}, "gain of Rounds is a part, from 0 to below 1; got 1.0$"),
+        ({"growth": float("inf")}, "growth of Rounds is a factor, finite and above 0; got inf$"),
+        ({"right": float("nan")}, "right of Rounds is a finite reward; got nan$"),
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         Rounds(**settings)

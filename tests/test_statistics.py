@@ -14,8 +14,6 @@ from command import tiltlm
 from tiltlm.commands.models import load_run
 from tiltlm.commands.observed import Observed, of_file, of_runs, shared
 from tiltlm.commands.run import grid
-from tiltlm.questions.base import Question
-from tiltlm.questions.grading import Grading
 from tiltlm.ruler.compare import difference_of, holm, paired
 from tiltlm.ruler.intervals import bootstrap_t, of_mean, wilson
 from tiltlm.ruler.mcnemar import McNemar
@@ -28,7 +26,6 @@ from tiltlm.ruler.power import (
     questions_needed,
 )
 from tiltlm.ruler.standing import standings
-from tiltlm.samples import Tokens
 from tiltlm.seeds import stream
 
 ROOT = stream(23, "test-statistics")
@@ -296,12 +293,6 @@ def test_runs_whose_prompts_differ_are_joined_by_the_questions_ids(toy, tmp_path
     assert "question 10 has the right answer 'A'" in refused("compare", str(whole), str(part), cwd=tmp_path)
     (part / "questions.json").write_text("[1, 2, 3]")
     assert "no list of questions, [index, answer]" in refused("compare", str(whole), str(part), cwd=tmp_path)
-
-
-def test_a_measurement_of_questions_says_which_they_are():
-    prompts = Tokens.of([[5], [6, 7]])
-    asked = [([6, 7], Question(70, "b?", "B")), ([5], Question(30, "a?", "A"))]
-    assert Grading.of(asked, None, None).known(prompts) == [(30, "A"), (70, "B")]
 
 
 def test_power_is_said_before_a_run(tmp_path):

@@ -12,8 +12,10 @@ import torch
 
 import tiltlm.stages.training as training
 from tiltlm.data import sums
+from tiltlm.feeds import Feed, Rounds, why_not
 from tiltlm.fit import Fit
 from tiltlm.models.causal import CausalLM
+from tiltlm.policies.sft import SFT
 from tiltlm.problem import SPLITS, Problem
 from tiltlm.questions.base import Grade, Question
 from tiltlm.questions.graders.result import Exact
@@ -147,6 +149,12 @@ def test_hints_stand_in_a_slot_of_the_same_length():
 )
 def test_right_is_what_ended_with_the_exact_result(text, finished, grade):
     assert Exact().grade(Question(989_796, "989+796=", "1785"), text, finished) == grade
+
+
+def test_answers_can_be_rationalized_only_where_there_are_hints():
+    feed = Feed("rounds", rounds=Rounds(rationalize=True))
+    assert why_not(Sums(hints=True).facts(), SFT(), feed) is None
+    assert "prompts have no hints" in str(why_not(Sums().facts(), SFT(), feed))
 
 
 def test_settings_that_cannot_be_are_refused():

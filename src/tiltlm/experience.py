@@ -5,6 +5,7 @@ live) the policy's weights. So it has no position to save: after an interruption
 batch. (One in which a judge learns `Keeps` what that has learnt.)
 
     Offline     rows of fixed data, reshuffled every epoch
+    Once        rows of fixed data, each of them once
     Generated   fresh rows made for every step
     Live        completions drawn by the policy being trained, scored as they come
     FromFirst   another experience's batches, made by the first of several processes for all
@@ -98,6 +99,28 @@ class Offline:
 
     def batch(self, step: int) -> Any:
         return self.data.select(rows_of_step(len(self.data), self.batch_size, step, self.stream))
+
+
+@dataclass(frozen=True)
+class Once:
+    """Fixed rows (Samples, Pairs), each once: in a random order, cut as evenly as can be, `batch_size` a step at most."""
+
+    data: Any
+    batch_size: int
+    stream: Stream
+
+    @property
+    def steps(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+    def batch(self, step: int) -> Any:
+        """Raises IndexError behind the last row."""
+        if not 0 <= step < self.steps:
+            raise IndexError(
+                f"{len(self.data)} rows make {self.steps} batches of {self.batch_size}; there is no batch {step}"
+            )
+        begin, end = (k * len(self.data) // self.steps for k in (step, step + 1))
+        return self.data.select(self.stream.permutation(len(self.data))[begin:end])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Tables (`models.table`) have tables in the place of heads.
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import dataclass, field, replace
 from os.path import exists
@@ -60,6 +61,12 @@ class Net:
     """Width of the hidden layers, in widths of what the head reads."""
 
     lora_rank: int = 8
+    lora_alpha: float = field(default=0.0, metadata=ADDED)
+    """Adapters are scaled by alpha / rank (0: twice the rank)."""
+
+    lora_modules: Literal["default", "all-linear"] | tuple[str, ...] = field(default="default", metadata=ADDED)
+    """Layers that adapters stand beside: PEFT's choice for such a network, every linear one but the head, or these."""
+
     checkpointing: bool = False
     """Save memory: compute activations again in the backward pass."""
 
@@ -71,6 +78,19 @@ class Net:
         at_least_one(self, "mlp_factor", "lora_rank")
         if self.mlp_layers < 0:
             raise ValueError(f"mlp_layers are hidden layers, 0 or more; got {self.mlp_layers}")
+        if not 0 <= self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha is positive, or 0 for twice the rank; got {self.lora_alpha}")
+        if not self.lora_modules:
+            raise ValueError(
+                "lora_modules names no layer: take default, all-linear, or names such as q_proj v_proj"
+            )
+
+    def adapted(self, model: CausalLM) -> CausalLM:
+        """The model with such adapters, at the temperature and with the tokenizer that it had."""
+        layers = None if self.lora_modules == "default" else self.lora_modules
+        found = model.with_lora(self.lora_rank, self.lora_alpha or 2 * self.lora_rank, target_modules=layers)
+        found.tokenizer = model.tokenizer
+        return found.at(model.temperature)
 
     def why_not(self, method: Method, facts: Facts) -> str | None:
         """Why such a network is of no use to a method on such a problem, or None."""
@@ -142,9 +162,8 @@ def _whole(problem: Problem, net: Net) -> tuple[Problem, Any]:
         return problem, model.with_checkpointing() if net.checkpointing else model
     adapted = _adapters(net.weights)
     model = trainable(problem, net.weights) if net.weights and not adapted else problem.copy()
-    tokenizer, temperature, under = model.tokenizer, model.temperature, model.model.name_or_path
-    model = model.with_lora(net.lora_rank, 2 * net.lora_rank).at(temperature)
-    model.tokenizer = tokenizer
+    under = model.model.name_or_path
+    model = net.adapted(model)
     if adapted:
         _refuse_other_adapters(adapted, under, net)
         model.restore(adapted)
@@ -278,7 +297,7 @@ def _body(problem: Problem, net: Net) -> CausalLM:
         body: Any = problem.untrained()
     else:
         body = problem.copy()
-    return body.with_lora(net.lora_rank) if net.body == "lora" else body
+    return net.adapted(body) if net.body == "lora" else body
 
 
 def _critic(problem: Problem, net: Net) -> nn.Module:

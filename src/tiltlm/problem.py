@@ -26,6 +26,7 @@ from tiltlm.exact import Solution
 from tiltlm.models.base import LanguageModel, Values, is_end, without_end
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.ends import ends_of, tokenizer_of
+from tiltlm.questions.base import Question
 from tiltlm.questions.grading import Grading
 from tiltlm.rewards.by_name import TextReward, is_paid
 from tiltlm.rewards.of_function import OfFunction
@@ -68,6 +69,7 @@ class Facts:
     teacherless  whether the reference predicts all tokens at once, without reading a completion's own
     untrained    whether it is known what the reference was before it was trained
     paid       whether the reward costs money
+    hints      whether a prompt can be put with a hint that tells its answer
     test_prompts  how many there are to measure on, where that is not as it is with those to train on
     """
 
@@ -86,6 +88,7 @@ class Facts:
     untrained: bool = False
     test_prompts: Literal["one", "several"] | None = None
     paid: bool = False
+    hints: bool = False
 
     def __post_init__(self) -> None:
         if self.r_max is not None and not math.isfinite(self.r_max):
@@ -151,6 +154,7 @@ class Problem:
     reward_of_texts  (prompts, completions), as `texts` has them -> rewards
     reference_name   what tells the reference from others, for caches; empty: no cache
     grading     what is right, where the reward is that an answer is
+    questions   by split, where there are such: the question of each of `prompts`, in their order
     hinted      prompts -> the same ones, put with a hint that tells the answer
     """
 
@@ -185,6 +189,7 @@ class Problem:
     reward_of_texts: Callable[[Sequence[Any], Sequence[Any]], list[float]] | None = None
     reference_name: str = ""
     grading: Grading | None = None
+    questions: Mapping[Split, Sequence[Question]] = field(default_factory=dict)
     hinted: Callable[[Tokens], Tokens] | None = None
 
     def __post_init__(self) -> None:

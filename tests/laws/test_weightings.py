@@ -6,6 +6,8 @@ K samples of one question are drawn by the policy itself; r = 1 where one is rig
     …, each by 1/number right              (1 − (1 − p)^K)/p
     DPO on all right-wrong pairs           (beta/2)·K(K − 1)
     …, each by 1/number of pairs           (beta/2)·(1 − p^K − (1 − p)^K)/(p(1 − p))
+    SFT on the first c right ones          E[min(R, c)]/p,  R ~ Bin(K, p)
+    DPO + alpha·NLL of the chosen one      K(K − 1)·(beta/2 + alpha·(1 − p)/T),  T tokens an answer
 
 All tuples are listed. And where STaR (SFT on the right samples of pi_ref, until it no longer moves) ends: pi_ref(·|right);
 a question that is never right does not move.
@@ -13,6 +15,7 @@ a question that is never right does not move.
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import pytest
@@ -89,6 +92,29 @@ def test_weights_by_hand():
     """p = ½, K = 2: SFT 2 and (1 − ¼)/½ = 3/2; DPO (beta/2)·2 and (beta/2)·(½)/(¼) = beta: one pair, if any, so alike."""
     by_hand = {("sft", False): 2, ("sft", True): 1.5, ("dpo", False): BETA, ("dpo", True): BETA}
     assert {which: weight(0.5, 2) for which, weight in WEIGHTS.items()} == pytest.approx(by_hand)
+
+
+CAP, ALPHA = 2, 0.7
+
+
+def capped(logits: Tensor, drawn: Tensor, evenly: bool) -> Tensor:
+    """−loss of SFT on the first right ones of a tuple."""
+    return -sft_loss(logits.log_softmax(0)[drawn[RIGHT[drawn]][:CAP]][:, None]).sum()
+
+
+def irpo(logits: Tensor, drawn: Tensor, evenly: bool) -> Tensor:
+    """−loss of DPO with the likelihood of every pair's chosen answer, one token long."""
+    wrong = int((~RIGHT[drawn]).sum())
+    return dpo(logits, drawn, evenly) + ALPHA * wrong * sft(logits, drawn, evenly)
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_a_cap_and_a_likelihood_term_weigh_as_said(k):
+    p, slope = slope_of_success()
+    kept = sum(min(r, CAP) * math.comb(k, r) * p**r * (1 - p) ** (k - r) for r in range(k + 1))
+    torch.testing.assert_close(expected_step(capped, k, False), kept / p * slope, atol=1e-14, rtol=0)
+    both = k * (k - 1) * (BETA / 2 + ALPHA * (1 - p))
+    torch.testing.assert_close(expected_step(irpo, k, False), both * slope, atol=1e-14, rtol=0)
 
 
 # ---- STaR in a table ------------------------------------------------------------------------------------------------

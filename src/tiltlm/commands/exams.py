@@ -20,11 +20,12 @@ from tiltlm.jsonl import read_json
 from tiltlm.progress import note
 from tiltlm.ruler.accuracies import accuracies, subjects
 from tiltlm.ruler.table import read_report
-from tiltlm.run import Run, ensure
+from tiltlm.run import Run, ensure, find
 from tiltlm.stages.cells import default_cell
 from tiltlm.stages.examine import Examine, ExamSettings
 from tiltlm.stages.learn import Learn
 from tiltlm.stages.measure import Measure, RulerSettings
+from tiltlm.stages.rounds import Round
 
 
 def examined(
@@ -48,6 +49,8 @@ def examined(
         else:
             run, at = located(name)
             asked = _measured(run)
+            for each in asked:
+                _refuse_other_round(run, each, at)
             first = first or (asked[0], run.folder.parents[2])
         recipes = [Examine.of(each, how, replace(exam, at=at)) for each in asked for how in protocols]
         found += [(ensure(recipe, first[1], command), label) for recipe in recipes]
@@ -76,9 +79,27 @@ def _measured(run: Run[Any]) -> list[Measure]:
         return [
             Measure(*parts, RulerSettings(absolute=False), recipe.exact, called=recipe.called, seed=recipe.seed)
         ]
+    if isinstance(recipe, Round):
+        feed = replace(recipe.feed, rounds=replace(recipe.how, count=recipe.index + 1))
+        parts = recipe.task, recipe.method, feed, recipe.fit, recipe.net
+        return [Measure(*parts, RulerSettings(absolute=False), called=recipe.called, seed=recipe.seed)]
     raise ValueError(
         f"{run.folder} ({recipe.name}) holds no model to examine: name a run that measures a method, or trains a policy"
     )
+
+
+def _refuse_other_round(run: Run[Any], measured: Measure, at: str) -> None:
+    """Raise ValueError for a round that a finished training does not have, before anything of it is loaded."""
+    last = measured.learn()
+    if not at or not isinstance(last, Round):
+        return
+    kept = find(last, run.folder.parents[2])
+    if not kept.done:
+        return
+    known = [f"round{stop.about['round']}" for stop in last.stops(kept, 0)]
+    if at not in known:
+        count = f"{len(known) - 1} round{'s' * (len(known) != 2)}"
+        raise ValueError(f"{run.folder} has no {at!r}: it has {count}; there are {', '.join(known)}")
 
 
 def _ready(like: Measure, model: str) -> Measure:

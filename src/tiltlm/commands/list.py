@@ -77,7 +77,7 @@ def _parts(word: str) -> dict[str, tuple[str, Mapping[str, str]]]:
             road: (what, found if word == road else narrowed(found, word)) for road, (what, found) in roads.items()
         },
         "presets": (
-            "presets, settings of methods under names of their own that some tasks have as stages",
+            "presets, methods with settings of their own, stages of some tasks",
             recipes.presets() if word == "presets" else narrowed(recipes.presets(), word),
         ),
         "stages": ("stages that every task has", narrowed(recipes.STAGES, word)),

@@ -118,6 +118,13 @@ def measure(args: list[str]) -> int:
 
 def gathered(names: Sequence[str]) -> tuple[list[Run[Any]], dict[Path, str]]:
     """The runs that are named, and those that measure ready models, whether or not they are built; the latter's names."""
+    for name in names:
+        folder, at, _ = name.rpartition("@")
+        if at and not Path(name).is_dir() and Path(folder).is_dir():
+            raise ValueError(
+                f"{name}: what stands behind @ is put questions to, by a protocol: add --protocol greedy, say, or leave it "
+                "out"
+            )
     ready = [re.fullmatch(r"([^/=]+)=(.+)", name) for name in names if not Path(name).is_dir()]
     models = {found[1]: found[2] for found in ready if found is not None}
     runs = [load_run(Path(name)) for name in names if Path(name).is_dir() or "=" not in name]

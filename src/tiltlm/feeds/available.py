@@ -151,6 +151,8 @@ def _why_no_rounds(facts: Facts, method: Method, feed: Feed) -> str | None:
             return f"{said}: leave it out (these count: {heeds})"
     if (feed.n, feed.draws, feed.pairing) != (0, Draws(), "best-worst"):
         return "a round's draws and pairs are --feed.rounds.n and pairs: leave --feed.n, draws and pairing out"
+    if feed.rounds.rationalize and not facts.hints:
+        return "this task's prompts have no hints: leave --feed.rounds.rationalize out"
     if (feed.rounds.gain or feed.rounds.collapse) and not facts.held_out:
         return "there are no validation prompts to stop by: leave --feed.rounds.gain and collapse out"
     if feed.rounds.valid_samples and not facts.held_out:

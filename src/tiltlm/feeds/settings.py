@@ -97,12 +97,22 @@ class Rounds:
     valid_samples: str = field(default="", metadata=ADDED)
     """Likewise of answers to validation prompts, on which every round's loss is told."""
 
+    batch_size: int = field(default=256, metadata=SPEED)
+    """Rows drawn at once."""
+
     def __post_init__(self) -> None:
-        at_least_one(self, "count", "n")
-        if min(self.prompts, self.cap, self.pairs) < 0 or not self.growth > 0:
-            raise ValueError(f"prompts, cap and pairs are not negative, growth is positive; got {self}")
-        if not (0 <= self.show_hint <= 1 and 0 <= self.gain < 1 and 0 <= self.collapse <= 1):
-            raise ValueError(f"show_hint, gain and collapse are parts of 1; got {self}")
+        at_least_one(self, "count", "n", "batch_size")
+        for name in ("prompts", "cap", "pairs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} of Rounds is 0 (all) or more; got {getattr(self, name)}")
+        if not 0 < self.growth < math.inf:
+            raise ValueError(f"growth of Rounds is a factor, finite and above 0; got {self.growth}")
+        if self.right is not None and not math.isfinite(self.right):
+            raise ValueError(f"right of Rounds is a finite reward; got {self.right}")
+        for name, most in (("show_hint", "to 1"), ("gain", "to below 1"), ("collapse", "to 1")):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (name == "gain" and value == 1):
+                raise ValueError(f"{name.replace('_', '-')} of Rounds is a part, from 0 {most}; got {value}")
         if self.show_hint and not self.rationalize:
             raise ValueError("hints are shown in rationalized answers: set rationalize as well")
         if self.samples and self.rationalize:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tiltlm.models import lora
 from tiltlm.models.backbone import BodyState, fuse_activations, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.ends import ends_of
@@ -30,7 +31,6 @@ from tiltlm.models.packing import hidden_packed, why_not
 from tiltlm.models.prefixes import body_state
 from tiltlm.models.selftest import examine
 from tiltlm.samples import Samples, Tokens
-from tiltlm.tensors import load_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -124,13 +124,9 @@ class CausalLM(LanguageModel):
         """The same logits as something to be added, without gradient, to another head's; see `head_log_prob`."""
         return Fixed(self.entry(states), self.head, self.curve)
 
-    def with_lora(self, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any) -> CausalLM:
-        """This model with LoRA adapters of `rank` injected; its own weights are frozen."""
-        from peft import LoraConfig, get_peft_model  # takes seconds to import
-
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)
-        adapters = get_peft_model(self.model, config)
-        return CausalLM(self.model, self.eos_ids, adapters)
+    def with_lora(self, rank: int = 8, alpha: float = 16, dropout: float = 0.0, **options: Any) -> CausalLM:
+        """This model with LoRA adapters of `rank` injected; its own weights are frozen. See `lora.adapted`."""
+        return CausalLM(self.model, self.eos_ids, lora.adapted(self.model, rank, alpha, dropout, **options))
 
     def with_checkpointing(self) -> CausalLM:
         """This very model, made to compute its layers' activations again in the backward pass of training.
@@ -163,10 +159,7 @@ class CausalLM(LanguageModel):
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder` into this model, bit by bit."""
         if self.adapters is not None:
-            from peft import set_peft_model_state_dict
-
-            adapter = load_tensors(Path(folder) / "adapter_model.safetensors", self.device)
-            set_peft_model_state_dict(self.adapters, adapter)
+            lora.restore(self.adapters, folder, self.device)
             return
         from transformers import AutoModelForCausalLM
 

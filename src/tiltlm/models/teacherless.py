@@ -37,7 +37,7 @@ class Teacherless(CausalLM):
         super().__init__(model, eos_ids, adapters)
         self.dummy_id = dummy_id
 
-    def with_lora(self, rank: int = 8, alpha: int = 16, dropout: float = 0.0, **options: Any) -> Teacherless:
+    def with_lora(self, rank: int = 8, alpha: float = 16, dropout: float = 0.0, **options: Any) -> Teacherless:
         plain = super().with_lora(rank, alpha, dropout, **options)
         return Teacherless(plain.model, self.dummy_id, self.eos_ids, plain.adapters)
 

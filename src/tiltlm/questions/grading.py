@@ -1,4 +1,8 @@
-"""Grades of a policy's samples: the reward is 1 where the answer is right, 0 where it is not."""
+"""Grades of a policy's samples: the reward is 1 where the answer is right, 0 where it is not.
+
+A grade needs the prompt alone: questions that are put in the same words have the same right answer. Which of them a prompt
+of a split is (its number, its subject) only its place in the split tells: `Problem.questions`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from tiltlm.samples import Samples, Tokens
 class Grading:
     """r(x, y) ∈ {0, 1} of samples whose prompts are these questions.
 
-    of_prompt  a prompt's ids -> its question
+    of_prompt  a prompt's ids -> its question, the first of those that are put in these words
     """
 
     of_prompt: Mapping[tuple[int, ...], Question]
@@ -38,12 +42,8 @@ class Grading:
         return Grading(found, grader, tokenizer)
 
     def questions(self, prompts: Tokens) -> list[Question]:
-        """The question of every prompt. Raises KeyError for a prompt that is none of them."""
+        """A question that is put as each prompt is. Raises KeyError for a prompt that is none of them."""
         return [self.of_prompt[tuple(ids)] for ids in prompts.lists()]
-
-    def known(self, prompts: Tokens) -> list[tuple[int, str]]:
-        """(index, right answer) of every prompt: what runs that word their prompts otherwise are joined by."""
-        return [(question.index, question.answer) for question in self.questions(prompts)]
 
     def grades(self, samples: Samples) -> list[Grade]:
         """The verdict on every row."""

@@ -16,6 +16,7 @@ import torch
 
 from tiltlm.groups import Groups
 from tiltlm.models.base import without_end
+from tiltlm.questions.base import Question
 from tiltlm.questions.generated import Generated
 from tiltlm.questions.grading import Grading
 from tiltlm.samples import Samples, Tokens
@@ -65,14 +66,19 @@ class Preloaded:
 
 
 def preloaded(
-    rows: Sequence[Generated], prompts: Tokens, grading: Grading, eos_ids: Sequence[int], width: int
+    rows: Sequence[Generated],
+    prompts: Tokens,
+    asked: Sequence[Question],
+    grading: Grading,
+    eos_ids: Sequence[int],
+    width: int,
 ) -> Preloaded:
     """The answers of these prompts among `rows`, those of a prompt side by side in the order of their samples.
 
-    eos_ids: of the model whose answers they are to be, the one to write first; width: tokens that a completion may have.
+    asked: the question of each prompt; eos_ids: of the model whose answers they are to be, the one to write first; width:
+    tokens that a completion may have.
     Raises ValueError where not one of them answers one of the prompts.
     """
-    asked = grading.questions(prompts)
     place = {question.index: k for k, question in reversed(list(enumerate(asked)))}
     ours = sorted((row for row in rows if row.index in place), key=lambda row: (place[row.index], row.sample))
     read = [(row, ids) for row in ours if len(ids := _ids(row, grading, eos_ids)) <= width]

@@ -51,10 +51,15 @@ class Exam:
 
     @staticmethod
     def of(
-        model: LanguageModel, prompts: Tokens, grading: Grading, width: int, stream: Stream, **settings: Any
+        model: LanguageModel,
+        prompts: Tokens,
+        asked: Sequence[Question],
+        grading: Grading,
+        width: int,
+        stream: Stream,
+        **settings: Any,
     ) -> Exam:
-        """The questions of these prompts, each once."""
-        asked = grading.questions(prompts)
+        """The questions asked by these prompts, each once."""
         first = {question.index: k for k, question in reversed(list(enumerate(asked)))}
         kept = sorted(first.values())
         return Exam(

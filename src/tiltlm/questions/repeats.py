@@ -1,4 +1,4 @@
-"""Questions that a data set has twice, with answers that contradict each other."""
+"""Questions that a data set has twice: with answers that contradict each other, or to train on and to test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from tiltlm.progress import note
 from tiltlm.questions.base import Question
+from tiltlm.questions.splits import Parts
 
 
 def consistent(questions: Iterable[Question], what: str) -> list[Question]:
@@ -23,3 +24,14 @@ def consistent(questions: Iterable[Question], what: str) -> list[Question]:
             f"{what}: {len(dropped)} left out that ask what one before them asks, and answer otherwise ({numbers})"
         )
     return kept
+
+
+def say_leaks(parts: Parts, what: str) -> None:
+    """Say how many questions to test stand word for word among those to train on, where some do. They stay: the splits are
+    as published."""
+    trained = {(question.text, question.choices) for question in parts["train"]}
+    leaks = sum((question.text, question.choices) in trained for question in parts["test"])
+    if leaks:
+        note(
+            f"{what}: {leaks} of {len(parts['test'])} questions to test stand word for word among those to train on as well"
+        )

@@ -71,9 +71,16 @@ VERBS: dict[Split, str] = {"train": "train", "valid": "validate", "test": "test"
 
 
 def by_place(questions: Sequence[Question]) -> Parts:
-    """The split of a user's questions: by their column `split`, where they have one, else by their places, by the rule."""
+    """The split of a user's questions: by their column `split`, where they have one, else by their places, by the rule.
+    Raises ValueError where that column leaves a split without questions."""
     if any("split" in question.about for question in questions):
-        return by_name(questions, CALLED)
+        found = by_name(questions, CALLED)
+        for split, own in found.items():
+            if not own:
+                raise ValueError(
+                    f"no row's column split says {split}: mark some, or leave the column out, and a fifth is held out"
+                )
+        return found
     return {split: [questions[k] for k in own] for split, own in numbers(len(questions)).items()}
 
 

@@ -50,6 +50,7 @@ PRESETS: dict[str, str] = {
     "d2po-first": "D2PO that buys the first pairs of a window",
     "d2po-pool": "D2PO that buys out of a pool of all pairs so far",
     "opo-static": "a judge that learns before the first step, and from nothing later",
+    "d2po-static": "the same, and the verdicts it bought label the policy's pairs",
     "dpo-offline": "DPO on as many labelled pairs of the reference's draws",
 }
 

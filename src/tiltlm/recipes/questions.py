@@ -79,16 +79,16 @@ PUBLISHED: dict[str, OfDataSet] = {
 
 def published(task: OfDataSet) -> Preset:
     """The original STaR on MMLU: AdamW at 2e-4, betas .9 and .95, weight decay .01, five steps of warm-up, then linearly to
-    0, adapters of rank 16; its DPO at 1e-5, six pairs a step, 45 steps of warm-up, no weight decay."""
+    0, adapters of rank and alpha 16 beside all seven projections; its DPO at 1e-5, six pairs a step, 45 steps of warm-up,
+    no weight decay."""
     fit = Fit(
         lr=2e-4, steps=500, batch_size=16, warmup=5, decay="linear", floor=0.0, betas=(0.9, 0.95), weight_decay=0.01,
         precision="bfloat16", micro_batch=4,
     )  # fmt: skip
     dpo = replace(fit, lr=1e-5, epochs=1.0, batch_size=6, warmup=45, weight_decay=0.0, micro_batch=2)
-    net = Net(policy="lora", lora_rank=16, checkpointing=True)
     return Preset(
         task,
-        cells(fit, dpo, net),
+        cells(fit, dpo, AS_PUBLISHED.net),
         RulerSettings(n=4, batch_size=64, absolute=False),
         log_z=LogZSettings(by="none"),
         variants=rounds(AS_PUBLISHED),

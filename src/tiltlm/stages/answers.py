@@ -23,6 +23,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.nets import begun
 from tiltlm.problem import Facts, Problem, Split
 from tiltlm.progress import note, steps
+from tiltlm.questions.base import Question
 from tiltlm.ruler.accuracies import answers_table
 from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
@@ -40,8 +41,6 @@ OVER = "over.json"
 
 GREEDY = "greedy.json"
 """Of each validation prompt, whether the likeliest tokens answer it right (0 or 1)."""
-
-ROWS_AT_ONCE = 256
 
 SPACING = 1 << 20
 """Between the random numbers of one prompt's answers and the next one's: as many could be drawn of each."""
@@ -129,7 +128,7 @@ class Answers(OfTask):
             self.draw(run, problem, policy)
         report = self.report(run)
         if self.split == "valid":
-            hit = greedy(problem, policy, right_from(problem.facts, self.right))
+            hit = greedy(problem, policy, right_from(problem.facts, self.right), self.rows)
             run.write_json(GREEDY, [int(x) for x in hit])
             report.append(estimate(self, self.stage, "accuracy[greedy]", hit))
         run.write_json("report.json", report)
@@ -150,20 +149,25 @@ class Answers(OfTask):
             )
         return problem.prompts[self.split].select(slice(0, self.prompts or None))
 
+    def questions(self, problem: Problem) -> Sequence[Question]:
+        """What the prompts ask; none where answers are not graded."""
+        return problem.questions.get(self.split, ())[: self.prompts or None]
+
     def draw(self, run: Run[Any], problem: Problem, policy: LanguageModel) -> None:
         asked, own = self.asked(problem), self.stream(problem)
+        questions = self.questions(problem)
         with steps(self.name) as on_step:
-            lines = answered(problem, policy, asked, asked, self.n, own)
+            lines = answered(problem, policy, asked, asked, questions, self.n, own)
             append(run.folder / "answers.jsonl", lines, len(asked), max(1, self.rows // self.n), on_step)
         if self.hinted:
             self.ask_again(run, problem, policy, asked, own.child("hinted"))
 
     def take(self, run: Run[Any], problem: Problem) -> None:
         """The answers of the file; prompts that it has none to get an empty line."""
-        found, said = stored(problem, self.asked(problem), self.samples)
+        found, said = stored(problem, self.asked(problem), self.questions(problem), self.samples)
         for text in said:
             note(f"{self.name}: {text}")
-        run.write_jsonl("answers.jsonl", list(lines_of(problem, found)))
+        run.write_jsonl("answers.jsonl", list(lines_of(problem, found, self.questions(problem))))
 
     def stream(self, problem: Problem) -> Stream:
         return problem.stream.child("answers", self.split, 0 if self.before is None else self.before.index + 1)
@@ -176,10 +180,14 @@ class Answers(OfTask):
             raise ValueError(f"{self.task.name} has no hints: leave --feed.rounds.rationalize out")
         bar = right_from(problem.facts, self.right)
         lines = read_rows(run.folder / "answers.jsonl", ("rewards",))
-        never = torch.tensor([max(line["rewards"]) < bar for line in lines])
-        plain = asked.select(never.to(asked.device))
+        never = [k for k, line in enumerate(lines) if max(line["rewards"]) < bar]
+        plain = asked.select(torch.tensor(never, dtype=torch.int64, device=asked.device))
+        own_questions = problem.questions.get(self.split, ())
+        questions = [own_questions[k] for k in never] if own_questions else ()
         with steps(f"{self.name} with a hint") as on_step:
-            found = answered(problem, policy, plain, problem.hinted(plain), self.n, own, never.nonzero()[:, 0])
+            found = answered(
+                problem, policy, plain, problem.hinted(plain), questions, self.n, own, torch.tensor(never)
+            )
             append(run.folder / "hinted.jsonl", found, len(plain), max(1, self.rows // self.n), on_step)
 
     def report(self, run: Run[Any]) -> list[Row]:
@@ -259,22 +267,22 @@ def right_from(facts: Facts, right: float | None) -> float:
     return facts.r_max
 
 
-def greedy(problem: Problem, policy: LanguageModel, right: float) -> Tensor:
+def greedy(problem: Problem, policy: LanguageModel, right: float, rows_at_once: int) -> Tensor:
     """Whether the likeliest tokens answer each validation prompt right, float64 [P]."""
     drawn = draw_in_batches(
         Warped(policy, Warp(top_k=1)), problem.prompts["valid"], max_new_tokens=problem.width,
-        stream=problem.stream.child("greedy"), batch_size=ROWS_AT_ONCE,
+        stream=problem.stream.child("greedy"), batch_size=rows_at_once,
     )  # fmt: skip
     return (problem.target.reward(drawn) >= right).double().cpu()
 
 
 def answered(
-    problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens, n: int, own: Stream,
-    numbers: Tensor | None = None,
+    problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens, questions: Sequence[Question], n: int,
+    own: Stream, numbers: Tensor | None = None,
 ) -> Make:  # fmt: skip
-    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`. Answer j to the prompt
-    called i follows from i and j alone, however many are drawn of each. numbers: what prompts are called, int64 [P]
-    (default: their places)."""
+    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`, which ask `questions`
+    (none where answers are not graded). Answer j to the prompt called i follows from i and j alone, however many are drawn
+    of each. numbers: what prompts are called, int64 [P] (default: their places)."""
     called = torch.arange(len(plain)) if numbers is None else numbers.cpu()
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
@@ -282,13 +290,14 @@ def answered(
         number = called[begin:end, None] * SPACING + torch.arange(n)
         drawn = draw(policy, asked, n=n, max_new_tokens=problem.width, stream=own, rows=number.flatten())
         samples = replace(drawn, prompts=read_as)
-        yield from lines_of(problem, samples.with_(reward=problem.target.reward(samples)))
+        yield from lines_of(problem, samples.with_(reward=problem.target.reward(samples)), questions[begin:end])
 
     return make
 
 
-def lines_of(problem: Problem, samples: Samples) -> Iterator[dict[str, Any]]:
-    """A line a prompt, with all its answers; samples: those of a prompt side by side, with rewards and `finished`."""
+def lines_of(problem: Problem, samples: Samples, questions: Sequence[Question] = ()) -> Iterator[dict[str, Any]]:
+    """A line a prompt, with all its answers; samples: those of a prompt side by side, with rewards and `finished`;
+    questions: what each prompt asks, where answers are graded."""
     assert samples.reward is not None and samples.finished is not None
     texts, done = problem.rows(samples), samples.completions.lists()
     columns: dict[str, list[Any]] = {
@@ -302,11 +311,11 @@ def lines_of(problem: Problem, samples: Samples) -> Iterator[dict[str, Any]]:
         columns |= {"answers": [grade.answer for grade in grades], "rules": [grade.rule for grade in grades]}
     counts = torch.bincount(samples.prompt_index, minlength=len(samples.prompts)).tolist()
     begin = 0
-    for ids, n in zip(samples.prompts.lists(), counts, strict=True):
+    for k, (ids, n) in enumerate(zip(samples.prompts.lists(), counts, strict=True)):
         part = slice(begin, begin + n)
         about = {"prompt": texts[begin]["prompt"] if n else ids, "prompt_ids": ids}
         if problem.grading is not None:
-            question = problem.grading.of_prompt[tuple(ids)]
+            question = questions[k]
             about |= {"index": question.index, "subject": question.subject, "answer": question.answer}
         yield about | {name: values[part] for name, values in columns.items()}
         begin += n

@@ -140,13 +140,15 @@ class Examine(OfTask):
     def put(self, problem: Problem, learner: Learner) -> Exam:
         """The questions, and the model that they are put to."""
         assert problem.grading is not None  # a task of questions has one
-        prompts = problem.prompts[self.exam.split]
-        prompts = prompts.select(slice(0, self.exam.questions or None))
+        some = slice(0, self.exam.questions or None)
+        prompts, asked = problem.prompts[self.exam.split].select(some), problem.questions[self.exam.split][some]
         model = self.method.bound(problem.beta).decoder(problem, learner)
         own = problem.stream.child(
             "exam"
         )  # the same for all methods: their differences are paired by draw as well
-        return Exam.of(model, prompts, problem.grading, problem.width, own, protocol=self.protocol, seed=self.seed)
+        return Exam.of(
+            model, prompts, asked, problem.grading, problem.width, own, protocol=self.protocol, seed=self.seed
+        )
 
     def write(self, run: Run[Any], outcomes: Sequence[Outcome]) -> None:
         """Everything that is read off the outcomes."""

@@ -178,8 +178,9 @@ class Measure(OfTask):
         measured.save(run.folder / "measurement.safetensors")
         samples.save(run.folder / "samples.safetensors")
         run.write_jsonl("samples.jsonl", self.shown(problem, samples))
-        if problem.grading is not None:
-            run.write_json("questions.json", problem.grading.known(ruler.prompts))
+        if problem.questions:  # what is measured are the first of the test prompts
+            asked = problem.questions["test"][: len(ruler.prompts)]
+            run.write_json("questions.json", [(question.index, question.answer) for question in asked])
         rows += self.of_training(run, problem, learner, stop.updates) + self.at_other_betas(run, problem)
         rows += self.task.report_rows(run, problem)
         run.write_json("report.json", rows)

@@ -62,20 +62,21 @@ class Round(OfTask):
     seed: int = 0
 
     @staticmethod
-    def last_of(task: Task, cell: Cell, called: str, seed: int) -> Round:
+    def last_of(task: Task, cell: Cell, called: str, seed: int, learns_of: Round | None = None) -> Round:
         """The end of a cell's chain: no more of the target in it than training needs."""
         trained = cell.method.trained()
         if not cell.depends_on_beta(task.facts()):
             trained, task = trained.bound(task.beta), task.at(1.0)
         return Round(
-            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, seed=seed
+            task, trained, cell.feed, cell.fit, cell.net, cell.feed.rounds.count - 1, called, learns_of, seed
         ).counted()
 
     def counted(self) -> Round:
         """How many rounds are to come does not matter; nor, to the first, what later ones begin with."""
         none, how = Rounds(), replace(self.how, count=Rounds().count)
         if not self.index:
-            how = replace(how, start=none.start, reference=none.reference, growth=1.0, accumulate=False)
+            how = replace(how, start=none.start, reference=none.reference, growth=1.0)
+            how = replace(how, accumulate=self.learns_of is not None and how.accumulate)
         return replace(self, feed=replace(self.feed, rounds=how))
 
     @property
@@ -99,7 +100,8 @@ class Round(OfTask):
             return found
         how = self.how
         own = Answers(
-            self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right, seed=self.seed
+            self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right,
+            rows=how.batch_size, seed=self.seed,
         )  # fmt: skip
         return own if self.index else replace(own, policy=self.net.weights, samples=how.samples)
 
@@ -109,7 +111,7 @@ class Round(OfTask):
         how = self.how
         return Answers(
             self.task, how.n, split="valid", right=how.right, policy=self.net.weights, samples=how.valid_samples,
-            seed=self.seed,
+            rows=how.batch_size, seed=self.seed,
         )  # fmt: skip
 
     @property
@@ -234,11 +236,13 @@ class Round(OfTask):
         return loaded(problem, self.method, self.net, folder or best_checkpoint(run.folder), own)
 
     def learner_at(self, run: Run[Any], problem: Problem, name: str) -> Learner:
-        """What `round2` ended with, say (round0: the reference); empty: the last. Raises ValueError for another name."""
+        """What `round2` ended with, say (round0: the reference), or a checkpoint of the last round by its step; empty: the
+        last round's end. Raises ValueError for another name."""
         known = {f"round{stop.about['round']}": stop for stop in self.stops(run, 0)}
-        if name and name not in known:
-            raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join(known)}")
-        return known[name].load(problem) if name else self.learnt(run, problem)
+        kept = {str(step_of(path)): path for path in checkpoints(run.folder)}
+        if name and name not in known and name not in kept:
+            raise ValueError(f"{run.folder} has no {name!r}; there are {', '.join([*known, *kept])}")
+        return known[name].load(problem) if name in known else self.learnt(run, problem, kept.get(name))
 
     def beginning(self, problem: Problem) -> Learner:
         """Nothing learnt yet: the reference, or the weights that are named in its place."""

@@ -13,18 +13,21 @@ import torch
 
 from tiltlm.jsonl import placed_rows
 from tiltlm.problem import Problem
+from tiltlm.questions.base import Question
 from tiltlm.questions.generated import read_generated
 from tiltlm.questions.preload import preloaded
 from tiltlm.samples import Samples, Tokens
 
 
-def stored(problem: Problem, asked: Tokens, file: str) -> tuple[Samples, Sequence[str]]:
+def stored(
+    problem: Problem, asked: Tokens, questions: Sequence[Question], file: str
+) -> tuple[Samples, Sequence[str]]:
     """The file's answers to these prompts, those of a prompt side by side, with rewards and `finished`, on the CPU; and
     what there is to say of what was left out. Raises ValueError where not one of them answers one of the prompts."""
     if problem.grading is None:
         return _by_ids(problem, asked, file)
     found = read_generated(file)
-    ours = preloaded(found.rows, asked, problem.grading, problem.reference.eos_ids, problem.width)
+    ours = preloaded(found.rows, asked, questions, problem.grading, problem.reference.eos_ids, problem.width)
     return ours.samples, [*found.said, *ours.said()]
 
 

@@ -78,7 +78,7 @@ class VStar(OfTask):
         """The verifier: one round, on the answers that the generator's rounds learnt from."""
         how = replace(self.verifier.feed.rounds, count=1, accumulate=True)
         cell = replace(self.verifier, feed=replace(self.verifier.feed, rounds=how))
-        return replace(Round.last_of(self.task, cell, "v-star-verifier", self.seed), learns_of=self.last)
+        return Round.last_of(self.task, cell, "v-star-verifier", self.seed, self.last)
 
     def counted(self) -> VStar:
         first, second = (
@@ -122,8 +122,9 @@ class VStar(OfTask):
         pairs = ranking(right, h)
         rows += [self.row("verifier_accuracy", pairs)] if len(pairs) else []
         run.write_json("report.json", rows)
-        if problem.grading is not None:
-            run.write_json("questions.json", problem.grading.known(samples.prompts))
+        if problem.questions:
+            asked = problem.questions["test"][: len(samples.prompts)]
+            run.write_json("questions.json", [(question.index, question.answer) for question in asked])
 
     @torch.no_grad()
     def log_ratios(self, run: Run[Any], problem: Problem, samples: Samples) -> Tensor:

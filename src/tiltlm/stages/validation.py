@@ -1,7 +1,7 @@
 """What is told of a round: the answers it learnt from, and how good the policy is that it ended with.
 
 On validation prompts greedy answers are graded, and the method's loss and metrics are taken on what is built of the
-reference's answers to them: the same rows at every round, all of them, in order; log-ratios to the reference, in float32.
+reference's answers to them: all rows, in the same batches at every round; log-ratios to the reference, in float32.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tiltlm.experience import Once
 from tiltlm.feeds.rounds import Shares, built, rates
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json
@@ -26,9 +27,6 @@ from tiltlm.stages.reporting import Row, estimate, row
 
 if TYPE_CHECKING:
     from tiltlm.stages.rounds import Round
-
-AT_ONCE = 64
-"""Rows of a validation batch."""
 
 
 def shares(self: Round, run: Run[Any], right: float, rows: int) -> list[Row]:
@@ -58,7 +56,7 @@ def validated(self: Round, run: Run[Any], problem: Problem, who: Learner, right:
         return []
     who.module.eval()
     policy: Any = who.policy
-    hit = greedy(problem, policy, right)
+    hit = greedy(problem, policy, right, self.how.batch_size)
     run.write_json(GREEDY, [int(x) for x in hit])
     drawn = run.inputs["valid"]
     graded = drawn.recipe.graded(drawn)
@@ -78,12 +76,12 @@ def held_out(self: Round, problem: Problem, who: Learner, rows: Any) -> list[Row
     if isinstance(rows, Groups) and self.feed.size < rows.size:
         rows = rows.subsets(self.feed.size, problem.stream.child("valid subsets"))
     data, objective = referred(self, problem, rows), self.objective(problem)
-    lesson = Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, problem.stream.child("valid order"))
-    parts = InOrder(data, max(1, len(data) // AT_ONCE))
-    batches = self.method.experience(parts, lesson)
+    order = problem.stream.child("valid order")
+    once = Once(data, self.fit.batch_size, order)
+    batches = self.method.experience(once, Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, order))
     total = weight = 0.0
     metrics: dict[str, list[Tensor]] = {}
-    for step in range(parts.count):
+    for step in range(once.steps):
         batch = objective.prepare(batches.batch(step))
         found = objective.loss(who.module, batch)
         total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
@@ -95,17 +93,6 @@ def held_out(self: Round, problem: Problem, who: Learner, rows: Any) -> list[Row
         x = x[~x.isnan()]
         told += [estimate(self, self.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
     return told
-
-
-class InOrder:
-    """All rows, in their order, in so many parts of nearly equal size."""
-
-    def __init__(self, rows: Any, count: int) -> None:
-        self.rows, self.count = rows, count
-
-    def batch(self, step: int) -> Any:
-        ends = [len(self.rows) * k // self.count for k in (step, step + 1)]
-        return self.rows.select(slice(*ends))
 
 
 def referred(self: Round, problem: Problem, rows: Any) -> Any:

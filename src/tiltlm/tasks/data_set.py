@@ -18,6 +18,7 @@ from tiltlm.objective import positive
 from tiltlm.problem import SPLITS, Split
 from tiltlm.questions.base import Grader, Question
 from tiltlm.questions.graders import grader
+from tiltlm.questions.repeats import say_leaks
 from tiltlm.questions.splits import VERBS, Parts, Portion
 from tiltlm.questions.wording import Asking
 from tiltlm.tasks.language import AUTO, Language
@@ -95,7 +96,9 @@ class OfDataSet(OfQuestions):
 @lru_cache(4)
 def _parts(task: OfDataSet, changed: tuple[int, ...]) -> Parts:
     """changed: when its files were written last; others of their names are read again."""
-    return task.parts()
+    found = task.parts()
+    say_leaks(found, task.name)
+    return found
 
 
 def _changed(files: Sequence[str]) -> tuple[int, ...]:

@@ -30,6 +30,11 @@ class OfQuestions(OfLanguage):
 
     questions: ClassVar[bool] = True
 
+    @property
+    def hinted(self) -> bool:
+        """Whether a question can be put with a hint."""
+        return True
+
     def asked(self, split: Split, seed: int) -> Sequence[Question]:
         """The questions of a split."""
         raise NotImplementedError
@@ -39,18 +44,20 @@ class OfQuestions(OfLanguage):
         raise NotImplementedError
 
     def put(self, question: Question, tokenizer: Any, hint: bool = False) -> list[int]:
-        """The prompt that asks it, as token ids; hint: one that tells the answer. Raises ValueError where a task has no
-        hints."""
+        """The prompt that asks it, as token ids; hint: one that tells the answer, where the task is `hinted`."""
         raise NotImplementedError
 
     def facts(self) -> Facts:
-        return Facts(self.beta, "several", r_max=1.0, atoms=(0.0, 1.0), held_out=True)
+        return Facts(self.beta, "several", r_max=1.0, atoms=(0.0, 1.0), held_out=True, hints=self.hinted)
 
     def problem(self, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
         reference = self.language.reference(runs)
         asked = {split: self.asked(split, seed) for split in SPLITS}
         ids = {split: [self.put(q, reference.tokenizer) for q in own] for split, own in asked.items()}
-        self._fit(ids, asked)
+        for split, own in asked.items():
+            self._fit(ids[split], own)
+            if self.hinted:
+                self._fit([self.put(q, reference.tokenizer, hint=True) for q in own], own, " with its hint")
         both = [pair for split in SPLITS for pair in zip(ids[split], asked[split], strict=True)]
         grading = Grading.of(both, self.grader, reference.tokenizer)
 
@@ -62,21 +69,19 @@ class OfQuestions(OfLanguage):
         return Problem(
             Target(reference, grading, self.beta), {s: Tokens.of(rows, reference.device) for s, rows in ids.items()},
             self.language.new_tokens, stream(seed, "questions"), self.facts(), reference.tokenizer,
-            checks=checks(grading), begin=lambda: steady(reference), grading=grading, hinted=hinted,
+            checks=checks(grading), begin=lambda: steady(reference), grading=grading, questions=asked,
+            hinted=hinted if self.hinted else None,
         )  # fmt: skip
 
-    def _fit(
-        self, ids: Mapping[Split, Sequence[Sequence[int]]], asked: Mapping[Split, Sequence[Question]]
-    ) -> None:
+    def _fit(self, ids: Sequence[Sequence[int]], asked: Sequence[Question], how: str = "") -> None:
         """Raise ValueError, naming the question, for a prompt that does not fit into the model beside its completion."""
         most = self.language.positions() - self.language.new_tokens
-        for split, rows in ids.items():
-            for row, question in zip(rows, asked[split], strict=True):
-                if len(row) > most:
-                    raise ValueError(
-                        f"question {question.index} is put in {len(row)} tokens, and the model holds {most:g} beside the "
-                        "completion: leave longer questions out, or lower --task.new-tokens"
-                    )
+        for row, question in zip(ids, asked, strict=True):
+            if len(row) > most:
+                raise ValueError(
+                    f"question {question.index} is put{how} in {len(row)} tokens, and the model holds {most:g} beside the "
+                    "completion: leave longer questions out, or lower --task.new-tokens"
+                )
 
 
 def checks(grading: Grading) -> dict[str, Check]:

@@ -78,6 +78,10 @@ class Sums(OfQuestions):
                 f"{self.language.new_tokens}"
             )
 
+    @property
+    def hinted(self) -> bool:
+        return self.hints
+
     # ---- the reference ----------------------------------------------------------------------------------------------
 
     def base(self, seed: int) -> SumsBase:
@@ -125,14 +129,13 @@ class Sums(OfQuestions):
 
     def problem(self, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
         made = super().problem(runs, seed)
-        assert made.grading is not None
-        easy = [question.subject == "no carry" for question in made.grading.questions(made.prompts["test"])]
+        easy = [question.subject == "no carry" for question in made.questions["test"]]
         letter = made.tokenizer.convert_tokens_to_ids("c")
 
         def carries(samples: Samples) -> Tensor:
             """Whether the answer's strategy is to carry."""
             return samples.mask[:, 0] & (samples.tokens[:, 0] == letter)
 
-        further: dict[str, Check] = {"carries": carries, "accuracy_without_carries": made.grading}
+        further: dict[str, Check] = {"carries": carries, "accuracy_without_carries": made.checks["accuracy"]}
         counts = {"accuracy_without_carries": torch.tensor(easy)}
         return replace(made, checks={**made.checks, **further}, counts=counts)
