@@ -25,7 +25,6 @@ STAGES: dict[str, str] = {
     "evaluate": "several methods against one target, side by side: table, picture, differences",
     "METHOD": "train a method (where it trains), and measure it",
     "METHOD-policy, METHOD-twist, value": "its training alone",
-    "METHOD-round-K, METHOD-answers-K, answers": "a round of its training; what that round learns from, the first one too",
     "METHOD@PROTOCOL": "the questions of a split put to its model: greedy, avg@4, maj@4, letters, options",
     "exact": "exact draws of pi*",
     "log-z": "the one log Z of a comparison",
