@@ -43,10 +43,10 @@ ARTICLES = {"en": "AI", "pt": "AO", "it": "I"}
 
 OF_AN_OPTION = {
     "en": (
-        "is", "was", "are", "were", "has", "had", "does", "did", "can", "could", "would", "should", "must", "may",
-        "might", "will", "seems", "looks", "because", "since", "as", "for", "and", "or", "but", "not", "if", "so", "by", "from",
-        "in", "on", "to", "with", "due", "which", "that", "the", "this", "it", "they", "we", "you", "only", "instead",
-        "rather", "based", "according", "given",
+        "is", "was", "are", "were", "has", "had", "does", "did", "can", "could", "would", "should", "must",
+        "may", "might", "will", "seems", "looks", "because", "since", "as", "for", "and", "or", "but", "not",
+        "if", "so", "by", "from", "in", "on", "to", "with", "due", "which", "that", "the", "this", "it", "they",
+        "we", "you", "only", "instead", "rather", "based", "according", "given",
     ),
     "pt": (
         "é", "está", "era", "foi", "seria", "tem", "porque", "pois", "por", "já", "e", "ou", "mas", "não", "se", "com",
