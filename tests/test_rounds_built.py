@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tiltlm.feeds import Rounds
-from tiltlm.feeds.rounds import Shares, built, joined
+from tiltlm.feeds.rounds import Shares, built, disagreement, joined
 from tiltlm.objective import Weighed
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Samples, Tokens
@@ -52,6 +52,13 @@ def first_tokens(rows) -> list[int]:
 def test_shares_count_prompts_and_pairs():
     x = graded(THREE)
     assert Shares.of(x.reward >= 1, x.prompt_index) == Shares(right=1, mixed=1, wrong=1, pairs=2)
+
+
+def test_two_draws_disagree_on_as_many_prompts():
+    """Of three draws 2 right: 2·2·1/(3·2) = 2/3; none or all right: 0; a prompt with one draw says nothing."""
+    x = graded([*THREE, [1.0]])
+    assert disagreement(x.reward >= 1, x.prompt_index, 4) == pytest.approx((2 / 3 + 0 + 0) / 3)
+    assert disagreement(torch.tensor([True]), torch.tensor([0]), 1) == 0
 
 
 def test_right_answers_are_imitated_and_wrong_ones_are_not():

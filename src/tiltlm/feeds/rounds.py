@@ -54,6 +54,15 @@ def rates(right: Tensor, prompt_index: Tensor, prompts: int) -> Tensor:
     return torch.bincount(prompt_index, right.double(), minlength=prompts) / answers
 
 
+def disagreement(right: Tensor, prompt_index: Tensor, prompts: int) -> float:
+    """2 E[p(1 − p)]: on which share of the prompts one of two draws is right and the other not, without bias; 0 where no
+    prompt has two. right: bool [N]."""
+    n = torch.bincount(prompt_index, minlength=prompts).double()
+    c = torch.bincount(prompt_index, right.double(), minlength=prompts)
+    each = (2 * c * (n - c) / (n * (n - 1)))[n > 1]
+    return float(each.mean()) if len(each) else 0.0
+
+
 def built(
     graded: Sequence[Samples], fed: Fed, how: Rounds, right: float, stream: Stream, also: Sequence[Samples] = ()
 ) -> Samples | Pairs | Groups:

@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from tiltlm.feeds.rounds import Shares, rates
+from tiltlm.feeds.rounds import Shares, disagreement, rates
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.nets import begun
@@ -25,6 +25,7 @@ from tiltlm.problem import Facts, Problem, Split
 from tiltlm.progress import note, steps
 from tiltlm.questions.base import Question
 from tiltlm.ruler.accuracies import answers_table
+from tiltlm.ruler.power import before_a_run
 from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import Warp, Warped, draw, draw_in_batches
@@ -131,7 +132,16 @@ class Answers(OfTask):
             hit = greedy(problem, policy, right_from(problem.facts, self.right), self.rows)
             run.write_json(GREEDY, [int(x) for x in hit])
             report.append(estimate(self, self.stage, "accuracy[greedy]", hit))
+            self.say_power(self.graded(run), right_from(problem.facts, self.right))
         run.write_json("report.json", report)
+
+    def say_power(self, graded: Samples, right: float) -> None:
+        """Say, before anything learns, which difference so many questions can show: two models are taken to differ on as many
+        as two draws of this one do."""
+        assert graded.reward is not None
+        found = disagreement(graded.reward >= right, graded.prompt_index, len(graded.prompts))
+        if found > 0:
+            note(f"{self.name}: {before_a_run(len(graded.prompts), found)}")
 
     def answering(self, run: Run[Any], problem: Problem) -> LanguageModel:
         """Who answers."""
