@@ -136,8 +136,8 @@ class Answers(OfTask):
         run.write_json("report.json", report)
 
     def say_power(self, graded: Samples, right: float) -> None:
-        """Say, before anything learns, which difference so many questions can show: two models are taken to differ on as many
-        as two draws of this one do."""
+        """Say, before anything learns, which difference so many questions can show: two models are taken to differ on as
+        many as two draws of this one do."""
         assert graded.reward is not None
         found = disagreement(graded.reward >= right, graded.prompt_index, len(graded.prompts))
         if found > 0:
