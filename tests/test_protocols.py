@@ -15,10 +15,11 @@ from tiltlm.commands.models import load_run
 from tiltlm.models.causal import CausalLM
 from tiltlm.questions.base import Question
 from tiltlm.questions.drawn import Drawn, majority
+from tiltlm.questions.exam import Exam
 from tiltlm.questions.generated import read_generated
 from tiltlm.questions.grading import Grading
 from tiltlm.questions.outcomes import Outcome, by_subject, constant, fingerprint, histogram, observations
-from tiltlm.questions.protocols import Exam, protocol
+from tiltlm.questions.protocols import protocol
 from tiltlm.questions.scored import Scored, _split, right_option
 from tiltlm.ruler.measure import Measurement
 from tiltlm.samplers.ancestral import draw

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from tiltlm.models.base import without_end
+from tiltlm.questions.exam import Exam
 from tiltlm.questions.generated import Generated
 from tiltlm.questions.outcomes import Outcome
-from tiltlm.questions.protocols import Exam
 from tiltlm.samplers.ancestral import Warp, Warped, draw
 
 MOST = 1 << 20

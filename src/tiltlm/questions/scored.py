@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from tiltlm.questions.base import Question
+from tiltlm.questions.exam import Exam
 from tiltlm.questions.outcomes import Outcome
-from tiltlm.questions.protocols import Exam
 from tiltlm.samples import Samples, Tokens
 
 CUE = "Answer:"

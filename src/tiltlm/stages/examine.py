@@ -22,8 +22,9 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.nets import Net
 from tiltlm.problem import Problem, Split
 from tiltlm.progress import steps
+from tiltlm.questions.exam import Exam, Protocol
 from tiltlm.questions.outcomes import Outcome, by_subject, constant, fingerprint, histogram, observations
-from tiltlm.questions.protocols import Exam, Protocol, protocol
+from tiltlm.questions.protocols import protocol
 from tiltlm.ruler.accuracies import accuracies
 from tiltlm.ruler.measure import Measurement
 from tiltlm.ruler.table import read_report

@@ -2,11 +2,13 @@
 
 On validation prompts greedy answers are graded, and the method's loss and metrics are taken on what is built of the
 reference's answers to them: all rows, in the same batches at every round; log-ratios to the reference, in float32.
+
+`made` is the round (`stages.rounds.Round`) in all of this.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +27,10 @@ from tiltlm.stages.answers import GREEDY, greedy
 from tiltlm.stages.draws import score
 from tiltlm.stages.reporting import Row, estimate, row
 
-if TYPE_CHECKING:
-    from tiltlm.stages.rounds import Round
 
-
-def shares(self: Round, run: Run[Any], right: float, rows: int) -> list[Row]:
+def shares(made: Any, run: Run[Any], right: float, rows: int) -> list[Row]:
     """What the answers were like, and how many rows were built of them."""
-    drawn = self.drawn(run)[0]
+    drawn = made.drawn(run)[0]
     graded = drawn.recipe.graded(drawn)
     found = Shares.of(graded.reward >= right, graded.prompt_index)
     counts = {
@@ -39,46 +38,46 @@ def shares(self: Round, run: Run[Any], right: float, rows: int) -> list[Row]:
         "rows": rows,
     }  # fmt: skip
     rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
-    told = [estimate(self, self.called, "train_accuracy", rate[~rate.isnan()])]
+    told = [estimate(made, made.called, "train_accuracy", rate[~rate.isnan()])]
     for each in read_json(drawn.folder / "report.json"):
         if each["metric"] != "reward":
             name = f"train_{each['metric']}"
-            told.append(row(self, self.called, name, each["value"], each["stderr"], each["n"], "rate"))
-    if self.how.rationalize:
-        told.append(row(self, self.called, "asked_with_hint", found.wrong))
-    return told + [row(self, self.called, name, count) for name, count in counts.items()]
+            told.append(row(made, made.called, name, each["value"], each["stderr"], each["n"], "rate"))
+    if made.how.rationalize:
+        told.append(row(made, made.called, "asked_with_hint", found.wrong))
+    return told + [row(made, made.called, name, count) for name, count in counts.items()]
 
 
 @torch.no_grad()
-def validated(self: Round, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
+def validated(made: Any, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
     """Greedy accuracy, also on prompts that the reference always, or sometimes, answers right; then `held_out`."""
-    if not self.validated:
+    if not made.validated:
         return []
     who.module.eval()
     policy: Any = who.policy
-    hit = greedy(problem, policy, right, self.how.batch_size)
+    hit = greedy(problem, policy, right, made.how.batch_size)
     run.write_json(GREEDY, [int(x) for x in hit])
     drawn = run.inputs["valid"]
     graded = drawn.recipe.graded(drawn)
     rate = rates(graded.reward >= right, graded.prompt_index, len(graded.prompts))
-    rows = [estimate(self, self.called, "accuracy[greedy]", hit)]
+    rows = [estimate(made, made.called, "accuracy[greedy]", hit)]
     for name, some in {"always right": rate == 1, "sometimes right": (rate > 0) & (rate < 1)}.items():
         if int(some.sum()) > 1:
-            rows.append(estimate(self, self.called, f"accuracy[greedy, {name}]", hit[some]))
+            rows.append(estimate(made, made.called, f"accuracy[greedy, {name}]", hit[some]))
     own = problem.stream.child("valid pairs")
-    return rows + held_out(self, problem, who, built([graded], self.method.fed, self.how, right, own))
+    return rows + held_out(made, problem, who, built([graded], made.method.fed, made.how, right, own))
 
 
-def held_out(self: Round, problem: Problem, who: Learner, rows: Any) -> list[Row]:
+def held_out(made: Any, problem: Problem, who: Learner, rows: Any) -> list[Row]:
     """The method's loss and metrics on validation rows."""
     if not len(rows):
         return []
-    if isinstance(rows, Groups) and self.feed.size < rows.size:
-        rows = rows.subsets(self.feed.size, problem.stream.child("valid subsets"))
-    data, objective = referred(self, problem, rows), self.objective(problem)
+    if isinstance(rows, Groups) and made.feed.size < rows.size:
+        rows = rows.subsets(made.feed.size, problem.stream.child("valid subsets"))
+    data, objective = referred(made, problem, rows), made.objective(problem)
     order = problem.stream.child("valid order")
-    once = Once(data, self.fit.batch_size, order)
-    batches = self.method.experience(once, Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, order))
+    once = Once(data, made.fit.batch_size, order)
+    batches = made.method.experience(once, Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, order))
     total = weight = 0.0
     metrics: dict[str, list[Tensor]] = {}
     for step in range(once.steps):
@@ -87,17 +86,17 @@ def held_out(self: Round, problem: Problem, who: Learner, rows: Any) -> list[Row
         total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
         for name, x in found.metrics.items():
             metrics.setdefault(name, []).append(x.double().cpu())
-    told = [row(self, self.called, "valid_loss", total / weight, n=len(data))]
+    told = [row(made, made.called, "valid_loss", total / weight, n=len(data))]
     for name, found_of in metrics.items():
         x = torch.cat(found_of)
         x = x[~x.isnan()]
-        told += [estimate(self, self.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
+        told += [estimate(made, made.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
     return told
 
 
-def referred(self: Round, problem: Problem, rows: Any) -> Any:
+def referred(made: Any, problem: Problem, rows: Any) -> Any:
     """`rows` with the reference's log-probabilities, in the precision that is validated in."""
-    if self.method.fed == "answers":
+    if made.method.fed == "answers":
         return rows.to(problem.device)
 
     def fill(samples: Any) -> Any:
@@ -110,24 +109,24 @@ def referred(self: Round, problem: Problem, rows: Any) -> Any:
     return fill(rows).to(problem.device)
 
 
-def reason_to_end(self: Round, run: Run[Any]) -> str:
+def reason_to_end(made: Any, run: Run[Any]) -> str:
     """Why no round should follow, by the settings; empty where one may."""
-    if not self.validated or not (self.how.gain or self.how.collapse):
+    if not made.validated or not (made.how.gain or made.how.collapse):
         return ""
     hit, base = hits(run), hits(run.inputs["valid"])
-    if self.how.collapse and float(hit.mean()) < self.how.collapse * float(base.mean()):
+    if made.how.collapse and float(hit.mean()) < made.how.collapse * float(base.mean()):
         said = (
             f"{float(hit.mean()):.3f} of validation prompts are right, {float(base.mean()):.3f} by the reference"
         )
-        return f"round {self.index + 1} collapsed: {said} (--feed.rounds.collapse {self.how.collapse:g})"
-    if not self.how.gain:
+        return f"round {made.index + 1} collapsed: {said} (--feed.rounds.collapse {made.how.collapse:g})"
+    if not made.how.gain:
         return ""
     before = run.inputs.get("before")
     found = McNemar.of(hit, base if before is None else hits(before))
-    if found.first > found.second and found.p <= self.how.gain:
+    if found.first > found.second and found.p <= made.how.gain:
         return ""
     said = f"{found.first} validation prompts gained, {found.second} lost (exact McNemar p = {found.p:.3g})"
-    return f"round {self.index + 1} brought no significant gain: {said}"
+    return f"round {made.index + 1} brought no significant gain: {said}"
 
 
 def hits(run: Run[Any]) -> Tensor:
