@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from tiltlm.policies.dpo import DPO
 from tiltlm.policies.exo_rw import ExoRw
 from tiltlm.policies.kto import KTO
 from tiltlm.policies.sft import SFT
-from tiltlm.problem import Facts
 from tiltlm.run import Run, ensure, find
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
@@ -263,7 +262,7 @@ class Hinted(Toy):
     table: Table = Table(12)
 
     def facts(self) -> Any:
-        return replace(super().facts(), log_z=False, **HINTS)
+        return replace(super().facts(), log_z=False, hints=True)
 
     def problem(self, runs: Any, seed: int) -> Any:
         made = super().problem(runs, seed)
@@ -276,9 +275,6 @@ class Hinted(Toy):
             return Tokens.of([[ids[0] + 6] for ids in prompts.lists()])
 
         return replace(made, prompts=own, log_z=None, hinted=hinted)
-
-
-HINTS: dict[str, Any] = {"hints": True} if "hints" in {f.name for f in fields(Facts)} else {}
 
 
 def test_what_is_right_with_a_hint_is_learnt_as_if_there_had_been_none(tmp_path):
@@ -341,11 +337,9 @@ def test_greedy_accuracy_is_that_of_the_likeliest_tokens(tmp_path):
     rows = {row["metric"]: row["value"] for row in read_json(last.folder / "report.json")}
     assert rows["accuracy[greedy]"] == pytest.approx(float((second == 2).double().mean()))
     lines = list(read_rows(last.inputs["valid"].folder / "answers.jsonl"))
-    always = torch.tensor([min(line["rewards"]) == 1 for line in lines])
-    if int(always.sum()) > 1:
-        assert rows["accuracy[greedy, always right]"] == pytest.approx(
-            float((second == 2)[always].double().mean())
-        )
+    some = torch.tensor([0 < sum(line["rewards"]) < len(line["rewards"]) for line in lines])
+    assert 1 < int(some.sum()) < 6  # some prompts, and not all
+    assert rows["accuracy[greedy, sometimes right]"] == pytest.approx(float((second == 2)[some].double().mean()))
 
 
 def test_validation_takes_all_rows_and_the_same_ones_at_every_round(tmp_path):

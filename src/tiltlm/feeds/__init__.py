@@ -19,7 +19,7 @@ from __future__ import annotations
 from tiltlm.feeds.available import default_feed, owned, rows_drawn, shares, source_of, unshared, why_not
 from tiltlm.feeds.course import Course, course_of
 from tiltlm.feeds.drawn import by_coin
-from tiltlm.feeds.fixed import Stores, first_of, fixed, judged, rows_of
+from tiltlm.feeds.fixed import Stores, first_of, fixed, judged, mapped, rows_of
 from tiltlm.feeds.settings import NEW, AnyFeed, Draws, Feed, Rounds, TwistFeed
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "first_of",
     "fixed",
     "judged",
+    "mapped",
     "owned",
     "rows_drawn",
     "rows_of",

@@ -86,6 +86,11 @@ def _referred(data: Any, problem: Problem, stores: Stores, split: Split) -> Any:
             samples = stores.refer(samples, split) if stores.refer is not None else _in_batches(samples, problem)
         return samples.to(problem.device)
 
+    return mapped(data, fill)
+
+
+def mapped(data: Any, fill: Callable[[Samples], Samples]) -> Any:
+    """`data` (Samples, Pairs, Groups) with `fill` applied to all of its rows."""
     if isinstance(data, Pairs):
         return Pairs(fill(data.chosen), fill(data.rejected))
     if isinstance(data, Groups):

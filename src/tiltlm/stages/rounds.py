@@ -17,7 +17,7 @@ from typing import Any
 import tyro
 
 from tiltlm.experience import Experience, Offline, Subsets
-from tiltlm.feeds import Rounds
+from tiltlm.feeds import Rounds, mapped
 from tiltlm.feeds.rounds import built
 from tiltlm.fit import Fit
 from tiltlm.groups import Groups
@@ -208,11 +208,7 @@ class Round(OfTask):
         else:
             model = before.recipe.learnt(before, plain).policy
             fill = partial(scored, model=model, precision=self.fit.precision)
-        if isinstance(rows, Pairs):
-            return Pairs(fill(rows.chosen), fill(rows.rejected)).to(problem.device)
-        if isinstance(rows, Groups):
-            return Groups(fill(rows.samples), rows.size).to(problem.device)
-        return fill(rows).to(problem.device)
+        return mapped(rows, fill).to(problem.device)
 
     def experience(self, problem: Problem, who: Learner, rows: Any, fit: Fit) -> Experience:
         """Batches of the rows, as the method wants them."""

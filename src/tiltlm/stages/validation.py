@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tiltlm.experience import Once
+from tiltlm.feeds import mapped
 from tiltlm.feeds.rounds import Shares, built, rates
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_json
@@ -22,7 +23,7 @@ from tiltlm.problem import Problem
 from tiltlm.ruler.mcnemar import McNemar
 from tiltlm.run import Run
 from tiltlm.samplers.scenes import OnePrompt
-from tiltlm.samples import Pairs
+from tiltlm.samples import Samples
 from tiltlm.stages.answers import GREEDY, greedy
 from tiltlm.stages.draws import score
 from tiltlm.stages.reporting import Row, estimate, row
@@ -99,14 +100,10 @@ def referred(made: Any, problem: Problem, rows: Any) -> Any:
     if made.method.fed == "answers":
         return rows.to(problem.device)
 
-    def fill(samples: Any) -> Any:
+    def fill(samples: Samples) -> Samples:
         return samples.with_(log_ref=score(samples, problem.reference))
 
-    if isinstance(rows, Pairs):
-        return Pairs(fill(rows.chosen), fill(rows.rejected)).to(problem.device)
-    if isinstance(rows, Groups):
-        return Groups(fill(rows.samples), rows.size).to(problem.device)
-    return fill(rows).to(problem.device)
+    return mapped(rows, fill).to(problem.device)
 
 
 def reason_to_end(made: Any, run: Run[Any]) -> str:
