@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Annotated, Any
 
 import torch
 import tyro
 
 from tiltlm.commands.card import card
-from tiltlm.commands.models import DTYPES, load_run
+from tiltlm.commands.models import dtype_called, load_run, new_folder
 from tiltlm.commands.process import prepare
 from tiltlm.models.causal import CausalLM
 from tiltlm.progress import note
@@ -46,18 +45,12 @@ class Export:
 def export(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Export, prog="tiltlm export", args=args)
-    if settings.out.exists():
-        raise FileExistsError(f"{settings.out} is there already: choose another --out, nothing is written over")
-    if settings.dtype not in DTYPES:
-        raise ValueError(f"--dtype {settings.dtype}: weights are of {', '.join(DTYPES)}")
+    aside, dtype = new_folder(settings.out), dtype_called(settings.dtype)
     if settings.push and not HUB_NAME.fullmatch(settings.push):
         raise ValueError(f"--push wants owner/name of a repository on the hub; got {settings.push!r}")
     prepare()
     run = load_run(Path(settings.run))
-    aside = settings.out.with_name(f".{settings.out.name}.tmp")
-    if aside.exists():  # of an export that was interrupted
-        rmtree(aside)
-    weights = written(run, aside, DTYPES[settings.dtype])
+    weights = written(run, aside, dtype)
     (aside / "README.md").write_text(card(run, settings.push or settings.out.name), encoding="utf-8")
     aside.rename(settings.out)
     note(f"{settings.out}: a plain model with tokenizer and card, {weights:,} weights; vllm serve {settings.out}")

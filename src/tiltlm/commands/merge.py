@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Annotated
 
 import tyro
 
-from tiltlm.commands.models import DTYPES
+from tiltlm.commands.models import dtype_called, new_folder
 from tiltlm.commands.process import prepare
 from tiltlm.models.merging import merged
 from tiltlm.progress import note
@@ -35,15 +34,9 @@ class Merge:
 def merge(args: list[str]) -> int:
     """Run the command."""
     settings = tyro.cli(Merge, prog="tiltlm merge", args=args)
-    if settings.out.exists():
-        raise FileExistsError(f"{settings.out} is there already: choose another --out, nothing is written over")
-    if settings.dtype not in DTYPES:
-        raise ValueError(f"--dtype {settings.dtype}: weights are of {', '.join(DTYPES)}")
+    aside, dtype = new_folder(settings.out), dtype_called(settings.dtype)
     prepare()
-    found = merged(settings.adapters, settings.base, DTYPES[settings.dtype])
-    aside = settings.out.with_name(f".{settings.out.name}.tmp")
-    if aside.exists():  # of a merge that was interrupted
-        rmtree(aside)
+    found = merged(settings.adapters, settings.base, dtype)
     found.save(aside)
     aside.rename(settings.out)
     note(f"{settings.out}: a plain model with its tokenizer, {found.model.num_parameters():,} weights")

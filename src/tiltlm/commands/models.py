@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import torch
@@ -29,6 +30,23 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+def dtype_called(name: str) -> torch.dtype:
+    """Raises ValueError, naming those there are."""
+    if name not in DTYPES:
+        raise ValueError(f"--dtype {name}: weights are of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def new_folder(out: Path) -> Path:
+    """Where to write what becomes the folder `out` by a rename, emptied of what an interrupted command left there. Raises
+    FileExistsError where `out` is there already."""
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: choose another --out, nothing is written over")
+    aside = out.with_name(f".{out.name}.tmp")
+    rmtree(aside, ignore_errors=True)
+    return aside
 
 
 @dataclass(frozen=True)
@@ -89,11 +107,10 @@ def load_decoder(name: str, device: str, dtype: str, stop: Sequence[str] = ()) -
         if (device, dtype, *stop) != ("cpu", "float32"):
             raise ValueError(f"{name} is a run: device, dtype and stop are its own; leave those options out")
         return _of_run(load_run(Path(name)))
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype}: weights are of {', '.join(DTYPES)}")
+    weights = dtype_called(dtype)
     place = device_of(device)
     try:
-        model = CausalLM.load(name, dtype=DTYPES[dtype], device=place, eos_ids=())
+        model = CausalLM.load(name, dtype=weights, device=place, eos_ids=())
     except ValueError as error:
         raise ValueError(f"{name!r} is no run of this library, and {error}") from None
     model.eos_ids = ends_of(name, stop)
