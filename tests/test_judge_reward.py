@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
 from command import tiltlm
+from http_server import answering
 from tiltlm.rewards.by_name import of_texts, text_function
 from tiltlm.rewards.gold.judge import CEILING, GPT_4, Judge, ratings_in, spending
 from tiltlm.rewards.gold.judge_ledger import Ledger, Spent
@@ -52,11 +52,8 @@ def server(tmp_path, monkeypatch) -> Iterator[tuple[Judge, type[Handler]]]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TILTLM_CACHE", str(tmp_path / "cache"))
     kind = type("Own", (Handler,), {"seen": [], "odd": []})
-    found = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield Judge("m", f"http://127.0.0.1:{found.server_port}/v1", pause=0.01), kind
-    found.shutdown()
-    found.server_close()
+    with answering(kind) as url:
+        yield Judge("m", f"{url}/v1", pause=0.01), kind
 
 
 def again(judge: Judge) -> Judge:

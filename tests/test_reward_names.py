@@ -6,10 +6,9 @@ import contextlib
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ import pytest
 from transformers import BertConfig, BertForSequenceClassification
 
 from command import tiltlm
+from http_server import answering
 from tiltlm.commands.run import parse
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.rewards.by_name import of_texts, text_function
@@ -62,11 +62,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[Handler]]]:
     kind = type("Own", (Handler,), {"seen": []})
-    found = ThreadingHTTPServer(("127.0.0.1", 0), kind)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{found.server_port}/score", kind
-    found.shutdown()
-    found.server_close()
+    with answering(kind) as url:
+        yield f"{url}/score", kind
 
 
 def test_an_endpoint_is_asked_in_batches_and_with_the_token(server, monkeypatch):
