@@ -26,7 +26,7 @@ from tiltlm.progress import note
 from tiltlm.recipes import preset_of
 from tiltlm.recipes.stages import measured
 from tiltlm.ruler.estimate import Estimate, mean
-from tiltlm.run import Run, find
+from tiltlm.run import Run, ensure, find
 from tiltlm.stages.measure import Measure
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "matrix.md"
@@ -54,12 +54,12 @@ def cells(task: str, seeds: Iterable[int]) -> dict[str, list[Measure] | str]:
 def build(tasks: Iterable[str], seeds: int, jobs: int) -> None:
     """Train and measure everything that is not there yet; what fails is said, and the rest goes on."""
     for task in tasks:
+        command = f"python bench/matrix.py --tasks {task}"
         for name, recipes in cells(task, MEASURED[task][:seeds]).items():
             for each in recipes if isinstance(recipes, list) else ():
                 try:
-                    build_all(
-                        [find(each, runs_root())], Launch(jobs=jobs), f"python bench/matrix.py --tasks {task}"
-                    )
+                    build_all([find(each, runs_root())], Launch(jobs=jobs), command)
+                    ensure(each, runs_root(), command)
                 except MISTAKES as error:
                     note(f"[red]{task}/{name}: {one_line(error)}[/]")
 

@@ -30,7 +30,7 @@ from tiltlm.progress import note
 from tiltlm.recipes import preset_of
 from tiltlm.recipes.stages import measured
 from tiltlm.ruler.estimate import mean
-from tiltlm.run import Run, find
+from tiltlm.run import Run, ensure, find
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import Measure
 
@@ -110,15 +110,13 @@ def build(tasks: Sequence[str], names: Sequence[str], seeds: int, jobs: int) -> 
     """Train and measure what is not there yet; what fails is said, and the rest goes on."""
     for seed in range(seeds):
         for task in tasks:
+            command = f"python bench/online_methods.py --tasks {task}"
             recipes = [made(task, name, seed) for name in names]
             recipes.append(reference(task, seed))
             for each in recipes:
                 try:
-                    build_all(
-                        [find(each, runs_root())],
-                        Launch(jobs=jobs),
-                        f"python bench/online_methods.py --tasks {task}",
-                    )
+                    build_all([find(each, runs_root())], Launch(jobs=jobs), command)
+                    ensure(each, runs_root(), command)
                 except MISTAKES as error:
                     note(f"[red]{task}/{each.called}, seed {seed}: {one_line(error)}[/]")
 

@@ -11,8 +11,9 @@ from tiltlm.run import Run, check_all
 
 
 def build_all(runs: Iterable[Run[Any]], launch: Launch, command: str) -> bool:
-    """Build whatever is not finished of `runs` and of what they need; whether all is done (else jobs were left behind).
+    """Build side by side whatever is not finished of `runs` and of what they need; False: jobs were left behind.
 
+    After True, `ensure` finds every run, or builds it: here with one job nothing is side by side, and all is left to it.
     Raises ValueError naming what failed.
     """
     tops = list(runs)
