@@ -60,7 +60,7 @@ TASKS = {
     "tree": Budget(64, 500, 0.03),
     "animals": Budget(64, 100, 1e-4),
     "sums-small": Budget(64, 100, 2e-4),
-    "star-graph": Budget(64, 100, 1e-4),
+    "star-graph": Budget(64, 400, 3e-4),
     "dialogues": Budget(64, 100, 1e-4),
     "math-small": Budget(64, 100, 1e-4),
 }
