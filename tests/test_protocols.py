@@ -272,7 +272,7 @@ def test_an_exam_that_was_stopped_between_lines_ends_as_one_that_was_not(world):
     assert (folder / "answers.jsonl").read_bytes() == whole and (folder / "report.json").read_text() == report
 
 
-def test_runs_and_their_checkpoints_are_measured_by_protocols(world):
+def test_runs_and_their_checkpoints_are_measured_by_protocols(world, monkeypatch):
     ruler = ("--ruler.no-absolute", "--ruler.n", "4")
     trained = run(world, "rloo", "--fit.steps", "4", "--fit.batch-size", "8", "--fit.checkpoints", "2", *ruler)
     args = ("--protocol", "greedy", "avg@2", "letters", "--split", "valid", "--subjects")
@@ -291,6 +291,15 @@ def test_runs_and_their_checkpoints_are_measured_by_protocols(world):
     assert (
         len(list((world / "runs" / "letters" / "rloo@greedy").iterdir())) == 3
     )  # the best, step 2, two questions
+    started: list[tuple[list[str], int]] = []
+
+    def leave_behind(runs, launch, command):
+        started.append(([each.recipe.stage for each in runs], launch.jobs))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tiltlm.commands.measure.build_all", leave_behind)
+        left = tiltlm("measure", str(trained), *args, "--questions", "1", "--jobs", "2", cwd=world)
+    assert started == [(["rloo@greedy", "rloo@avg@2", "rloo@letters"], 2)] and not left.stdout
     wrong = tiltlm("measure", f"{trained}@3", "--protocol", "greedy", cwd=world, check=False)
     assert wrong.returncode == 2 and "has no checkpoint '3'; there are 2, 4" in wrong.stderr
 

@@ -20,7 +20,7 @@ from tiltlm.jsonl import read_json
 from tiltlm.progress import note
 from tiltlm.ruler.accuracies import accuracies, subjects
 from tiltlm.ruler.table import read_report
-from tiltlm.run import Run, ensure, find
+from tiltlm.run import Run, find
 from tiltlm.stages.cells import default_cell
 from tiltlm.stages.examine import Examine, ExamSettings
 from tiltlm.stages.learn import Learn
@@ -28,11 +28,8 @@ from tiltlm.stages.measure import Measure, RulerSettings
 from tiltlm.stages.rounds import Round
 
 
-def examined(
-    names: Sequence[str], protocols: Sequence[str], exam: ExamSettings, command: str = ""
-) -> list[tuple[Run[Examine], str]]:
-    """The finished exams of the models that are named, built where they are not there yet; and what to call each (empty: as
-    its report does).
+def exams_of(names: Sequence[str], protocols: Sequence[str], exam: ExamSettings) -> list[tuple[Run[Examine], str]]:
+    """The exams of the models that are named, finished or not; and what to call each (empty: as its report does).
 
     names: RUN, RUN@STEP, RUN@round2, or NAME=FOLDER for a model trained elsewhere, which is asked what the first run's is.
     Raises ValueError for runs that hold no method's model, and for tasks without questions.
@@ -53,7 +50,7 @@ def examined(
                 _refuse_other_round(run, each, at)
             first = first or (asked[0], run.folder.parents[2])
         recipes = [Examine.of(each, how, replace(exam, at=at)) for each in asked for how in protocols]
-        found += [(ensure(recipe, first[1], command), label) for recipe in recipes]
+        found += [(find(recipe, first[1]), label) for recipe in recipes]
     return found
 
 

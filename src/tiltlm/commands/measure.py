@@ -30,7 +30,7 @@ from tiltlm.commands.compared import (
     measured,
     same_prompts,
 )
-from tiltlm.commands.exams import examined, show_exams
+from tiltlm.commands.exams import exams_of, show_exams
 from tiltlm.commands.launch.building import build_all
 from tiltlm.commands.launch.settings import launching
 from tiltlm.commands.models import load_run
@@ -90,9 +90,11 @@ def measure(args: list[str]) -> int:
     metrics, command = _metrics(settings.metrics), shlex.join(["tiltlm", "measure", *args])
     if settings.protocol:
         asked = ExamSettings(settings.split, settings.questions)
-        return show_exams(
-            examined(settings.runs, settings.protocol, asked, command), settings.subjects, settings.out
-        )
+        exams = exams_of(settings.runs, settings.protocol, asked)
+        if not build_all([run for run, _ in exams], launch, command):
+            return 0
+        done = [(ensure(run.recipe, run.folder.parents[2], command), label) for run, label in exams]
+        return show_exams(done, settings.subjects, settings.out)
     runs, called = gathered(settings.runs)
     models = [run for run in runs if run.folder in called]
     if not build_all(models, launch, command):
