@@ -1,19 +1,25 @@
-"""What stands on the report page, worked out by hand: verdicts, warnings, stages apart from methods, thinned curves."""
+"""What stands on the report page, by hand: verdicts, warnings, stages apart from methods, curves, samples, seeds."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import tracemalloc
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
 import torch
 
 from test_compare import Aim, Other, Third, Toy, noise, run_of
-from tiltlm.commands.compared import contestants
+from tiltlm.commands.compared import contestants, what_differs
 from tiltlm.commands.page_curves import POINTS, by_metric, curves, thinned
-from tiltlm.commands.page_tables import alike, result_tables, verdict, verdicts, warnings
+from tiltlm.commands.page_samples import SamplesTable, choice
+from tiltlm.commands.page_tables import alike, result_tables, verdict, verdicts, warnings, wide
+from tiltlm.commands.report import pieces
+from tiltlm.recipes import recipe
+from tiltlm.ruler.estimate import Estimate, t_975
 from tiltlm.ruler.judge import doubt
+from tiltlm.ruler.table import over_seeds
 from tiltlm.run import Run
 
 
@@ -142,3 +148,82 @@ def test_a_method_that_shares_no_seed_with_the_highest_is_not_called_the_highest
     said = {row["method"]: row["verdict"] for row in found["rows"]}
     assert said["toy"] == "the highest" and said["third"] == "not compared with the highest: no seed in common"
     assert "not told apart from third" in found["title"]
+
+
+# ---- samples ------------------------------------------------------------------------------------------------
+
+
+def test_rows_go_to_the_page_one_by_one(tmp_path):
+    """16 MB of samples are written with less than 1 MB in memory."""
+    line = json.dumps({"completion": "x" * 4000}) + "\n"
+    run = run_of(tmp_path, Toy(), {"reward": noise("toy", 3)})
+    (run.folder / "samples.jsonl").write_text(line * 4000)
+    table = SamplesTable([run], {run.folder: "it"}, 4000, tmp_path / "page.html").table()
+    tracemalloc.start()
+    written = sum(map(len, pieces({"samples": table})))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert written > 16e6 and peak < 1e6
+
+
+def test_where_rewards_say_nothing_all_are_random_and_what_is_no_number_is_not_extreme(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    path.write_text('{"reward": 1}\n{"reward": 1.0}\n' * 20 + '{"reward": null}\n' * 60)
+    assert set(choice(path, 100, 40).values()) == {"at random"} and len(choice(path, 100, 40)) == 40
+    path.write_text('{"reward": NaN}\n' * 50 + '{"reward": 1}\n{"reward": Infinity}\n' + '{"reward": NaN}\n' * 48)
+    found = choice(path, 100, 4)
+    assert found[51] == "highest reward" and found[50] == "lowest reward" and len(found) == 4
+
+
+# ---- the numbers over seeds ---------------------------------------------------------------------------------
+
+
+def test_students_quantiles_against_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in (1, 2, 5, 10, 11, 20, 100, 10_000):
+        assert t_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-4)
+    with pytest.raises(ValueError, match="at least one degree"):
+        t_975(0)
+
+
+def test_over_three_seeds_by_hand():
+    """1, 2, 3: mean 2, standard error 1/√3, t(2) = 4.3027: 2 ± 2.484."""
+    rows = [
+        {"method": "a", "metric": "m", "seed": k, "value": v, "stderr": 0.1, "certified": v - 1}
+        for k, v in enumerate((1.0, 2.0, 3.0))
+    ]
+    (row,) = over_seeds(rows)
+    assert "certified" not in row  # one seed's alone
+    assert row["n"] == 3 and row["stderr"] == pytest.approx(3**-0.5)
+    assert (row["low"], row["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
+    assert Estimate(1.0, 0.1, 1).interval() == (-torch.inf, torch.inf)
+
+
+def test_a_bracketed_log_z_stays_an_interval_over_seeds():
+    rows = [
+        {
+            "method": "a",
+            "metric": "m",
+            "value": v,
+            "stderr": 0.1,
+            "low": v - 1,
+            "high": v + 2,
+            "gap": 3.0,
+            "seed": v,
+        }
+        for v in (1.0, 2.0)
+    ]
+    (row,) = over_seeds(rows)
+    half = (
+        12.7062 * 0.5
+    )  # Student's t with two seeds: the spread over seeds is in it, beyond the bracket's mean ends
+    assert (row["low"], row["high"], row["gap"]) == pytest.approx((0.5 - half, 3.5 + half, 3.0), abs=1e-3)
+    assert wide([row], "t", "")["rows"][0]["m"]["t"] == "[-5.853, 9.853]"
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_told_apart():
+    one = recipe("animals/ctl")
+    other = replace(one, task=one.task.at(0.1))
+    assert what_differs([one, other, replace(one, seed=7)]) == ["task.beta=1.0", "task.beta=0.1", "task.beta=1.0"]
+    assert what_differs([one, replace(one, seed=7)]) == ["", ""]
+    assert what_differs([one, recipe("animals/dpg")]) == ["", ""]  # other stages are no variants

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from command import tiltlm
-from tiltlm.commands.compared import what_differs
-from tiltlm.commands.page_tables import wide
-from tiltlm.commands.report import render
-from tiltlm.ruler.estimate import Estimate, t_975
-from tiltlm.ruler.table import over_seeds
+from tiltlm.commands.report import pieces
+from tiltlm.recipes import recipe
+from tiltlm.run import Run, begin, find, provenance
+from tiltlm.samples import Samples, Tokens
 
 FLAGS = [
     "--task.model=",
@@ -85,8 +87,8 @@ def test_nothing_is_loaded_from_elsewhere(page):
 
 
 def test_no_text_can_end_the_element_it_stands_in():
-    text = render({"title": EVIL + "\u2028"})
-    assert EVIL not in text and text.count("</script>") == render({"title": ""}).count("</script>")
+    text, plain = ("".join(pieces({"title": title})) for title in (EVIL + "\u2028", ""))
+    assert EVIL not in text and text.count("</script>") == plain.count("</script>")
     assert json.loads(re.search(r'id="page">(.*?)</script>', text, re.S).group(1))["title"] == EVIL + "\u2028"
 
 
@@ -117,8 +119,8 @@ def browser():
         found.close()
 
 
-@pytest.fixture
-def tab(browser, page):
+@contextmanager
+def opened(browser, page: Path) -> Iterator[Any]:
     """The page, opened offline; any complaint of the browser fails the test."""
     context = browser.new_context(offline=True)
     tab, complaints = context.new_page(), []
@@ -129,6 +131,12 @@ def tab(browser, page):
     yield tab
     context.close()
     assert not complaints, complaints
+
+
+@pytest.fixture
+def tab(browser, page):
+    with opened(browser, page) as tab:
+        yield tab
 
 
 def column(tab, name: str) -> list[str]:
@@ -207,59 +215,73 @@ def test_results_sort_too_missing_values_last(tab):
     assert shown == sorted(shown, reverse=True)
 
 
-# ---- the numbers over seeds ---------------------------------------------------------------------------------
+# ---- many samples -------------------------------------------------------------------------------------------
 
 
-def test_students_quantiles_against_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    for freedom in (1, 2, 5, 10, 11, 20, 100, 10_000):
-        assert t_975(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=2e-4)
-    with pytest.raises(ValueError, match="at least one degree"):
-        t_975(0)
+MANY = 100_000
 
 
-def test_over_three_seeds_by_hand():
-    """1, 2, 3: mean 2, standard error 1/√3, t(2) = 4.3027: 2 ± 2.484."""
-    rows = [
-        {"method": "a", "metric": "m", "seed": k, "value": v, "stderr": 0.1, "certified": v - 1}
-        for k, v in enumerate((1.0, 2.0, 3.0))
-    ]
-    (row,) = over_seeds(rows)
-    assert "certified" not in row  # one seed's alone
-    assert row["n"] == 3 and row["stderr"] == pytest.approx(3**-0.5)
-    assert (row["low"], row["high"]) == pytest.approx((2 - 2.4841, 2 + 2.4841), abs=1e-3)
-    assert Estimate(1.0, 0.1, 1).interval() == (-torch.inf, torch.inf)
+def run_with(samples: str, root: Path) -> Run:
+    """A finished run with these lines as its samples, made without any model."""
+    run = find(recipe("animals/reference"), root)
+    begin(run)
+    run.write_json("provenance.json", provenance(0, ""))
+    (run.folder / "samples.jsonl").write_text(samples)
+    (run.folder / "DONE").touch()
+    return run
 
 
-def test_a_bracketed_log_z_stays_an_interval_over_seeds():
-    rows = [
-        {
-            "method": "a",
-            "metric": "m",
-            "value": v,
-            "stderr": 0.1,
-            "low": v - 1,
-            "high": v + 2,
-            "gap": 3.0,
-            "seed": v,
-        }
-        for v in (1.0, 2.0)
-    ]
-    (row,) = over_seeds(rows)
-    half = (
-        12.7062 * 0.5
-    )  # Student's t with two seeds: the spread over seeds is in it, beyond the bracket's mean ends
-    assert (row["low"], row["high"], row["gap"]) == pytest.approx((0.5 - half, 3.5 + half, 3.0), abs=1e-3)
-    assert wide([row], "t", "")["rows"][0]["m"]["t"] == "[-5.853, 9.853]"
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Run:
+    """100,000 samples of rewards 0 to 99,999, each once, in no order."""
+    lines = (f'{{"prompt": "p", "completion": "c{k} ", "reward": {k * 37 % MANY}}}\n' for k in range(MANY))
+    return run_with("".join(lines), tmp_path_factory.mktemp("many") / "runs")
 
 
-def test_runs_that_differ_in_more_than_the_seed_are_told_apart():
-    from dataclasses import replace
+def test_of_many_samples_it_shows_random_and_extreme_ones_and_where_the_rest_is(browser, many, tmp_path):
+    """The places of those drawn at random: their mean is 50,000 within 4 standard errors of 28,868/√100."""
+    tiltlm("report", str(many.folder), "--out", "page.html", cwd=tmp_path)
+    rewards = {"at random": [], "highest reward": [], "lowest reward": []}
+    for row in content(tmp_path / "page.html")["samples"]["rows"]:
+        rewards[row["shown as"]].append(row["reward"])
+    assert set(rewards["highest reward"]) <= set(range(MANY - 50, MANY)) and len(rewards["highest reward"]) > 40
+    assert set(rewards["lowest reward"]) <= set(range(50)) and len(rewards["lowest reward"]) > 40
+    assert len(set(rewards["at random"])) == 100
+    places = [reward * pow(37, -1, MANY) % MANY for reward in rewards["at random"]]
+    assert abs(sum(places) / 100 - MANY / 2) < 4 * 2887
+    assert (tmp_path / "page.html").stat().st_size < 100_000
+    with opened(browser, tmp_path / "page.html") as tab:
+        said = tab.locator(".rest")
+        assert "200 shown of 100,000 in samples.jsonl" in said.locator("li").inner_text()
+        assert Path(said.locator("a").evaluate("link => new URL(link.href).pathname")).samefile(
+            many.folder / "samples.jsonl"
+        )
+        tab.locator("#samples input[type=search]").fill("highest")
+        assert tab.locator("#samples [role=status]").inner_text().endswith("(200 in all)")
 
-    from tiltlm.recipes import recipe
 
-    one = recipe("animals/ctl")
-    other = replace(one, task=one.task.at(0.1))
-    assert what_differs([one, other, replace(one, seed=7)]) == ["task.beta=1.0", "task.beta=0.1", "task.beta=1.0"]
-    assert what_differs([one, replace(one, seed=7)]) == ["", ""]
-    assert what_differs([one, recipe("animals/dpg")]) == ["", ""]  # other stages are no variants
+def test_a_page_of_100_000_samples_sorts_and_filters_and_shows_fifty_at_a_time(browser, many, tmp_path):
+    tiltlm("report", str(many.folder), "--out", "page.html", "--samples", str(MANY), cwd=tmp_path)
+    with opened(browser, tmp_path / "page.html") as tab:
+        status = tab.locator("#samples [role=status]")
+        assert status.inner_text() == "1–50 of 100000" and tab.locator(".rest").count() == 0
+        tab.locator("#samples th button", has_text=re.compile("^reward$")).click()
+        tab.locator("#samples .more").click()
+        assert column(tab, "reward") == [str(k) for k in range(MANY - 51, MANY - 101, -1)]
+        tab.locator("#samples input[type=search]").fill("c77777 ")
+        assert column(tab, "completion") == ["c77777"] and status.inner_text() == "1–1 of 1 (100000 in all)"
+        assert tab.evaluate("document.querySelectorAll('*').length") < 1000
+
+
+def test_draws_that_are_kept_as_ids_alone_are_named_and_a_broken_file_leaves_no_page(tmp_path):
+    run = run_with('{"prompt": "a", "completion": "b"}\n\n', tmp_path / "runs")
+    ids = torch.zeros(7, 1, dtype=torch.int64)
+    Samples(Tokens.of([[0]]), ids[:, 0], ids, ids == 0).save(run.folder / "samples.safetensors")
+    tiltlm("report", str(run.folder), "--out", "page.html", cwd=tmp_path)
+    (said,) = content(tmp_path / "page.html")["samples"]["rest"]
+    assert (said["shown"], said["texts"], said["drawn"]) == (1, 1, 7)
+    assert (tmp_path / said["href"]).samefile(run.folder)
+    (run.folder / "samples.jsonl").write_text('{"prompt": "a"}\n{"prompt')
+    done = tiltlm("report", str(run.folder), "--out", "other.html", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and "samples.jsonl:2" in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["page.html"]

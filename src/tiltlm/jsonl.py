@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -171,11 +171,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file as UTF-8, aside first: a reader never sees half of it. Two processes do not share their aside."""
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text file (a text, or its pieces) as UTF-8, aside first: a reader never sees half of it. Two processes do
+    not share their aside."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines([text] if isinstance(text, str) else text)
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)

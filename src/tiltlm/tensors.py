@@ -41,6 +41,12 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict[s
         return load_file(str(path), device=str(device))
 
 
+def length_of(path: str | Path, name: str) -> int:
+    """The first dimension of the tensor called `name`, read off the header."""
+    with _reading(path), safe_open(str(path), "pt") as file:
+        return int(file.get_slice(name).get_shape()[0])
+
+
 def notes_of(path: str | Path) -> dict[str, str]:
     """The notes in a file's header."""
     with _reading(path), safe_open(str(path), "pt") as file:

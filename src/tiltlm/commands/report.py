@@ -1,16 +1,15 @@
 """`tiltlm report RUN…`: one self-contained HTML page of tables, pictures and samples; it needs no network.
 
-The page is a template (`report.html`) and one JSON value. Texts go into the page as text, never as markup: what a
-model wrote cannot run.
+The page is a template (`report.html`) and one JSON value, written piece by piece: no more than a sample at a time is in
+memory. Texts go into the page as text, never as markup: what a model wrote cannot run.
 """
 
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,9 +20,10 @@ import tyro
 from tiltlm import __version__
 from tiltlm.commands.models import load_run
 from tiltlm.commands.page_curves import curves
-from tiltlm.commands.page_tables import Row, differences_table, number, result_tables, verdicts, warnings
+from tiltlm.commands.page_samples import SamplesTable
+from tiltlm.commands.page_tables import Row, differences_table, result_tables, verdicts, warnings
 from tiltlm.commands.process import prepare
-from tiltlm.jsonl import read_json, read_rows
+from tiltlm.jsonl import read_json, write_whole
 from tiltlm.progress import note
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.run import Run
@@ -40,7 +40,7 @@ class Report:
     """The page to write."""
 
     samples: int = 200
-    """Samples of each run, at most."""
+    """Samples of each run, at most: of more, half of these at random, half those of the highest and lowest reward."""
 
     title: str = "tiltlm report"
 
@@ -63,7 +63,8 @@ def report(args: list[str]) -> int:
     runs = with_inputs([load_run(folder) for folder in settings.runs if folder not in unfinished])
     if not runs:
         raise ValueError("none of these runs is finished: run their recipes again to complete them")
-    samples = samples_table(runs, settings.samples)
+    labels = names_of(runs)
+    samples = SamplesTable(runs, labels, settings.samples, settings.out)
     page = {
         "title": settings.title,
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -73,23 +74,43 @@ def report(args: list[str]) -> int:
         "tables": [table for table in (*result_tables(runs), differences_table(runs)) if table["rows"]],
         "pictures": [picture for run in runs for picture in pictures(run)],
         "curves": training(runs),
-        "samples": samples,
-        "runs": [{**about(run), "name": name} for run, name in zip(runs, names_of(runs).values(), strict=True)],
+        "samples": samples.table(),
+        "runs": [{**about(run), "name": labels[run.folder]} for run in runs],
     }
-    settings.out.write_text(render(page), encoding="utf-8")
+    write_whole(settings.out, pieces(page))
     size = settings.out.stat().st_size / 1e6
-    note(f"{len(runs)} runs, {len(samples['rows'])} samples, {size:.1f} MB, opens in any browser")
+    note(f"{len(runs)} runs, {samples.count} samples, {size:.1f} MB, opens in any browser")
     print(settings.out)
     return 0
 
 
-def render(page: Mapping[str, Any]) -> str:
-    """The template with `page` in it: JSON in which no character can end the script element it stands in."""
-    text = json.dumps(page, ensure_ascii=False, allow_nan=False)
-    for bad in "<>&\u2028\u2029":
-        text = text.replace(bad, f"\\u{ord(bad):04x}")
+def pieces(page: Mapping[str, Any]) -> Iterator[str]:
+    """The template with `page` in it, as JSON in which no character can end the script element it stands in."""
     template = files("tiltlm.commands").joinpath("report.html").read_text(encoding="utf-8")
-    return template.replace("__PAGE__", text)
+    before, after = template.split("__PAGE__")
+    yield before
+    for text in encoded(page):
+        for bad in "<>&\u2028\u2029":
+            text = text.replace(bad, f"\\u{ord(bad):04x}")
+        yield text
+    yield after
+
+
+def encoded(value: Any) -> Iterator[str]:
+    """A value's JSON in pieces: entries in their order, and the items of an iterator one by one, as an array."""
+    if isinstance(value, Mapping):
+        yield "{"
+        for k, (name, inner) in enumerate(value.items()):
+            yield f"{',' if k else ''}{json.dumps(name)}:"
+            yield from encoded(inner)
+        yield "}"
+    elif isinstance(value, Iterator):
+        yield "["
+        for k, item in enumerate(value):
+            yield f"{',' if k else ''}{json.dumps(item, ensure_ascii=False, allow_nan=False)}"
+        yield "]"
+    else:
+        yield json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def with_inputs(runs: Iterable[Run[Any]]) -> list[Run[Any]]:
@@ -104,7 +125,7 @@ def with_inputs(runs: Iterable[Run[Any]]) -> list[Run[Any]]:
     return list(found.values())
 
 
-# ---- pictures, samples, runs --------------------------------------------------------------------------------
+# ---- pictures, curves, runs --------------------------------------------------------------------------------
 
 
 def pictures(run: Run[Any]) -> list[Row]:
@@ -122,27 +143,6 @@ def training(runs: Sequence[Run[Any]]) -> list[Row]:
     return [{"name": name, "metrics": found} for run, name in named if (found := curves(run.folder))]
 
 
-def samples_table(runs: Sequence[Run[Any]], most: int) -> Row:
-    """All runs' samples.jsonl in one table; numbers stay numbers, everything else becomes text."""
-    rows: list[Row] = []
-    names, numeric = dict.fromkeys(("run", "prompt", "completion")), set()
-    labels = names_of(runs)
-    for run in runs:
-        path = run.folder / "samples.jsonl"
-        if not path.is_file():
-            continue
-        for line in itertools.islice(read_rows(path, ()), most):
-            row: Row = {"run": labels[run.folder]}
-            for name, value in line.items():
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                numeric |= {name} if is_number else set()
-                row[name] = number(value) if is_number else text_of(value)
-            names |= dict.fromkeys(row)
-            rows.append(row)
-    columns = [{"key": name, "label": name, "numeric": name in numeric} for name in names]
-    return {"title": "Samples", "columns": columns, "rows": rows}
-
-
 def names_of(runs: Sequence[Run[Any]]) -> dict[Path, str]:
     """What to call every run: recipe and seed, and its key where that is not enough."""
     plain = [f"{run.recipe.name} · seed {run.recipe.seed}" for run in runs]
@@ -150,10 +150,6 @@ def names_of(runs: Sequence[Run[Any]]) -> dict[Path, str]:
         run.folder: name if plain.count(name) == 1 else f"{name} [{run.key}]"
         for run, name in zip(runs, plain, strict=True)
     }
-
-
-def text_of(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def about(run: Run[Any]) -> Row:
