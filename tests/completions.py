@@ -73,6 +73,10 @@ class Completions:
             with self._one:
                 self.tokens.append(request.headers.get("authorization", ""))
                 self.asked.append(body)
+                if body["model"] not in (self.name, *self.also):
+                    return JSONResponse(
+                        {"error": {"message": f"The model `{body['model']}` does not exist."}}, 404
+                    )
                 if self.strict and "return_token_ids" in body:
                     return JSONResponse({"detail": "Unexpected fields in the request"}, 422)
                 self._tries[str(body.get("request_id"))] += 1

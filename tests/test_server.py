@@ -116,7 +116,11 @@ def test_a_server_that_is_not_there_is_named(model):
 @pytest.mark.parametrize(
     ("served", "asked", "words"),
     [
-        ({}, {"model": "huge"}, "names no model 'huge': it has tiny; name one of them"),
+        (
+            {},
+            {"model": "huge"},
+            r"404 Not Found: .*`huge` does not exist.*; models that it has: tiny; name one of them",
+        ),
         ({"also": ("other",)}, {}, "names more or less than one model: it has tiny, other"),
         ({"ids": False}, {}, r"answered without token ids\. log q is that of the very tokens .* texts alone"),
         ({"logprobs": False}, {}, "answered without their log-probabilities"),

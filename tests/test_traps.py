@@ -23,7 +23,7 @@ from tiltlm.policies.sft import SFT
 from tiltlm.run import Run, ensure
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.stages.answers import read
+from tiltlm.stages.answer_lines import read
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.rounds import Round, chain
 from tiltlm.train import Course, Pace

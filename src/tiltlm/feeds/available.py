@@ -47,7 +47,7 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if fed == "live" and feed.source not in ("task", "live"):
         return f"it learns from the policy's own draws, and from no others: leave --feed.source {feed.source} out"
     if source == "rounds":
-        return _why_no_rounds(facts, method, feed)
+        return _why_no_rounds(facts, method, feed) or (_unserved(facts, feed, source) if feed.draw.url else None)
     if feed.rounds != Rounds():
         return "it does not learn in rounds: set --feed.source rounds as well, or leave --feed.rounds out"
     if source == "live" and fed in ("answers", "values"):
@@ -91,9 +91,9 @@ def _unserved(facts: Facts, feed: Feed, source: Source) -> str | None:
         return "a server draws from a transformer that sees the prompt alone: leave --feed.draw.url out"
     if source == "stored":
         return None
-    if feed.draw.text:
+    if feed.draw.text and source != "rounds":
         return "new rows want the log q of the tokens that were drawn, and texts have none: leave --feed.draw.text out"
-    if source == "live" and not feed.draw.weights:
+    if source in ("live", "rounds") and not feed.draw.weights:
         return "the server has to follow the policy: --feed.draw.weights FOLDER, one that both can read"
     return None
 

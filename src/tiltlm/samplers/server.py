@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.rewards.masking import mask
 from tiltlm.rewards.posting import Posting
 from tiltlm.samplers.serving import MISMATCH, TOKEN, Serving
 from tiltlm.samples import Samples, Tokens
@@ -89,23 +90,25 @@ class Server:
 
     @cached_property
     def name(self) -> str:
-        """The served model's name. Raises ValueError where the server has no such model, or several and none was named.
-
-        Servers of texts need not list what they have loaded (transformers' does not): what was named is believed.
-        """
-        if self.how.text and self.how.model:
+        """The served model's name: as it is called (the server has the last word: some list other models than they have
+        loaded), or the only one there is. Raises ValueError where there are several, or none."""
+        if self.how.model:
             return self.how.model
+        names = self.listed()
+        if len(names) == 1:
+            return names[0]
+        raise ValueError(
+            f"{mask(self.how.url)} names more or less than one model: it has {', '.join(names) or 'none'}; name one of "
+            "them (draw.model)"
+        )
+
+    def listed(self) -> list[str]:
+        """The names of the models that the server says it has. Raises ValueError where it says none of the kind."""
         listing = replace(self.posting, url=self.how.url.rstrip("/") + "/models", method="GET")
         with listing.client() as client:
             answer = listing.ask(client, None)
         found = answer.get("data") if isinstance(answer, dict) else None
-        names = [str(each.get("id")) for each in found or () if isinstance(each, dict)]
-        if self.how.model in names or (not self.how.model and len(names) == 1):
-            return self.how.model or names[0]
-        wanted = f"no model {self.how.model!r}" if self.how.model else "more or less than one model"
-        raise ValueError(
-            f"{listing.shown} names {wanted}: it has {', '.join(names) or 'none'}; name one of them (draw.model)"
-        )
+        return [str(each.get("id")) for each in found or () if isinstance(each, dict)]
 
     def __call__(
         self, prompts: Tokens, *, n: int = 1, max_new_tokens: int, stream: Stream, rows: Tensor | None = None
@@ -150,6 +153,9 @@ class Server:
         except ValueError as error:
             if "answered 422" in str(error) and not self.how.text:
                 raise ValueError(f"{error}: it knows no such fields, and returns no token ids. {IDS}") from None
+            if "answered 404" in str(error) and self.how.model:
+                known = ", ".join(self.listed()) or "none"
+                raise ValueError(f"{error}; models that it has: {known}; name one of them (draw.model)") from None
             raise
         try:
             (choice,) = answer["choices"]

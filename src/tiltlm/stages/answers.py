@@ -7,8 +7,9 @@ interrupted stage goes on behind the last one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from tiltlm.feeds.rounds import Shares, disagreement, rates
+from tiltlm.feeds.served import Following
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.nets import begun
@@ -29,10 +31,14 @@ from tiltlm.ruler.power import before_a_run
 from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.ancestral import Warp, Warped, draw, draw_in_batches
+from tiltlm.samplers.reloading import reload
+from tiltlm.samplers.server import Server
+from tiltlm.samplers.serving import HERE, Drawer, Serving
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.settings import ADDED, SPEED, at_least_one
-from tiltlm.stages.draws import Make, append, short_numbers
+from tiltlm.stages.answer_lines import answered, lines_of, per_prompt, read
+from tiltlm.stages.draws import append, served
 from tiltlm.stages.reporting import Row, estimate, row
 from tiltlm.stages.stored_answers import stored
 from tiltlm.stages.task import OfTask, Task
@@ -42,9 +48,6 @@ OVER = "over.json"
 
 GREEDY = "greedy.json"
 """Of each validation prompt, whether the likeliest tokens answer it right (0 or 1)."""
-
-SPACING = 1 << 20
-"""Between the random numbers of one prompt's answers and the next one's: as many could be drawn of each."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,17 @@ class Answers(OfTask):
     samples: str = field(default="", metadata=ADDED)
     """A file of answers to take instead of drawing any: lines of ours (.jsonl), or STaR's generated.csv."""
 
+    draw: Serving = field(default=HERE, metadata=ADDED)
+    """The server that draws (none: this process); where `weights` names a folder, it is given the policy's first."""
+
     seed: int = 0
 
     def __post_init__(self) -> None:
         at_least_one(self, "n", "rows")
         if self.prompts < 0:
             raise ValueError(f"prompts are the first ones, 0 for all; got {self.prompts}")
+        if self.samples and self.draw.url:
+            raise ValueError("answers of a file are not drawn: leave draw.url out, or the file")
         if self.samples and self.hinted:
             raise ValueError("answers of a file are not asked for again: leave hints out, or the file")
 
@@ -114,6 +122,8 @@ class Answers(OfTask):
             raise ValueError(
                 f"{self.name}: answers are given to many prompts, and {self.task.name} has not several"
             )
+        if self.draw.url and not self.task.facts().network:
+            raise ValueError(f"{self.name}: a server draws from a transformer: leave draw.url out")
         if self.samples and not Path(self.samples).is_file():
             raise ValueError(f"{self.samples}: no such file of answers")
 
@@ -126,7 +136,7 @@ class Answers(OfTask):
         if not self.samples or self.split == "valid":
             policy = self.answering(run, problem)
         if not self.samples:
-            self.draw(run, problem, policy)
+            self.ask(run, problem, self.drawer(problem, policy))
         report = self.report(run)
         if self.split == "valid":
             hit = greedy(problem, policy, right_from(problem.facts, self.right), self.rows)
@@ -163,14 +173,23 @@ class Answers(OfTask):
         """What the prompts ask; none where answers are not graded."""
         return problem.questions.get(self.split, ())[: self.prompts or None]
 
-    def draw(self, run: Run[Any], problem: Problem, policy: LanguageModel) -> None:
+    def drawer(self, problem: Problem, policy: LanguageModel) -> Drawer:
+        """What draws: the policy, here or on a server."""
+        if not self.draw.url:
+            return partial(draw, policy)
+        if self.draw.weights:
+            server = Server.of(self.draw, policy, problem.tokenizer)
+            Following(server, policy, Path(self.draw.weights), partial(reload, server)).follow(0)
+        return served(self.draw, policy, problem.tokenizer, self.name)
+
+    def ask(self, run: Run[Any], problem: Problem, drawer: Drawer) -> None:
         asked, own = self.asked(problem), self.stream(problem)
         questions = self.questions(problem)
         with steps(self.name) as on_step:
-            lines = answered(problem, policy, asked, asked, questions, self.n, own)
+            lines = answered(problem, drawer, asked, asked, questions, self.n, own)
             append(run.folder / "answers.jsonl", lines, len(asked), max(1, self.rows // self.n), on_step)
         if self.hinted:
-            self.ask_again(run, problem, policy, asked, own.child("hinted"))
+            self.ask_again(run, problem, drawer, asked, own.child("hinted"))
 
     def take(self, run: Run[Any], problem: Problem) -> None:
         """The answers of the file; prompts that it has none to get an empty line."""
@@ -182,9 +201,7 @@ class Answers(OfTask):
     def stream(self, problem: Problem) -> Stream:
         return problem.stream.child("answers", self.split, 0 if self.before is None else self.before.index + 1)
 
-    def ask_again(
-        self, run: Run[Any], problem: Problem, policy: LanguageModel, asked: Tokens, own: Stream
-    ) -> None:
+    def ask_again(self, run: Run[Any], problem: Problem, drawer: Drawer, asked: Tokens, own: Stream) -> None:
         """Prompts without a right answer, with a hint."""
         if problem.hinted is None:
             raise ValueError(f"{self.task.name} has no hints: leave --feed.rounds.rationalize out")
@@ -196,7 +213,7 @@ class Answers(OfTask):
         questions = [own_questions[k] for k in never] if own_questions else ()
         with steps(f"{self.name} with a hint") as on_step:
             found = answered(
-                problem, policy, plain, problem.hinted(plain), questions, self.n, own, torch.tensor(never)
+                problem, drawer, plain, problem.hinted(plain), questions, self.n, own, torch.tensor(never)
             )
             append(run.folder / "hinted.jsonl", found, len(plain), max(1, self.rows // self.n), on_step)
 
@@ -284,75 +301,3 @@ def greedy(problem: Problem, policy: LanguageModel, right: float, rows_at_once: 
         stream=problem.stream.child("greedy"), batch_size=rows_at_once,
     )  # fmt: skip
     return (problem.target.reward(drawn) >= right).double().cpu()
-
-
-def answered(
-    problem: Problem, policy: LanguageModel, plain: Tokens, put: Tokens, questions: Sequence[Question], n: int,
-    own: Stream, numbers: Tensor | None = None,
-) -> Make:  # fmt: skip
-    """(begin, end) -> the lines of those prompts: drawn for `put`, graded as answers to `plain`, which ask `questions`
-    (none where answers are not graded). Answer j to the prompt called i follows from i and j alone, however many are drawn
-    of each. numbers: what prompts are called, int64 [P] (default: their places)."""
-    called = torch.arange(len(plain)) if numbers is None else numbers.cpu()
-
-    def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
-        asked, read_as = put.select(slice(begin, end)).cropped(), plain.select(slice(begin, end)).cropped()
-        number = called[begin:end, None] * SPACING + torch.arange(n)
-        drawn = draw(policy, asked, n=n, max_new_tokens=problem.width, stream=own, rows=number.flatten())
-        samples = replace(drawn, prompts=read_as)
-        yield from lines_of(problem, samples.with_(reward=problem.target.reward(samples)), questions[begin:end])
-
-    return make
-
-
-def lines_of(problem: Problem, samples: Samples, questions: Sequence[Question] = ()) -> Iterator[dict[str, Any]]:
-    """A line a prompt, with all its answers; samples: those of a prompt side by side, with rewards and `finished`;
-    questions: what each prompt asks, where answers are graded."""
-    assert samples.reward is not None and samples.finished is not None
-    texts, done = problem.rows(samples), samples.completions.lists()
-    columns: dict[str, list[Any]] = {
-        "completions": [line["completion"] for line in texts], "rewards": short_numbers(samples.reward),
-        "completion_ids": done, "finished": samples.finished.tolist(),
-    }  # fmt: skip
-    if samples.log_q is not None:
-        columns["log_q"] = samples.log_q.sum(1).tolist()
-    if problem.grading is not None:
-        grades = problem.grading.grades(samples)
-        columns |= {"answers": [grade.answer for grade in grades], "rules": [grade.rule for grade in grades]}
-    counts = torch.bincount(samples.prompt_index, minlength=len(samples.prompts)).tolist()
-    begin = 0
-    for k, (ids, n) in enumerate(zip(samples.prompts.lists(), counts, strict=True)):
-        part = slice(begin, begin + n)
-        about = {"prompt": texts[begin]["prompt"] if n else ids, "prompt_ids": ids}
-        if problem.grading is not None:
-            question = questions[k]
-            about |= {"index": question.index, "subject": question.subject, "answer": question.answer}
-        yield about | {name: values[part] for name, values in columns.items()}
-        begin += n
-
-
-def per_prompt(lines: Sequence[Mapping[str, Any]], name: str) -> Tensor:
-    """The mean of each line's entries called `name` (of texts: how many are not empty), [P]."""
-    rows = [[bool(x) if isinstance(x, str) else float(x) for x in line[name]] for line in lines]
-    return torch.tensor([sum(row) / len(row) for row in rows], dtype=torch.float64)
-
-
-def read(path: Path) -> Samples:
-    """Lines of answers as samples with rewards and `finished`."""
-    rows = list(read_rows(path, ("rewards",)))
-    if not rows:
-        none = torch.zeros(0, dtype=torch.int64)
-        return Samples(
-            Tokens.of([]), none, none.reshape(0, 0), none.bool().reshape(0, 0), none.bool(), reward=none.float()
-        )
-    return of_lines(rows)
-
-
-def of_lines(rows: list[dict[str, Any]]) -> Samples:
-    """Each line's prompt, with all its answers."""
-    index = [k for k, row in enumerate(rows) for _ in row["completion_ids"]]
-    done = Tokens.of([ids for row in rows for ids in row["completion_ids"]])
-    finished = torch.tensor([flag for row in rows for flag in row["finished"]], dtype=torch.bool)
-    reward = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
-    prompts = Tokens.of([row["prompt_ids"] for row in rows])
-    return Samples(prompts, torch.tensor(index), done.ids, done.mask, finished, reward=reward)

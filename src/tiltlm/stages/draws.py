@@ -93,8 +93,6 @@ class Draws(OfTask):
             asked = prompts.select(slice(begin, end)).cropped()
             rows = torch.arange(begin * n, end * n)
             drawn = drawer(asked, n=n, max_new_tokens=problem.width, stream=own, rows=rows)
-            if begin == 0 and self.draw.url and not self.draw.text:  # does the server have the reference?
-                self.compare(problem, drawn)
             assert drawn.finished is not None
             texts, log_q = problem.rows(drawn), None if drawn.log_q is None else drawn.log_q.sum(1).tolist()
             done, finished = drawn.completions.lists(), drawn.finished.tolist()
@@ -112,11 +110,23 @@ class Draws(OfTask):
         """What draws: the reference, here or on a server."""
         if not self.draw.url:
             return partial(draw, problem.reference)
-        return Server.of(self.draw, problem.reference, problem.tokenizer)
+        return served(self.draw, problem.reference, problem.tokenizer, self.name)
 
-    def compare(self, problem: Problem, drawn: Samples) -> None:
-        """Say how far the server's log-probabilities are from the reference's own."""
-        note(said_of(float(mismatch(score(drawn, problem.reference).to(drawn.device), drawn).mean()), self.name))
+
+def served(how: Serving, model: LanguageModel, tokenizer: Any, who: str) -> Drawer:
+    """The server that `how` describes in the place of `model`; of its first rows it is said how far its log-probabilities
+    are from the model's own."""
+    server, compared = Server.of(how, model, tokenizer), how.text
+
+    def drawer(prompts: Tokens, **asked: Any) -> Samples:
+        nonlocal compared
+        drawn = server(prompts, **asked)
+        if not compared:
+            note(said_of(float(mismatch(score(drawn, model).to(drawn.device), drawn).mean()), who))
+        compared = True
+        return drawn
+
+    return drawer
 
 
 def refuse_one_prompt(recipe: OfTask) -> None:

@@ -30,6 +30,7 @@ from tiltlm.problem import Problem
 from tiltlm.progress import note
 from tiltlm.run import Recipe, Run
 from tiltlm.samplers.scenes import OnePrompt
+from tiltlm.samplers.serving import HERE
 from tiltlm.samples import Pairs, Samples
 from tiltlm.settings import ADDED
 from tiltlm.stages.answers import OVER, Answers, right_from
@@ -101,9 +102,11 @@ class Round(OfTask):
         how = self.how
         own = Answers(
             self.task, how.n, how.prompts, before=self.before, hinted=how.rationalize, right=how.right,
-            rows=how.batch_size, seed=self.seed,
+            rows=how.batch_size, draw=self.feed.draw, seed=self.seed,
         )  # fmt: skip
-        return own if self.index else replace(own, policy=self.net.weights, samples=how.samples)
+        if self.index:
+            return own
+        return replace(own, policy=self.net.weights, samples=how.samples, draw=HERE if how.samples else own.draw)
 
     @property
     def valid(self) -> Answers:
@@ -111,7 +114,7 @@ class Round(OfTask):
         how = self.how
         return Answers(
             self.task, how.n, split="valid", right=how.right, policy=self.net.weights, samples=how.valid_samples,
-            rows=how.batch_size, seed=self.seed,
+            rows=how.batch_size, draw=HERE if how.valid_samples else self.feed.draw, seed=self.seed,
         )  # fmt: skip
 
     @property
@@ -138,6 +141,11 @@ class Round(OfTask):
         why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
+        if self.feed.draw.url and self.net.policy == "lora":
+            raise ValueError(
+                f"{self.name}: a server takes adapters under a name of their own, and whole models in place, and rounds "
+                "send both: leave --net.policy lora out, or --feed.draw.url"
+            )
 
     # ---- building -------------------------------------------------------------------------------------------------
 

@@ -91,7 +91,16 @@ class VStar(OfTask):
 
     def inputs(self) -> dict[str, Recipe]:
         how = self.candidates
-        drawn = Answers(self.task, how.n, how.prompts, "test", self.last, rows=how.rows, seed=self.seed)
+        drawn = Answers(
+            self.task,
+            how.n,
+            how.prompts,
+            "test",
+            self.last,
+            rows=how.rows,
+            draw=self.last.feed.draw,
+            seed=self.seed,
+        )
         return self.needs() | {"generator": self.last, "verifier": self.judge, "answers": drawn}
 
     def check(self) -> None:
