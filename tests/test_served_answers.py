@@ -93,18 +93,17 @@ def test_another_policy_answers_once_the_server_has_its_weights(base, task, tmp_
 
 
 def test_every_round_s_answers_are_those_of_the_policy_that_the_server_was_given(base, task, tmp_path):
-    """Two rounds: the reference's weights go there for the first one's answers and for validation, then the policy's."""
+    """Two rounds of adapters: the reference's weights go there for the first one's answers and for validation, then those
+    of the policy, merged."""
     with Completions(model(base)) as at:
         feed = Feed("rounds", rounds=Rounds(count=2, n=12), draw=Serving(at.url, weights=str(tmp_path / "way")))
-        made = Round(task, SFT(), feed, Fit(lr=0.05, epochs=8.0, batch_size=4), Net(), 1, "sft")
+        made = Round(task, SFT(), feed, Fit(lr=0.05, epochs=8.0, batch_size=4), Net(policy="lora"), 1, "sft")
         last = ensure(made, tmp_path / "runs")
         assert [path for path, _ in at.followed].count("collective_rpc") == 3
     first, second = chain(last)
     policy = first.recipe.learnt(first, task.problem({}, 0)).policy
     assert log_q_is_of(model(base), first.inputs["answers"]) and log_q_is_of(model(base), last.inputs["valid"])
     assert log_q_is_of(policy, second.inputs["answers"]) and not log_q_is_of(model(base), second.inputs["answers"])
-    with pytest.raises(ValueError, match=r"leave --net\.policy lora out"):
-        replace(made, net=Net(policy="lora")).check()
     with pytest.raises(ValueError, match=r"--feed\.draw\.weights FOLDER"):
         replace(made, feed=replace(feed, draw=Serving(at.url))).check()
 

@@ -128,6 +128,14 @@ class CausalLM(LanguageModel):
         """This model with LoRA adapters of `rank` injected; its own weights are frozen. See `lora.adapted`."""
         return CausalLM(self.model, self.eos_ids, lora.adapted(self.model, rank, alpha, dropout, **options))
 
+    def merged(self) -> CausalLM:
+        """This model with its adapters, if it has any, added into its weights for good: a whole model in their place."""
+        if self.adapters is None:
+            return self
+        whole = CausalLM(self.adapters.merge_and_unload(), self.eos_ids)
+        whole.tokenizer = self.tokenizer
+        return whole
+
     def with_checkpointing(self) -> CausalLM:
         """This very model, made to compute its layers' activations again in the backward pass of training.
 

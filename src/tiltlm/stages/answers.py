@@ -22,6 +22,7 @@ from tiltlm.feeds.rounds import Shares, disagreement, rates
 from tiltlm.feeds.served import Following
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
+from tiltlm.models.causal import CausalLM
 from tiltlm.nets import begun
 from tiltlm.problem import Facts, Problem, Split
 from tiltlm.progress import note, steps
@@ -154,11 +155,11 @@ class Answers(OfTask):
             note(f"{self.name}: {before_a_run(len(graded.prompts), found)}")
 
     def answering(self, run: Run[Any], problem: Problem) -> LanguageModel:
-        """Who answers."""
+        """Who answers; a server is given whole models, for the reference, which answers first, is one."""
         if self.before is not None:
             before = run.inputs["before"]
             policy: LanguageModel = before.recipe.learnt(before, problem).policy
-            return policy
+            return policy.merged() if self.draw.url and isinstance(policy, CausalLM) else policy
         return begun(problem, self.policy) if self.policy else problem.reference
 
     def asked(self, problem: Problem) -> Tokens:

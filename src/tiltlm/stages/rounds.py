@@ -141,11 +141,6 @@ class Round(OfTask):
         why = self.cell.why_not(self.task.facts())
         if why:
             raise ValueError(f"{self.name}: {why}")
-        if self.feed.draw.url and self.net.policy == "lora":
-            raise ValueError(
-                f"{self.name}: a server takes adapters under a name of their own, and whole models in place, and rounds "
-                "send both: leave --net.policy lora out, or --feed.draw.url"
-            )
 
     # ---- building -------------------------------------------------------------------------------------------------
 
