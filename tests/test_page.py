@@ -158,8 +158,8 @@ def test_rows_go_to_the_page_one_by_one(tmp_path):
     line = json.dumps({"completion": "x" * 16_000}) + "\n"
     run = run_of(tmp_path, Toy(), {"reward": noise("toy", 3)})
     (run.folder / "samples.jsonl").write_text(line * 1000)
-    table = SamplesTable([run], {run.folder: "it"}, 1000, tmp_path / "page.html").table()
     tracemalloc.start()
+    table = SamplesTable([run], {run.folder: "it"}, 1000, tmp_path / "page.html").table()
     written = sum(map(len, pieces({"samples": table})))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
