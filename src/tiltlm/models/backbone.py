@@ -275,13 +275,20 @@ class BackboneState:
             return
         for layer in self.layers:
             layer.capacity += k - self._spare
-            layer.take_rows(torch.arange(len(self.lengths), device=self.lengths.device))
         self._spare = k
 
     def select(self, index: Tensor) -> None:
-        """Keep the rows at `index`, in its order."""
-        for layer in self.layers:
-            layer.take_rows(index)
+        """Keep the rows at `index`, in its order; nothing but rows that change their place is copied, where all of those
+        come from behind the ones kept (as `draw` drops rows)."""
+        n = len(index)
+        to = (index != torch.arange(n, device=index.device)).nonzero()[:, 0]
+        source = index[to]
+        if n <= len(self.lengths) and bool((source >= n).all()):
+            for layer in self.layers:
+                layer.keep_first_rows(n, to, source)
+        else:
+            for layer in self.layers:
+                layer.take_rows(index)
         self.lengths, self.last = self.lengths[index], self.last[index]
         self.mask = None if self.mask is None else self.mask[index]
         self._peeked = None

@@ -1,18 +1,25 @@
-"""Keys and values of one layer, in storage that is allocated once and written in place."""
+"""Keys and values of one layer, in storage that is written in place."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+ROOM = 4
+"""Columns that storage on a CPU has to spare, at least, when it is made."""
+
 
 class BufferLayer(DynamicLayer):
-    """One layer's keys and values in storage allocated once for `capacity` columns.
+    """One layer's keys and values, at most `capacity` columns of them.
 
     transformers' own dynamic layer copies the whole cache at every token; this one writes in place and hands
     out views, which also makes taking tokens back (`length = …`) free.
+
+    An accelerator's storage is allocated once, for `capacity` columns. A CPU's grows by a quarter, or `ROOM` columns, at a
+    time: rows with wide gaps between them are read at half the speed of rows that lie close together.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -22,21 +29,33 @@ class BufferLayer(DynamicLayer):
         self.value_store: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.key_store is None or self.value_store is None:
-            self.key_store, self.value_store = self._empty(key_states), self._empty(value_states)
-            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         end = self.length + key_states.shape[-2]
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens a row; {end} were written: start with more")
+        if self.key_store is None or self.value_store is None:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            columns = self._columns(end)
+            self.key_store, self.value_store = (_empty(x, len(x), columns) for x in (key_states, value_states))
+        elif end > self.key_store.shape[2]:
+            self._grow(end)
         self.key_store[:, :, self.length : end] = key_states
         self.value_store[:, :, self.length : end] = value_states
         self.length = end
         self.keys, self.values = self.key_store[:, :, :end], self.value_store[:, :, :end]
         return self.keys, self.values
 
-    def _empty(self, states: Tensor) -> Tensor:
-        n, heads, _, width = states.shape
-        return states.new_empty(n, heads, self.capacity, width)
+    def _columns(self, needed: int) -> int:
+        """Of storage that must hold `needed` columns."""
+        spare = max(ROOM, needed // 8)
+        return min(self.capacity, needed + spare) if self.device.type == "cpu" else self.capacity
+
+    def _grow(self, needed: int) -> None:
+        stores = []
+        for store in self.stores():
+            fresh = _empty(store, len(store), self._columns(needed))
+            fresh[:, :, : self.length] = store[:, :, : self.length]
+            stores.append(fresh)
+        self.key_store, self.value_store = stores
 
     def get_seq_length(self) -> int:
         return self.length
@@ -50,10 +69,16 @@ class BufferLayer(DynamicLayer):
         """Rows at `index`, in its order; only the columns in use are copied."""
         stores = []
         for store in self.stores():
-            fresh = store.new_empty(len(index), store.shape[1], self.capacity, store.shape[3])
-            fresh[:, :, : self.length] = store[:, :, : self.length].index_select(0, index)
+            fresh = _empty(store, len(index), store.shape[2])
+            torch.index_select(store[:, :, : self.length], 0, index, out=fresh[:, :, : self.length])
             stores.append(fresh)
         self.key_store, self.value_store = stores
+
+    def keep_first_rows(self, n: int, to: Tensor, source: Tensor) -> None:
+        """The first `n` rows, with rows at `source`, from behind them, in the places `to`; the others stay as they are."""
+        for store in self.stores():
+            store[to, :, : self.length] = store[source, :, : self.length]
+        self.key_store, self.value_store = (store[:n] for store in self.stores())
 
     def keep_column(self, column: Tensor) -> None:
         """Of the columns written beyond `length`, keep row n's column `length + column[n]` as the next one."""
@@ -61,3 +86,8 @@ class BufferLayer(DynamicLayer):
             place = (self.length + column)[:, None, None, None].expand(-1, store.shape[1], 1, store.shape[3])
             store[:, :, self.length] = store.gather(2, place)[:, :, 0]
         self.length += 1
+
+
+def _empty(like: Tensor, rows: int, columns: int) -> Tensor:
+    _, heads, _, width = like.shape
+    return like.new_empty(rows, heads, columns, width)

@@ -82,7 +82,7 @@ class _Record:
             return torch.arange(len(tokens), device=tokens.device)
         ended = is_end(tokens, eos_ids)
         self.finished[self.alive[ended]] = True
-        going_on = (~ended).nonzero()[:, 0]
+        going_on = _closed_up(ended)
         self.alive = self.alive[going_on]
         return going_on
 
@@ -91,6 +91,16 @@ class _Record:
         finished = torch.ones_like(self.finished) if fixed_length else self.finished
         tokens, mask, log_q = self.tokens[:, :width], self.mask[:, :width], self.log_q[:, :width]
         return Samples(prompts, index, tokens, mask, finished=finished, log_q=log_q)
+
+
+def _closed_up(ended: Tensor) -> Tensor:
+    """Places of the rows that go on, the first ones where they are and those at the end in the gaps between them: a state
+    then copies few rows or none."""
+    going_on = (~ended).nonzero()[:, 0]
+    n = len(going_on)
+    places = torch.arange(n, device=ended.device)
+    places[ended[:n]] = going_on[going_on >= n]
+    return places
 
 
 @dataclass(frozen=True)
