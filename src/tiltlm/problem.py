@@ -441,10 +441,11 @@ def without_ends(reward: Reward, eos_ids: Sequence[int]) -> Reward:
 def as_rows(samples: Samples, tokenizer: Any, eos_ids: Sequence[int] = ()) -> Iterable[dict[str, Any]]:
     """Rows of prompt, completion (texts, or ids where there is no tokenizer), and the numbers known of each."""
     done = [without_end(row, eos_ids) for row in samples.completions.lists()]
-    asked = samples.row_prompts.lists()
-    prompts: Sequence[Any] = (
-        asked if tokenizer is None else tokenizer.batch_decode(asked, skip_special_tokens=True)
-    )
+    used, which = samples.prompt_index.unique(return_inverse=True)
+    asked: Sequence[Any] = samples.prompts.select(used).lists()
+    if tokenizer is not None:
+        asked = tokenizer.batch_decode(asked, skip_special_tokens=True)
+    prompts = [asked[k] for k in which.tolist()]
     texts: Sequence[Any] = done if tokenizer is None else tokenizer.batch_decode(done)
     columns = {name: x for name, x in samples.optional().items() if x.is_floating_point()}
     numbers = {name: (x.sum(1) if x.ndim == 2 else x).tolist() for name, x in columns.items()}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 4
-"""Columns that storage on a CPU has to spare, at least, when it is made."""
+"""Columns that growing storage has to spare, at least, when it is made."""
+
+NARROW = 128
+"""Bytes of one head's keys in one column, up to which storage on a CPU grows."""
 
 
 class BufferLayer(DynamicLayer):
@@ -18,8 +20,9 @@ class BufferLayer(DynamicLayer):
     transformers' own dynamic layer copies the whole cache at every token; this one writes in place and hands
     out views, which also makes taking tokens back (`length = …`) free.
 
-    An accelerator's storage is allocated once, for `capacity` columns. A CPU's grows by a quarter, or `ROOM` columns, at a
-    time: rows with wide gaps between them are read at half the speed of rows that lie close together.
+    Storage is allocated once, for `capacity` columns. Where heads are narrow, on a CPU, it grows by an eighth, or `ROOM`
+    columns, at a time: short runs of memory with wide gaps between them are read at half the speed of runs that lie
+    close together. Wide heads gain less from that than the copies cost.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -34,28 +37,27 @@ class BufferLayer(DynamicLayer):
             raise ValueError(f"the cache holds {self.capacity} tokens a row; {end} were written: start with more")
         if self.key_store is None or self.value_store is None:
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-            columns = self._columns(end)
-            self.key_store, self.value_store = (_empty(x, len(x), columns) for x in (key_states, value_states))
-        elif end > self.key_store.shape[2]:
-            self._grow(end)
+            states = (key_states, value_states)
+            self.key_store, self.value_store = (_empty(x, len(x), self._columns(x, end)) for x in states)
+        self.key_store, self.value_store = (self._with_room(store, end) for store in self.stores())
         self.key_store[:, :, self.length : end] = key_states
         self.value_store[:, :, self.length : end] = value_states
         self.length = end
         self.keys, self.values = self.key_store[:, :, :end], self.value_store[:, :, :end]
         return self.keys, self.values
 
-    def _columns(self, needed: int) -> int:
+    def _columns(self, like: Tensor, needed: int) -> int:
         """Of storage that must hold `needed` columns."""
-        spare = max(ROOM, needed // 8)
-        return min(self.capacity, needed + spare) if self.device.type == "cpu" else self.capacity
+        grows = like.device.type == "cpu" and like.shape[-1] * like.element_size() <= NARROW
+        return min(self.capacity, needed + max(ROOM, needed // 8)) if grows else self.capacity
 
-    def _grow(self, needed: int) -> None:
-        stores = []
-        for store in self.stores():
-            fresh = _empty(store, len(store), self._columns(needed))
-            fresh[:, :, : self.length] = store[:, :, : self.length]
-            stores.append(fresh)
-        self.key_store, self.value_store = stores
+    def _with_room(self, store: Tensor, needed: int) -> Tensor:
+        """`store`, or a wider copy of it, where it holds fewer than `needed` columns."""
+        if store.shape[2] >= needed:
+            return store
+        fresh = _empty(store, len(store), self._columns(store, needed))
+        fresh[:, :, : self.length] = store[:, :, : self.length]
+        return fresh
 
     def get_seq_length(self) -> int:
         return self.length
@@ -70,7 +72,7 @@ class BufferLayer(DynamicLayer):
         stores = []
         for store in self.stores():
             fresh = _empty(store, len(index), store.shape[2])
-            torch.index_select(store[:, :, : self.length], 0, index, out=fresh[:, :, : self.length])
+            fresh[:, :, : self.length] = store[:, :, : self.length].index_select(0, index)
             stores.append(fresh)
         self.key_store, self.value_store = stores
 

@@ -54,4 +54,9 @@ class Grading:
         return [self.grader.grade(asked[k], text, done) for k, text, done in rows]
 
     def __call__(self, samples: Samples) -> Tensor:
-        return torch.tensor([float(grade.right) for grade in self.grades(samples)], device=samples.device)
+        return reward_of(self.grades(samples), samples.device)
+
+
+def reward_of(grades: Sequence[Grade], device: torch.device | str = "cpu") -> Tensor:
+    """1 for each right answer, 0 for each other one; float32 [N]."""
+    return torch.tensor([float(grade.right) for grade in grades], device=device)

@@ -1,9 +1,9 @@
 """Drawing one token per row by inverting the distribution function, in blocks.
 
 `torch.multinomial` spends one exponential draw per vocabulary entry; this spends one uniform per row. Weights
-exp(logit − max) are summed in blocks of 256; the uniform finds its block in the float64 cumulative sums of the
-blocks, then its token inside the block. The token's log-probability falls out for free. Because each row has
-its own uniform, what a row draws does not depend on its batch mates.
+exp(logit − max) are summed in blocks of 256 (one block, where the vocabulary is smaller); the uniform finds its
+block in the float64 cumulative sums of the blocks, then its token inside the block. The token's log-probability
+falls out for free. Because each row has its own uniform, what a row draws does not depend on its batch mates.
 """
 
 from __future__ import annotations
@@ -77,16 +77,18 @@ def _block_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's largest logit [n, 1], and the weights exp(logit − top) summed by block, float64 [n, blocks]."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     n, size = wide.shape
+    block = min(BLOCK, size)
     top = wide.amax(1, keepdim=True).clamp_min(torch.finfo(wide.dtype).min)  # a row of −inf has weight 0, not NaN
-    weights = wide.new_empty(n, size + -size % BLOCK)
+    weights = wide.new_empty(n, size + -size % block)
     weights[:, size:] = 0
     torch.sub(wide, top, out=weights[:, :size]).exp_()
-    return top, weights.unflatten(1, (-1, BLOCK)).sum(2).double()
+    return top, weights.unflatten(1, (-1, block)).sum(2).double()
 
 
 def _inside(block: Tensor, logits: Tensor, top: Tensor, rows: Tensor | None) -> Tensor:
-    """The weights inside each row's block, float64 [n, BLOCK]; the last token again behind the last token."""
-    column = (block * BLOCK)[:, None] + torch.arange(BLOCK, device=logits.device)
+    """The weights inside each row's block, float64 [n, its width]; the last token again behind the last token."""
+    width = min(BLOCK, logits.shape[1])
+    column = (block * BLOCK)[:, None] + torch.arange(width, device=logits.device)
     column.clamp_max_(logits.shape[1] - 1)
     picked = logits.gather(1, column) if rows is None else logits[rows[:, None], column]
     return picked.sub(top[:, None]).exp_().double()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tiltlm.jsonl import read_rows
 from tiltlm.problem import Problem
-from tiltlm.questions.base import Question
+from tiltlm.questions.base import Grade, Question
+from tiltlm.questions.grading import reward_of
 from tiltlm.samplers.serving import Drawer
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -35,17 +36,22 @@ def answered(
         asked, read_as = put.select(slice(begin, end)).cropped(), plain.select(slice(begin, end)).cropped()
         number = called[begin:end, None] * SPACING + torch.arange(n)
         drawn = drawer(asked, n=n, max_new_tokens=problem.width, stream=own, rows=number.flatten())
-        samples = replace(drawn, prompts=read_as)
+        samples, grades = replace(drawn, prompts=read_as), None
+        if problem.grading is not None and problem.target.reward is problem.grading:
+            grades = problem.grading.grades(samples)
+        reward = problem.target.reward(samples) if grades is None else reward_of(grades, samples.device)
         again = {"retokenised": True} if drawn.log_q is None else {}
-        for line in lines_of(problem, samples.with_(reward=problem.target.reward(samples)), questions[begin:end]):
+        for line in lines_of(problem, samples.with_(reward=reward), questions[begin:end], grades):
             yield line | again
 
     return make
 
 
-def lines_of(problem: Problem, samples: Samples, questions: Sequence[Question] = ()) -> Iterator[dict[str, Any]]:
+def lines_of(
+    problem: Problem, samples: Samples, questions: Sequence[Question] = (), grades: Sequence[Grade] | None = None
+) -> Iterator[dict[str, Any]]:
     """A line a prompt, with all its answers; samples: those of a prompt side by side, with rewards and `finished`;
-    questions: what each prompt asks, where answers are graded."""
+    questions: what each prompt asks, where answers are graded; grades: of every answer, where they are known already."""
     assert samples.reward is not None and samples.finished is not None
     texts, done = problem.rows(samples), samples.completions.lists()
     columns: dict[str, list[Any]] = {
@@ -55,7 +61,7 @@ def lines_of(problem: Problem, samples: Samples, questions: Sequence[Question] =
     if samples.log_q is not None:
         columns["log_q"] = samples.log_q.sum(1).tolist()
     if problem.grading is not None:
-        grades = problem.grading.grades(samples)
+        grades = problem.grading.grades(samples) if grades is None else grades
         columns |= {"answers": [grade.answer for grade in grades], "rules": [grade.rule for grade in grades]}
     counts = torch.bincount(samples.prompt_index, minlength=len(samples.prompts)).tolist()
     begin = 0

@@ -47,23 +47,27 @@ class OfQuestions(OfLanguage):
         """The prompt that asks it, as token ids; hint: one that tells the answer, where the task is `hinted`."""
         raise NotImplementedError
 
+    def put_all(self, questions: Sequence[Question], tokenizer: Any, hint: bool = False) -> list[list[int]]:
+        """The prompts that ask them, as `put` makes each."""
+        return [self.put(question, tokenizer, hint) for question in questions]
+
     def facts(self) -> Facts:
         return Facts(self.beta, "several", r_max=1.0, atoms=(0.0, 1.0), held_out=True, hints=self.hinted)
 
     def problem(self, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
         reference = self.language.reference(runs)
         asked = {split: self.asked(split, seed) for split in SPLITS}
-        ids = {split: [self.put(q, reference.tokenizer) for q in own] for split, own in asked.items()}
+        ids = {split: self.put_all(own, reference.tokenizer) for split, own in asked.items()}
         for split, own in asked.items():
             self._fit(ids[split], own)
             if self.hinted:
-                self._fit([self.put(q, reference.tokenizer, hint=True) for q in own], own, " with its hint")
+                self._fit(self.put_all(own, reference.tokenizer, hint=True), own, " with its hint")
         both = [pair for split in SPLITS for pair in zip(ids[split], asked[split], strict=True)]
         grading = Grading.of(both, self.grader, reference.tokenizer)
 
         def hinted(prompts: Tokens) -> Tokens:
             """The same questions, put with a hint."""
-            told = [self.put(q, reference.tokenizer, hint=True) for q in grading.questions(prompts)]
+            told = self.put_all(grading.questions(prompts), reference.tokenizer, hint=True)
             return Tokens.of(told, prompts.device)
 
         return Problem(

@@ -120,10 +120,14 @@ class Sums(OfQuestions):
         return sums.question(number, self.digits) + (sums.slot(self.digits, hint) if self.hints else "")
 
     def put(self, question: Question, tokenizer: Any, hint: bool = False) -> list[int]:
+        return self.put_all([question], tokenizer, hint)[0]
+
+    def put_all(self, questions: Sequence[Question], tokenizer: Any, hint: bool = False) -> list[list[int]]:
+        """The prompts that ask them; the tokenizer is called once, for it takes far longer over thousands of calls."""
         if hint and not self.hints:
             raise ValueError("these prompts have no slot for a hint: set --task.hints")
-        text = self.wording_of(question.index, question.hint if hint else "")
-        return list(tokenizer(text)["input_ids"])
+        texts = [self.wording_of(q.index, q.hint if hint else "") for q in questions]
+        return list(tokenizer(texts)["input_ids"]) if texts else []
 
     # ---- the problem ------------------------------------------------------------------------------------------------
 
