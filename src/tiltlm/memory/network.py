@@ -159,14 +159,19 @@ class Network:
         """Raises ValueError for a network whose passes depend on the numbers."""
         from transformers import masking_utils
 
-        log, packed = logging.getLogger("torch._subclasses.fake_tensor"), masking_utils.find_packed_sequence_indices
+        log, packed = (
+            logging.getLogger("torch._subclasses.fake_tensor"),
+            masking_utils.find_packed_sequence_indices,
+        )
         before, log.disabled = log.disabled, True
         masking_utils.find_packed_sequence_indices = _one_sequence_a_row
         try:
             with self.mode, Counted(self.known) as counted:
                 yield counted
         except Exception as error:  # foreign code, run on tensors that it may not know
-            raise ValueError(f"a {self.model.config.model_type} cannot be run without numbers: {one_line(error)}") from None
+            raise ValueError(
+                f"a {self.model.config.model_type} cannot be run without numbers: {one_line(error)}"
+            ) from None
         finally:
             log.disabled = before
             masking_utils.find_packed_sequence_indices = packed
@@ -218,10 +223,9 @@ def _unnumbered(model: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
 
     with mode:
         for module in list(model.modules()):
-            for store in (module._parameters, module._buffers, vars(module)):
-                for name, x in list(store.items()):
-                    if isinstance(x, Tensor):
-                        store[name] = fresh(x)
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))  # type: ignore[assignment]
+            for store in stores:
+                store.update({name: fresh(x) for name, x in store.items() if isinstance(x, Tensor)})
     return [*made.values(), *(x.grad for x in made.values() if x.grad is not None)]
 
 

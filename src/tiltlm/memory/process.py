@@ -11,7 +11,7 @@ every process holds the whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 from tiltlm.memory.network import FLOAT, Network, Pass
@@ -78,8 +78,13 @@ class Held:
 
     def beside(self, use: Use) -> int:
         """Bytes that a use needs beside what is held all the time."""
-        make = {"draw": self.network.draw, "score": self.network.score, "update": self.network.update}[use.kind]
-        return make(use.batch) + self.gathered(use.kind)
+        return _needed(self.network, use.kind, use.batch) + self.gathered(use.kind)
+
+
+@cache
+def _needed(network: Network, kind: Kind, batch: Pass) -> int:
+    """Bytes that a pass needs; networks are few, and asked for the same ones again and again."""
+    return {"draw": network.draw, "score": network.score, "update": network.update}[kind](batch)
 
 
 @dataclass(frozen=True)
