@@ -13,7 +13,6 @@ from rich.table import Table
 
 from tiltlm.commands.footprint import footprint
 from tiltlm.commands.options import by_flag, parsed
-from tiltlm.memory.network import Pass
 from tiltlm.memory.process import Process
 from tiltlm.mistakes import MISTAKES, one_line
 from tiltlm.run import Run, unfinished
@@ -121,13 +120,12 @@ def _networks(needed: Process) -> Table:
 
 
 def _parts(needed: Process) -> Table:
-    table = _table("beside it, in turn", "bytes", "rows", "tokens a row", "gathered")
+    table = _table("beside it, in turn", "bytes", "rows", "tokens a row", "of it gathered")
     if needed.start:
         table.add_row("(the start, all whole)", size(needed.start))
     for name, value in needed.parts.items():
-        uses = [(each, use) for each in needed.held for use in each.uses if use.part == name]
-        batch: Pass = uses[0][1].batch
-        gathered = sum(each.gathered(use.kind) for each, use in uses)
+        batch = next(use.batch for each in needed.held for use in each.uses if use.part == name)
+        gathered = needed.gathered(name)
         table.add_row(name, size(value), str(batch.rows), str(batch.length), size(gathered) if gathered else "")
     return table
 

@@ -214,6 +214,11 @@ class Learning:
         return self.source in NEW
 
     @property
+    def parts(self) -> int:
+        """Processes that hold a part of what is trained each."""
+        return self.processes if self.fit.shard else 1
+
+    @property
     def updated(self) -> Pass:
         """What goes through a trained network at once."""
         if isinstance(self.feed, TwistFeed):
@@ -252,7 +257,6 @@ class Learning:
         wanted = "reference" if live and (self.method.wants_reference or self._judging.kind != "none") else ""
         if self.net.policy == "head":
             return [*self.values(), *self._critic(named)]
-        parts = self.processes if self.fit.shard else 1
         lora = self.net.policy == "lora"
         policy = network(
             named, "adapters" if lora else "all", adapters=self._adapters if lora else None,
@@ -260,7 +264,7 @@ class Learning:
         )  # fmt: skip
         within = lora and not self.net.weights  # the reference is the policy without its adapters
         own = self.uses(draws=live or within, scores=wanted if within else "", updates=True)
-        found = [Held("policy", policy, own, parts)]
+        found = [Held("policy", policy, own, self.parts)]
         if not within:
             found.append(Held("reference", network(named), self.uses(draws=not live, scores=wanted)))
         return found + self._critic(named)
@@ -282,7 +286,9 @@ class Learning:
     def _critic(self, named: Named) -> list[Held]:
         if not self.method.critic:
             return []
-        return [Held("critic", network(named, "all", "number"), self.uses(scores="critic", updates=True))]
+        return [
+            Held("critic", network(named, "all", "number"), self.uses(scores="critic", updates=True), self.parts)
+        ]
 
     @property
     def _adapters(self) -> Adapters:

@@ -12,6 +12,7 @@ the allocator cannot use, and the numbers of a batch beside its hidden states.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -199,7 +200,10 @@ def _made(config: Any, language: bool, adapters: Adapters | None) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind: Any = AutoModelForCausalLM if language else AutoModelForSequenceClassification
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of PEFT's about the layers of some families, which real adapters give again
         model = kind.from_config(config, dtype=torch.float32).eval()
         fuse_activations(model)
         if adapters is not None:
@@ -223,7 +227,7 @@ def _unnumbered(model: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
 
     with mode:
         for module in list(model.modules()):
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))  # type: ignore[assignment]
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
             for store in stores:
                 store.update({name: fresh(x) for name, x in store.items() if isinstance(x, Tensor)})
     return [*made.values(), *(x.grad for x in made.values() if x.grad is not None)]

@@ -4,8 +4,8 @@
     beside them         the most that any part of a step needs: drawing, scoring, an update
 
 With weights in parts (`sharded`) a process holds its share of them, and beside it two layers and what stands outside the
-layers while an update computes, their gradients with them, and the whole while it draws or scores. Before they are divided
-every process holds the whole.
+layers while an update computes, their gradients with them, and the whole of all divided networks while new rows are drawn
+and scored. Before they are divided every process holds the whole.
 """
 
 from __future__ import annotations
@@ -66,19 +66,24 @@ class Held:
         """Bytes that are there beside its share, before its weights are divided."""
         return FLOAT * self.parameters if self.processes > 1 else 0
 
-    def gathered(self, kind: Kind) -> int:
-        """Bytes of weights, and of their gradients, that are brought together for a use."""
+    @property
+    def gathered(self) -> int:
+        """Bytes of weights, and of their gradients, that are brought together while an update computes."""
         if self.processes == 1:
             return 0
-        if kind != "update":
-            return FLOAT * self.parameters
         layer, rest = self.network.parts
         back = layer + rest if self.network.trains == "all" else 0
         return FLOAT * (2 * layer + rest + back)
 
     def beside(self, use: Use) -> int:
-        """Bytes that a use needs beside what is held all the time."""
-        return _needed(self.network, use.kind, use.batch) + self.gathered(use.kind)
+        """Bytes that a use needs beside weights, gradients and moments."""
+        return _needed(self.network, use.kind, use.batch)
+
+
+def _together(uses: list[tuple[Kind, int]]) -> int:
+    """What uses of one part need: networks score one after the other, and draw and learn side by side."""
+    needed = [value for _, value in uses]
+    return max(needed) if uses[0][0] == "score" else sum(needed)
 
 
 @cache
@@ -100,13 +105,22 @@ class Process:
     @cached_property
     def parts(self) -> dict[str, int]:
         """What every part of a step needs beside that, in its order."""
-        found: dict[str, list[int]] = {}
-        kinds: dict[str, Kind] = {}
+        found: dict[str, list[tuple[Kind, int]]] = {}
         for each in self.held:
             for use in each.uses:
-                found.setdefault(use.part, []).append(each.beside(use))
-                kinds[use.part] = use.kind
-        return {name: (max if kinds[name] == "score" else sum)(needed) for name, needed in found.items()}
+                found.setdefault(use.part, []).append((use.kind, each.beside(use)))
+        return {part: _together(uses) + self.gathered(part) for part, uses in found.items()}
+
+    def gathered(self, part: str) -> int:
+        """Bytes of divided networks that are brought together in a part: of those that learn in it what computes, or else
+        all of all."""
+        learning = [
+            each
+            for each in self.held
+            for use in each.uses
+            if (use.part, use.kind) == (part, "update") and each.undivided
+        ]
+        return sum(each.gathered for each in learning) if learning else sum(each.undivided for each in self.held)
 
     @property
     def start(self) -> int:
