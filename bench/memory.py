@@ -11,6 +11,7 @@ the published configurations of Llama-3.2-1B, Llama-3.1-8B and Llama-3.1-70B, wi
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from common import LARGE, Side, Work, alternate, child, options, random_ids, ratio
+from common import LARGE, Side, Size, Work, alternate, child, options, random_ids, ratio
 from tiltlm.commands.footprint import footprint
 from tiltlm.commands.options import parsed
 from tiltlm.engine import Engine, Optim
@@ -71,20 +72,16 @@ LORA = ["--net.policy", "lora", "--net.lora-rank", "16", "--net.lora-modules", "
 # ---- foreseen and measured -------------------------------------------------------------------------------------------
 
 
-def model_of(case: str) -> CausalLM:
-    model = CausalLM.from_config(LARGE.config(), seed=0)
-    model = model.with_lora(8, 16) if case == "lora" else model
-    return model.with_checkpointing() if case == "recomputed" else model
-
-
-def step(case: str) -> Work:
+def step(case: str, size: Size = LARGE) -> Work:
     """One update; each pair has a prompt of its own, so both of its rows share that one."""
+    model = CausalLM.from_config(size.config(), seed=0)
+    model = model.with_lora(8, 16) if case == "lora" else model
+    model = model.with_checkpointing() if case == "recomputed" else model
     precision = "bfloat16" if case == "bfloat16" else "float32"
-    model = model_of(case)
     engine = Engine(model, Optim(lr=1e-5, micro_batch=MICRO, precision=precision))
     asked, done = (
-        Tokens.full(random_ids(0, PAIRS, TOKENS, LARGE.vocab)),
-        random_ids(1, 2 * PAIRS, TOKENS, LARGE.vocab),
+        Tokens.full(random_ids(0, PAIRS, TOKENS, size.vocab)),
+        random_ids(1, 2 * PAIRS, TOKENS, size.vocab),
     )
     index, mask = torch.arange(PAIRS), torch.ones(PAIRS, TOKENS, dtype=torch.bool)
     zero = torch.zeros(PAIRS, TOKENS)
@@ -95,6 +92,12 @@ def step(case: str) -> Work:
         return engine.update(DPO(0.1), Pairs(*sides))["loss"]
 
     return work
+
+
+def ready(case: str) -> Work:
+    """The same behind an update of a network of next to no size, by which libraries load what they need."""
+    step(case, Size(1, 64, 1000))()
+    return step(case)
 
 
 def foreseen(case: str) -> int:
@@ -110,11 +113,11 @@ def foreseen(case: str) -> int:
     return 12 * network.trained + network.update(batch)
 
 
-def measured() -> list[str]:
+def measured(told: argparse.Namespace) -> list[str]:
     lines = []
-    for case in CASES:
+    for case in [told.only] if told.only else CASES:
         found: Side = alternate(__file__, ("ours",), case, rounds=1, steps=3)["ours"]
-        lines.append(ratio(f"foreseen/measured {case}", foreseen(case) / found.growth, ">= 1, <= 1.5"))
+        lines.append(ratio(f"memory-{case}", foreseen(case) / found.growth, ">=0.80"))
     return lines
 
 
@@ -178,9 +181,10 @@ def main() -> None:
     told = options(__doc__ or "")
     torch.set_num_threads(1)
     if told.side:
-        return child(step(told.case), told.steps)
-    lines = [] if told.quick else measured()
-    table()
+        return child(ready(told.case), told.steps)
+    lines = [] if told.quick else measured(told)
+    if not told.only:
+        table()
     print("\n".join(lines))
     return None
 

@@ -74,15 +74,16 @@ class Network:
         self.model = _made(config, language, adapters)
         self.body = body_of(self.model)
         self.out: nn.Linear | None = self.model.get_output_embeddings() if language else None
-        unread = None if self.out is None or outputs == "none" or _tied(self.model) else self.out.weight
+        self.tied = self.out is not None and self.out.weight is self.model.get_input_embeddings().weight
+        unread = None if self.out is None or outputs == "none" or self.tied else self.out.weight
         for name, p in self.model.named_parameters():
             within = trains == "all" or (trains == "adapters" and ("lora_" in name or name.startswith("score.")))
             p.requires_grad_(within and p is not unread)
         self.mode = FakeTensorMode()
         self.known = _unnumbered(self.model, self.mode)
-        if recomputes and trains != "nothing":
+        self.recomputes = recomputes and trains != "nothing"
+        if self.recomputes:
             self.model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-            self.model.train()
 
     @property
     def _text(self) -> Any:
@@ -116,7 +117,7 @@ class Network:
 
     def kept(self, batch: Pass) -> int:
         """The bytes that the body keeps for its backward pass, its output among them."""
-        with self._counted() as counted:
+        with self._counted(learning=True) as counted:
             states = self._states(batch)
             kept = counted.now
         del states
@@ -124,12 +125,15 @@ class Network:
 
     def update(self, batch: Pass) -> int:
         """The most bytes, beside weights and gradients, that forward and backward pass hold."""
-        with self._counted() as counted:
+        with self._counted(learning=True) as counted:
             states = self._states(batch)
             kept = counted.now
             if states.requires_grad:
                 states.backward(torch.empty_like(states))
-        return max(kept + self._head(batch, backward=True), counted.most)
+        # where embedding and head share weights, the head's gradient waits for the embedding's, and both for their sum
+        shared = self.out if self.tied and self.trains == "all" else None
+        waits = 2 * FLOAT * shared.weight.numel() if shared is not None else 0
+        return max(kept + self._head(batch, backward=True), counted.most + waits)
 
     def score(self, batch: Pass) -> int:
         """The most bytes that a pass without gradients holds."""
@@ -156,8 +160,8 @@ class Network:
         return cache + cache // max(1, int(self._text.num_hidden_layers)) + 2 * FLOAT * batch.rows * vocabulary
 
     @contextmanager
-    def _counted(self) -> Iterator[Counted]:
-        """Raises ValueError for a network whose passes depend on the numbers."""
+    def _counted(self, learning: bool = False) -> Iterator[Counted]:
+        """Dropout stays off: a network is in training mode only where its layers are recomputed. Raises ValueError for a network whose passes depend on the numbers."""
         from transformers import masking_utils
 
         log, packed = (
@@ -165,6 +169,7 @@ class Network:
             masking_utils.find_packed_sequence_indices,
         )
         before, log.disabled = log.disabled, True
+        self.model.train(learning and self.recomputes)
         masking_utils.find_packed_sequence_indices = _one_sequence_a_row
         try:
             with self.mode, Counted(self.known) as counted:
@@ -206,8 +211,12 @@ def _made(config: Any, language: bool, adapters: Adapters | None) -> Any:
         )  # of PEFT's about the layers of some families, which real adapters give again
         model = kind.from_config(config, dtype=torch.float32).eval()
         fuse_activations(model)
-        if adapters is not None:
+        if adapters is not None and language:
             lora.adapted(model, adapters.rank, adapters.rank, 0.0, target_modules=adapters.modules)
+        elif adapters is not None:  # a judge's, whose head is trained as it is
+            from peft import LoraConfig, get_peft_model
+
+            get_peft_model(body_of(model), LoraConfig(r=adapters.rank, target_modules=adapters.modules))
     return model
 
 
@@ -231,10 +240,6 @@ def _unnumbered(model: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
             for store in stores:
                 store.update({name: fresh(x) for name, x in store.items() if isinstance(x, Tensor)})
     return [*made.values(), *(x.grad for x in made.values() if x.grad is not None)]
-
-
-def _tied(model: Any) -> bool:
-    return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
 def _size(module: nn.Module) -> int:
