@@ -161,7 +161,8 @@ class Network:
 
     @contextmanager
     def _counted(self, learning: bool = False) -> Iterator[Counted]:
-        """Dropout stays off: a network is in training mode only where its layers are recomputed. Raises ValueError for a network whose passes depend on the numbers."""
+        """Dropout stays off: a network is in training mode only to run layers again. Raises ValueError for a network whose
+        passes depend on the numbers."""
         from transformers import masking_utils
 
         log, packed = (
