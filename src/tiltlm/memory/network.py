@@ -217,7 +217,8 @@ def _made(config: Any, language: bool, adapters: Adapters | None) -> Any:
         elif adapters is not None:  # a judge's, whose head is trained as it is
             from peft import LoraConfig, get_peft_model
 
-            get_peft_model(body_of(model), LoraConfig(r=adapters.rank, target_modules=adapters.modules))
+            chosen: Any = adapters.modules
+            get_peft_model(body_of(model), LoraConfig(r=adapters.rank, target_modules=chosen))
     return model
 
 
