@@ -27,7 +27,7 @@ ORDER = [
     {"clipped"},
     {"policies"},
     {"twists"},
-    {"sharded"},
+    {"sharded", "memory"},
     {"engine"},
     {"train", "tracking"},
     {"fit"},

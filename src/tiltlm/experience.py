@@ -123,6 +123,12 @@ class Once:
         return self.data.select(self.stream.permutation(len(self.data))[begin:end])
 
 
+def is_fixed(experience: Experience) -> bool:
+    """Whether its batches are rows that are there already: no network is asked for them."""
+    inner = experience.experience if isinstance(experience, Subsets) else experience
+    return isinstance(inner, Offline | Once)
+
+
 @dataclass(frozen=True)
 class Generated:
     """Fresh rows for every step: `make(stream)` builds a batch from a stream of its own."""

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +24,7 @@ import torch
 
 from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
-from tiltlm.experience import Experience, Keeps
+from tiltlm.experience import Experience, Keeps, is_fixed
 from tiltlm.jsonl import write_whole
 from tiltlm.models.folders import best_checkpoint as best_checkpoint
 from tiltlm.models.folders import checkpoints, state_in, step_of
@@ -248,7 +249,7 @@ class Training:
 
     def _step(self, step: int, course: Course) -> dict[str, float]:
         self.model.eval()  # drawing and scoring happen without dropout
-        with self.engine.whole():
+        with nullcontext() if is_fixed(self.experience) else self.engine.whole():
             batch = self.experience.batch(step)
         self.model.train()
         self.stream.child("dropout", step, *ranks.others()).seed_everything()
@@ -317,7 +318,7 @@ def fit(
     engine = Engine(model, optim or Optim())
     for step in range(steps):
         model.eval()  # drawing and scoring happen without dropout
-        with engine.whole():
+        with nullcontext() if is_fixed(experience) else engine.whole():
             batch = experience.batch(step)
         model.train()
         engine.update(objective, batch)

@@ -16,7 +16,7 @@ from tiltlm.commands.compared import measured, name_of
 from tiltlm.commands.config import applied, read, save, say_masked
 from tiltlm.commands.help import USAGE, full_help, short_help
 from tiltlm.commands.launch.building import build_all
-from tiltlm.commands.launch.settings import launching
+from tiltlm.commands.launch.settings import Launch, launching
 from tiltlm.commands.options import methods_in, parsed
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.commands.ranking import ranked
@@ -86,12 +86,24 @@ def run(args: list[str]) -> int:
         save(value, asked.save_to)
         print(asked.save_to)
         return 0
+    if launch.dry_run:
+        return foreseen([value], launch)
     if not build_all([find(value, runs_root())], launch, command):
         return 0
     finished = ensure(value, runs_root(), command)
     if ranks.is_first():
         finished.recipe.show(finished)
         print(finished.folder)
+    return 0
+
+
+def foreseen(recipes: Sequence[Recipe], launch: Launch) -> int:
+    """Say what building these would do and take, and build nothing."""
+    from tiltlm.commands.dry_run import dry_run
+
+    if ranks.is_first():
+        asked = launch.slurm.nodes * launch.slurm.processes if launch.on == "slurm" else ranks.size()
+        dry_run([find(value, runs_root()) for value in recipes], launch.processes or asked)
     return 0
 
 
@@ -133,6 +145,8 @@ def sweep(args: list[str]) -> int:
     rest, launch = launching(args)
     name, points = rest[0], grid(rest[1:])
     recipes = [parse([name, *point], "sweep").recipe for point in points]  # all mistakes come before any work
+    if launch.dry_run:
+        return foreseen(recipes, launch)
     runs, command = [find(value, runs_root()) for value in recipes], command_line("sweep", args)
     if not build_all(runs, launch, command):
         return 0

@@ -83,6 +83,17 @@ class Reference(Recipe):
             train_own_model(run, texts, self.fit, own, device, WIDTH, layers=self.layers)
 
 
+def own_config(vocabulary: int = 512, layers: int = LAYERS) -> Any:
+    """The configuration of the project's own models."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=172, num_hidden_layers=layers, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=OWN_TOKENS, tie_word_embeddings=True, bos_token_id=0,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+
+
 def refuse_evaluations(name: str, how: Fit) -> None:
     """Raise ValueError where a stage without held-out data is asked to evaluate on the way."""
     if how.evaluations:
@@ -98,15 +109,8 @@ def train_own_model(
     stop: end every text that fits with the start token, as a model that is to stop by itself must see it. vocabulary: how
     many tokens the tokenizer has, at most.
     """
-    from transformers import LlamaConfig
-
     tokenizer = train_tokenizer(texts[:2000], vocabulary)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=172, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=OWN_TOKENS, tie_word_embeddings=True, bos_token_id=0,
-        eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    model = CausalLM.from_config(config, seed=own.child("init").generator())
+    model = CausalLM.from_config(own_config(len(tokenizer), layers), seed=own.child("init").generator())
     model.tokenizer = tokenizer
     end = [tokenizer.bos_token_id] if stop else []
     rows = [[*ids, *end][: most_tokens + 1] for ids in tokenizer(list(texts))["input_ids"]]

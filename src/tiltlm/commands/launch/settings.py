@@ -101,6 +101,13 @@ class Launch:
     detach: bool = False
     """Submit to SLURM and return. The same command says how the jobs stand, and shows the results in the end."""
 
+    dry_run: bool = False
+    """Build nothing: say what is to be built, the memory that each training takes of a process, and what would lower it."""
+
+    processes: int = 0
+    """Of a dry run: so many processes train together (0: as many as --slurm.nodes and --slurm.processes say, or torchrun
+    started)."""
+
     slurm: Slurm = field(default_factory=Slurm)
     ray: Ray = field(default_factory=Ray)
 
@@ -110,6 +117,10 @@ class Launch:
         if self.jobs > 1 and self.on != "local":
             raise ValueError(
                 "--jobs is for runs built here; on SLURM --slurm.parallel says how many run at a time"
+            )
+        if self.processes < 0 or (self.processes and not self.dry_run):
+            raise ValueError(
+                "--processes is of a dry run, 1 or more: say --dry-run as well; real ones are started by torchrun or --on"
             )
         if self.detach and self.on != "slurm":
             raise ValueError("--detach leaves jobs to SLURM: say --on slurm as well")

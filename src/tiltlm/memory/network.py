@@ -1,0 +1,257 @@
+"""A network of its configuration alone: parameters, and what a pass through it keeps, at any size, without a weight.
+
+The network is made on torch's `meta` device and run on tensors that have a shape and no numbers (`FakeTensorMode`), by the
+code that runs real ones: whatever a layer keeps for its backward pass, fused attention, autocast's copies of weights,
+recomputed layers, is counted as it is, and nothing of it is guessed. The output head alone is added by hand: it goes
+through the vocabulary tile by tile, in places that depend on the tokens (`models.output`).
+
+Counted is what tensors hold. Left out: what a library takes for itself (a CUDA context, NCCL, some 1 to 2 GB a GPU), what
+the allocator cannot use, and the numbers of a batch beside its hidden states.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from tiltlm.memory.counting import Counted
+from tiltlm.models import lora
+from tiltlm.models.backbone import fuse_activations
+from tiltlm.models.body import body_of, run_body
+from tiltlm.models.look import one_line
+from tiltlm.models.output import CHUNK_ENTRIES
+
+FLOAT = 4
+"""Bytes of a weight, a gradient, a moment: float32 everywhere."""
+
+Trains = Literal["nothing", "head", "adapters", "all"]
+"""What of a network is trained; adapters and all include a head of its own."""
+
+Outputs = Literal["none", "number", "vocabulary"]
+"""A head of a network's own, beside the language model's: a value's, of one number, or of one for every token."""
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA, as `--net.lora-rank` and `--net.lora-modules` say it (None: PEFT's choice of layers)."""
+
+    rank: int = 8
+    modules: str | tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows that go through a network at once: `rows` of `length` tokens, `read` of which the head is asked about."""
+
+    rows: int
+    length: int
+    read: int
+    bfloat16: bool = False
+
+
+class Network:
+    """The network of a transformers configuration.
+
+    outputs: its own head. language: whether it is held as a language model, with that one's output head (a value's body is,
+    though nothing reads it), or as a classifier. recomputes: layers are run again in the backward pass. Raises ValueError
+    for layers that adapters cannot stand beside.
+    """
+
+    def __init__(
+        self, config: Any, *, trains: Trains = "nothing", outputs: Outputs = "none", language: bool = True,
+        adapters: Adapters | None = None, recomputes: bool = False,
+    ) -> None:  # fmt: skip
+        self.trains, self.outputs, self.adapters = trains, outputs, adapters
+        self.model = _made(config, language, adapters)
+        self.body = body_of(self.model)
+        self.out: nn.Linear | None = self.model.get_output_embeddings() if language else None
+        self.tied = self.out is not None and self.out.weight is self.model.get_input_embeddings().weight
+        unread = None if self.out is None or outputs == "none" or self.tied else self.out.weight
+        for name, p in self.model.named_parameters():
+            within = trains == "all" or (trains == "adapters" and ("lora_" in name or name.startswith("score.")))
+            p.requires_grad_(within and p is not unread)
+        self.mode = FakeTensorMode()
+        self.known = _unnumbered(self.model, self.mode)
+        self.recomputes = recomputes and trains != "nothing"
+        if self.recomputes:
+            self.model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+
+    @property
+    def _text(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        return _size(self.model) + self.own
+
+    @property
+    def own(self) -> int:
+        """Parameters of a linear head of its own, beside the language model's."""
+        width = {"none": 0, "number": 1, "vocabulary": self.out.out_features if self.out is not None else 0}
+        return (int(self._text.hidden_size) + 1) * width[self.outputs]
+
+    @property
+    def trained(self) -> int:
+        """How many of them have a gradient and AdamW's moments."""
+        own = self.own if self.trains != "nothing" else 0
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad) + own
+
+    @cached_property
+    def parts(self) -> tuple[int, int]:
+        """Parameters of its largest layer, and of what stands outside the layers."""
+        lists = [found for found in self.body.modules() if isinstance(found, nn.ModuleList)]
+        sizes = [_size(layer) for layer in max(lists, key=len, default=())]
+        return max(sizes, default=0), _size(self.model) - sum(sizes)
+
+    # ---- passes ---------------------------------------------------------------------------------------------------
+
+    def kept(self, batch: Pass) -> int:
+        """The bytes that the body keeps for its backward pass, its output among them."""
+        with self._counted(learning=True) as counted:
+            states = self._states(batch)
+            kept = counted.now
+        del states
+        return kept
+
+    def update(self, batch: Pass) -> int:
+        """The most bytes, beside weights and gradients, that forward and backward pass hold."""
+        with self._counted(learning=True) as counted:
+            states = self._states(batch)
+            kept = counted.now
+            if states.requires_grad:
+                states.backward(torch.empty_like(states))
+        # where embedding and head share weights, the head's gradient waits for the embedding's, and both for their sum
+        shared = self.out if self.tied and self.trains == "all" else None
+        waits = 2 * FLOAT * shared.weight.numel() if shared is not None else 0
+        return max(kept + self._head(batch, backward=True), counted.most + waits)
+
+    def score(self, batch: Pass) -> int:
+        """The most bytes that a pass without gradients holds."""
+        with self._counted() as counted, torch.no_grad():
+            states = self._states(batch)
+        return max(counted.most, states.nbytes + self._head(batch, backward=False))
+
+    @cached_property
+    def cache_per_token(self) -> int:
+        """Bytes of keys and values of a token, over all layers; 0 where the network keeps none."""
+        from transformers.cache_utils import Cache, DynamicLayer
+
+        kept, tokens = Cache(layer_class_to_replicate=DynamicLayer), 8
+        with self._counted(), torch.no_grad():
+            run_body(self.body, *_ids(1, tokens), cache=kept)
+        stores: list[Any] = list(kept.layers)
+        return sum(each.keys.nbytes + each.values.nbytes for each in stores) // tokens
+
+    def draw(self, batch: Pass) -> int:
+        """Bytes of a decoding cache, allocated once for the longest row, and of a step's logits (as they are, and as
+        weights); a layer's part of the cache is there twice while rows leave it."""
+        cache = batch.rows * batch.length * self.cache_per_token
+        vocabulary = self.out.weight.shape[0] if self.out is not None else 0
+        return cache + cache // max(1, int(self._text.num_hidden_layers)) + 2 * FLOAT * batch.rows * vocabulary
+
+    @contextmanager
+    def _counted(self, learning: bool = False) -> Iterator[Counted]:
+        """Dropout stays off: a network is in training mode only to run layers again. Raises ValueError for a network whose
+        passes depend on the numbers."""
+        from transformers import masking_utils
+
+        log, packed = (
+            logging.getLogger("torch._subclasses.fake_tensor"),
+            masking_utils.find_packed_sequence_indices,
+        )
+        before, log.disabled = log.disabled, True
+        self.model.train(learning and self.recomputes)
+        masking_utils.find_packed_sequence_indices = _one_sequence_a_row
+        try:
+            with self.mode, Counted(self.known) as counted:
+                yield counted
+        except Exception as error:  # foreign code, run on tensors that it may not know
+            raise ValueError(
+                f"a {self.model.config.model_type} cannot be run without numbers: {one_line(error)}"
+            ) from None
+        finally:
+            log.disabled = before
+            masking_utils.find_packed_sequence_indices = packed
+
+    def _states(self, batch: Pass) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=batch.bfloat16):
+            return run_body(self.body, *_ids(batch.rows, batch.length))
+
+    def _head(self, batch: Pass, backward: bool) -> int:
+        """The head's part (`models.output`): states where it reads them, as they are and in float32; a tile of logits and
+        its exponentials or slopes; in the backward pass the states' gradient and its addend, and that of the weights."""
+        places = batch.rows * batch.read
+        size = FLOAT * places * int(self._text.hidden_size)
+        if self.out is None or self.outputs == "number":
+            return 2 * size
+        width = max(self.out.in_features, CHUNK_ENTRIES // max(1, places))
+        tile = FLOAT * places * min(width, self.out.out_features)
+        trained = self.out.weight.requires_grad or (self.own and self.trains != "nothing")
+        weights = FLOAT * self.out.weight.numel() if trained else 0
+        return 2 * size + 2 * tile + (2 * size + weights if backward else 0)
+
+
+def _made(config: Any, language: bool, adapters: Adapters | None) -> Any:
+    """The network on the `meta` device."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind: Any = AutoModelForCausalLM if language else AutoModelForSequenceClassification
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # of PEFT's about the layers of some families, which real adapters give again
+        model = kind.from_config(config, dtype=torch.float32).eval()
+        fuse_activations(model)
+        if adapters is not None and language:
+            lora.adapted(model, adapters.rank, adapters.rank, 0.0, target_modules=adapters.modules)
+        elif adapters is not None:  # a judge's, whose head is trained as it is
+            from peft import LoraConfig, get_peft_model
+
+            chosen: Any = adapters.modules
+            get_peft_model(body_of(model), LoraConfig(r=adapters.rank, target_modules=chosen))
+    return model
+
+
+def _unnumbered(model: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
+    """Put tensors of a CPU that have no numbers in the place of those of no device, gradients with them; returns all."""
+    made: dict[int, Tensor] = {}
+
+    def fresh(x: Tensor) -> Tensor:
+        if id(x) not in made:
+            new = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+            if isinstance(x, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=x.requires_grad)
+                if x.requires_grad:
+                    new.grad = torch.empty_like(new)
+            made[id(x)] = new
+        return made[id(x)]
+
+    with mode:
+        for module in list(model.modules()):
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+            for store in stores:
+                store.update({name: fresh(x) for name, x in store.items() if isinstance(x, Tensor)})
+    return [*made.values(), *(x.grad for x in made.values() if x.grad is not None)]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _ids(rows: int, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens and their positions."""
+    return torch.zeros(rows, length, dtype=torch.int64), torch.arange(length).expand(rows, length)
+
+
+def _one_sequence_a_row(position_ids: Tensor) -> None:
+    """What transformers finds in positions that count up, by looking at their numbers: no mask is wanted."""
