@@ -3,8 +3,8 @@
     drawing-N   100 completions of N tokens, one of each of 100 prompts of 8 tokens; `Narrow` draws in bfloat16
     dpo         an update on 16 pairs of 64 + 64 tokens, and the reference's pass on them, both in the one precision
 
-Weights are float32 on both sides, and equal. What must agree: losses to a hundredth; log q of what was drawn in bfloat16 with
-the same rows' log p in float32, whose mean and largest difference in a row's sum are printed.
+Weights are float32 on both sides, and equal. What must agree: losses to a hundredth; log q of what was drawn in bfloat16
+with the same rows' log p in float32: the mean and the largest difference of a row's sum are printed.
 
 The ceiling is measured beside it, in one process: products of the network's own shapes, in GFLOP a CPU-second in both
 precisions. What is not a product (exponentials, norms, attention's softmax, the draw itself) gains nothing from bfloat16.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -77,7 +78,7 @@ def step(precision: str) -> Work:
     engine = Engine(policy.train(), Optim(lr=LR, clip=CLIP, precision=precision))
 
     def work() -> float:
-        with computing_in(engine.device, precision):
+        with computing_in(reference, reference.device, precision):
             batch = experience.batch(0)
         return engine.update(DPO(BETA), batch)["loss"]
 
@@ -88,13 +89,17 @@ def report(name: str, found: dict[str, Side]) -> list[str]:
     case, narrow, wide = CASES[name], found["bfloat16"], found["float32"]
     if not case.new:
         apart = max(abs(a - b) for a, b in zip(narrow.results[0], wide.results[0], strict=True))
-        print(f"{name:10s} losses {[round(x, 5) for x in wide.results[0]]}, bfloat16's apart by at most {apart:.1e}")
+        print(
+            f"{name:10s} losses {[round(x, 5) for x in wide.results[0]]}, bfloat16's apart by at most {apart:.1e}"
+        )
         if not apart < 1e-2:
             raise SystemExit(f"the losses of both precisions differ: {narrow.results[0]} and {wide.results[0]}")
         lines = [ratio("dpo-memory-bfloat16-6x384", narrow.growth / wide.growth, "none")]
         return [ratio("dpo-cpu-bfloat16-6x384", narrow.cpu / wide.cpu, case.goal), *lines]
     error = error_of(*narrow.results[0][-1])
-    print(f"{name:10s} |log q − log p in float32| of a row: mean {error.mean():.3f}, largest {error.max():.3f} nats")
+    print(
+        f"{name:10s} |log q − log p in float32| of a row: mean {error.mean():.3f}, largest {error.max():.3f} nats"
+    )
     rates = {side: DRAWN * case.new / one.cpu for side, one in found.items()}
     print(f"{name:10s} tokens per CPU-second: " + ", ".join(f"{side} {rate:.0f}" for side, rate in rates.items()))
     if not error.max() < 1:
@@ -128,7 +133,7 @@ def ceiling() -> None:
         print(f"products   {name:18s} float32 {rates[0]:5.0f}, bfloat16 {rates[1]:5.0f} GFLOP/s", flush=True)
 
 
-SIDES = {name: lambda case, name=name: side(case, name) for name in ("float32", "bfloat16")}
+SIDES = {name: partial(side, precision=name) for name in ("float32", "bfloat16")}
 
 if __name__ == "__main__":
     if "--side" not in sys.argv:

@@ -94,7 +94,7 @@ class Engine:
     def _pass(self, objective: Objective, batch: Any, lr_factor: float) -> dict[str, float]:
         total = self.total(objective.weight(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        with wide_attention(self.device, self.optim.precision):
+        with wide_attention(self.model, self.device, self.optim.precision):
             own = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
             if self.shards is not None:
                 self._keep_step(objective, batch, len(own))

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from tiltlm import ranks
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.precision import autocast
@@ -74,6 +75,14 @@ class _NarrowState(State):
         self.state.select(index)
 
 
+def _in_parts(model: CausalLM) -> bool:
+    if ranks.size() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
 @torch.no_grad()
 def rounded(model: CausalLM) -> CausalLM:
     """A copy of `model` to draw from: its layers' matrices in bfloat16, all else shared with it.
@@ -81,10 +90,9 @@ def rounded(model: CausalLM) -> CausalLM:
     An embedding that is tied to the output head stays in float32, as autocast leaves it. Weights of which a process holds
     a part alone cannot be copied: there autocast rounds them as they are used, and `model` itself is returned.
     """
-    from torch.distributed.fsdp import FSDPModule
     from transformers.pytorch_utils import Conv1D
 
-    if isinstance(model, FSDPModule):
+    if _in_parts(model):
         return model
     kept: list[object] = [*itertools.chain(model.parameters(), model.buffers()), model.tokenizer]
     copied = copy.deepcopy(model, {id(each): each for each in kept})

@@ -18,13 +18,13 @@ A tile is computed as W·hᵀ, [tile, M]: each row of dW is then written once, a
 their arguments as they lie (1.7 times the speed of h·Wᵀ over the whole of a large vocabulary).
 
 Half precision (weights in it, or float32 weights under autocast) multiplies in 16 bits and adds up in float32, but a matrix
-kernel rounds what it hands over to 16 bits again: 2⁻⁹ of a logit of 100 is a fifth of a nat. Hence `level`, one number a
+kernel rounds what it hands over to 16 bits again: 2⁻⁸ of a logit of 100 is 0.4 nats. Hence `level`, one number a
 row near the logits that matter: taken off inside the kernel, before it rounds, and added again in float32,
 
     logits = round(W·h − level) + level.
 
 Scoring takes h·W[y], the target's own logit, so that what is rounded is a log-ratio to the target, and an error stays below
-2⁻⁹ of what −log p(y) is made of; decoding takes the largest of the first logits. Softmax and sums are float32.
+2⁻⁸ of what −log p(y) is made of; decoding takes the largest of the first logits. Softmax and sums are float32.
 """
 
 from __future__ import annotations

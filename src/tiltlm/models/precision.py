@@ -1,9 +1,10 @@
-"""What bfloat16 means here: torch's autocast (matrix products of float32 weights are made in 16 bits and added up in float32;
-residuals, norms and softmaxes are float32; weights stay as they are), and on a CPU attention in float32, whose kernels are
-faster: 1.3 to 2 times backward, up to twice for one new token.
+"""What bfloat16 means here.
 
-Checkpointed layers are computed again in the backward pass, and must find there what they found before: `wide_attention`
-goes around both, autocast around the forward pass alone.
+torch's autocast: matrix products of float32 weights are made in 16 bits and added up in float32; residuals, norms and
+softmaxes are float32, and weights stay as they are. On a CPU attention is float32, too: backward, its kernel for 16 bits
+takes about twice as long.
+
+Checkpointed layers are computed again in the backward pass, which knows nothing of that: their attention stays in 16 bits.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+from tiltlm.models.body import recomputes
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -25,15 +28,16 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def wide_attention(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Within, attention in half precision is computed in float32, where that is faster."""
-    return _WideAttention() if precision == "bfloat16" and device.type == "cpu" else nullcontext()
+def wide_attention(model: nn.Module, device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Within, attention in half precision is computed in float32, where `model` would gain by it and can."""
+    gains = precision == "bfloat16" and device.type == "cpu" and not recomputes(model)
+    return _WideAttention() if gains else nullcontext()
 
 
 @contextmanager
-def computing_in(device: torch.device, precision: str) -> Iterator[None]:
-    """Both: to score and to draw."""
-    with wide_attention(device, precision), autocast(device, precision):
+def computing_in(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+    """Both: to score what is trained or compared with what is."""
+    with wide_attention(model, device, precision), autocast(device, precision):
         yield
 
 

@@ -47,7 +47,7 @@ class Draws(OfTask):
     draws: Settings = Settings()
     seed: int = 0
     draw: Serving = field(default=HERE, metadata=ADDED)
-    """The server that draws (none: this process)."""
+    """Who draws: a server, or this process."""
 
     stage: ClassVar[str] = "generate"
 
@@ -110,7 +110,7 @@ class Draws(OfTask):
     def drawer(self, problem: Problem) -> Drawer:
         """What draws: the reference, here or on a server."""
         if not self.draw.url:
-            return partial(draw, problem.reference)
+            return partial(draw, self.draw.of(problem.reference))
         return served(self.draw, problem.reference, problem.tokenizer, self.name)
 
 
@@ -298,5 +298,5 @@ def score(samples: Samples, model: LanguageModel, precision: str = "float32") ->
     """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
     starts = range(0, len(samples), ROWS_AT_ONCE)
     parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
-    with computing_in(model.device, precision):
+    with computing_in(model, model.device, precision):
         return torch.cat([model.log_prob(part).cpu() for part in parts])
