@@ -35,7 +35,7 @@ M, D, V = 64, 32, 400
 
 
 def head_and_states(bias: bool = False) -> tuple[nn.Linear, Tensor, Tensor]:
-    """Logits of 150 ± 6, as pretrained networks have them (GPT-2: some −100): a common part, of which softmax knows nothing."""
+    """Logits of 150 ± 6: a common part, of which softmax knows nothing. Pretrained networks have one (GPT-2: some −100)."""
     generator = torch.Generator().manual_seed(0)
     head, states = nn.Linear(D, V, bias=bias), torch.randn(M, D, generator=generator)
     head.weight.data = torch.randn(V, D, generator=generator)
@@ -177,7 +177,7 @@ def test_the_measured_divergence_of_what_draws_in_bfloat16_is_unbiased():
 
 
 def test_a_state_rounds_the_weights_that_the_model_has_when_it_starts():
-    """Embeddings, norms and the model itself stay as they are; after an update the next state draws from the new weights."""
+    """Embeddings, norms and the model itself stay as they are; after an update the next state draws from new weights."""
     model = build("gpt2")
     before, copied = copy.deepcopy(model.state_dict()), rounded(model)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
@@ -238,5 +238,5 @@ def test_what_cannot_draw_in_bfloat16_says_so():
         Serving("http://localhost:1/v1", precision="bfloat16")
     with pytest.raises(ValueError, match="float32 or bfloat16; got 'float16'"):
         Serving(precision="float16")
-    with pytest.raises(ValueError, match="leave draw_at.precision out"):
+    with pytest.raises(ValueError, match=r"leave draw_at\.precision out"):
         BestOf(draw_at=Serving(precision="bfloat16"))
