@@ -12,12 +12,13 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tiltlm import ranks
+from tiltlm.models.precision import Precision, autocast, wide_attention
 from tiltlm.objective import Objective
 from tiltlm.sharded import Shards, all_of, own_state, whole_state
 
@@ -39,7 +40,7 @@ class Optim:
     micro_batch: int = 0
     """Rows per forward pass (0: the whole batch); changes memory, not the result."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the matrix products inside the network; weights, log-probabilities, losses and sums are float32."""
 
     shard: bool = False
@@ -93,9 +94,10 @@ class Engine:
     def _pass(self, objective: Objective, batch: Any, lr_factor: float) -> dict[str, float]:
         total = self.total(objective.weight(batch))
         self.optimizer.zero_grad(set_to_none=True)
-        own = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
-        if self.shards is not None:
-            self._keep_step(objective, batch, len(own))
+        with wide_attention(self.model, self.device, self.optim.precision):
+            own = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
+            if self.shards is not None:
+                self._keep_step(objective, batch, len(own))
         parts = self._everyones(own, total)
         if self.shards is None:
             ranks.sum_gradients(self.parameters)
@@ -135,7 +137,7 @@ class Engine:
         return [part for _, parts in found for part in parts]
 
     def _accumulate(self, objective: Objective, batch: Any, part: slice, total: float) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.precision == "bfloat16"):
+        with autocast(self.device, self.optim.precision):
             outcome = objective.loss(self.model, batch.select(part))
         if not bool(torch.isfinite(outcome.loss).all()):
             row = int((~torch.isfinite(outcome.loss)).nonzero()[0])
@@ -149,7 +151,7 @@ class Engine:
         """Run the network as often as the process with the most micro-batches does, on a row that counts nothing."""
         most = max(ranks.gathered([done]))
         for _ in range(done, most):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.precision == "bfloat16"):
+            with autocast(self.device, self.optim.precision):
                 loss = objective.loss(self.model, batch.select(slice(0, 1))).loss
             (0.0 * loss.sum()).backward()
 

@@ -231,7 +231,7 @@ def _stores(problem: Problem, method: Method, feed: Any, called: str, journal: P
             some = prompts.select(slice(0, feed.draws.prompts or None)) if split == "train" else prompts
             own = problem.stream.child("generate", split)
             drawn = of_reference(problem, feed.draw, some, n, own, feed.draws.batch_size)
-            log_ref = None if feed.draw.url else drawn.log_q
+            log_ref = drawn.log_q if feed.draw.exact else None
             made[split] = Groups(problem.target.scored(drawn.with_(log_ref=log_ref), 128), n)
         return made[split]
 

@@ -94,7 +94,7 @@ class Sample:
     dtype: str = "float32"
 
     draw: Serving = HERE
-    """A server that draws in the place of this process."""
+    """A server that draws in the place of this process, or how this process draws."""
 
 
 def sample(args: list[str]) -> int:
@@ -179,7 +179,8 @@ def _drawer(settings: Sample, decoder: Decoder, warp: Warp) -> Drawer:
     """What draws: the model, warped if that was asked for, or the server that serves it."""
     if settings.draw.url:
         return Server.of(settings.draw, decoder.model, decoder.tokenizer)
-    return partial(draw, decoder.model if warp == Warp() else Warped(decoder.model, warp))
+    model = settings.draw.of(decoder.model)
+    return partial(draw, model if warp == Warp() else Warped(model, warp))
 
 
 def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _beside(settings: Sample) -> Path:
 
 def _made_with(settings: Sample) -> dict[str, str]:
     named = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "out", "draw")}
-    if settings.draw.url:  # which server, and not how fast it is asked
+    if settings.draw != HERE:  # which server, and not how fast it is asked
         named |= {f"draw.{name}": value for name, value in hashed(settings.draw).items() if name}
     return {name: mask(str(value)) for name, value in named.items()}
 

@@ -51,6 +51,10 @@ class BestOf(Sampler):
 
     def __post_init__(self) -> None:
         at_least_one(self, "n")
+        if self.draw_at.precision != "float32":
+            raise ValueError(
+                "the best of n is measured as a choice among draws of the reference itself: leave draw_at.precision out"
+            )
 
     def draw(
         self, problem: Problem, learner: Learner, prompts: Tokens, n: int, stream: Stream, batch_size: int = 512

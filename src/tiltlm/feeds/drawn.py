@@ -48,7 +48,7 @@ def drawn_rows(
         assert learner.policy is not None
         reward = None if asked else problem.target.reward
         found = Live(
-            learner.policy, reward, problem.prompts["train"], count, problem.width, own, n,
+            feed.draw.of(learner.policy), reward, problem.prompts["train"], count, problem.width, own, n,
             problem.reference if method.wants_reference or asked else None, drawer,
         )  # fmt: skip
     else:
@@ -92,8 +92,9 @@ def _maker(
 ) -> Callable[[Stream], Any]:
     """stream -> the rows of a step."""
     live = source_of(problem.facts, method, feed) == "live"
-    model: Any = learner.policy if live else problem.reference
-    by_reference = not live and drawer is None
+    policy: Any = learner.policy
+    model = feed.draw.of(policy if live else problem.reference) if drawer is None else policy
+    by_reference = not live and feed.draw.exact
 
     def drawn(own: Stream, each: int) -> Samples:
         prompts = ranks.from_first(lambda: scene(own.child("conditions"))[0])

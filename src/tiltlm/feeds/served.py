@@ -52,7 +52,7 @@ def of_reference(problem: Problem, how: Serving, prompts: Tokens, n: int, own: S
         server = Server.of(how, problem.reference, problem.tokenizer)
         return server(prompts, n=n, max_new_tokens=problem.width, stream=own)
     return draw_in_batches(
-        problem.reference, prompts, n=n, max_new_tokens=problem.width, stream=own, batch_size=batch_size
+        how.of(problem.reference), prompts, n=n, max_new_tokens=problem.width, stream=own, batch_size=batch_size
     )
 
 

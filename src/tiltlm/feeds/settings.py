@@ -146,7 +146,7 @@ class Feed:
     """What happens in a round."""
 
     draw: Serving = field(default=HERE, metadata=ADDED)
-    """The server that draws stored, fresh and live rows (none: this process)."""
+    """Who draws stored, fresh and live rows: a server, or this process."""
 
     def __post_init__(self) -> None:
         if self.size < 2 or self.n < 0:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from tiltlm.models.body import attention_window, body_of, most_positions, run_body, trust_of
+from tiltlm.models.body import attention_window, body_of, most_positions, recomputes, run_body, trust_of
 from tiltlm.samples import Samples, Tokens
 
 if TYPE_CHECKING:
@@ -132,7 +132,6 @@ def _saves(prompts: Tokens, row: Tensor, completions: Tokens) -> bool:
 
 def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:
     """Networks that recompute activations take no cache, and padding must not run past the last position."""
-    recomputes = model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     trust, width = trust_of(model), prompts.ids.shape[1] + new
     fits = width <= (most_positions(model) or width)
     return (
@@ -140,7 +139,7 @@ def _can_share(model: PreTrainedModel, prompts: Tokens, new: int) -> bool:
         and trust.caches(width)
         and new > 0
         and fits
-        and not recomputes
+        and not recomputes(model)
         and int(prompts.lengths.min()) > 0
     )
 

@@ -53,6 +53,11 @@ def trust_of(model: PreTrainedModel) -> Trust:
     return found if isinstance(found, Trust) else Trust()
 
 
+def recomputes(model: nn.Module) -> bool:
+    """Whether the backward pass of training computes layers again (checkpointing) instead of keeping what they made."""
+    return model.training and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+
+
 def body_of(model: PreTrainedModel) -> nn.Module:
     """The part of a causal LM below its output head."""
     body = model.base_model  # by the prefix of its class; some classes name a part that they do not have

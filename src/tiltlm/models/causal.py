@@ -4,8 +4,8 @@ Hidden states are gathered at completion positions only; what makes log-probabil
 included, stands in `output.py`. How the body may be run, with a cache or without, is what its self-test found
 (`selftest.py`).
 
-Under autocast the body runs in bfloat16 and the head does not: a sum of log-probabilities is what every method
-compares, and h is taken in the head's own dtype, in both directions.
+Under autocast body and head multiply in bfloat16. A sum of log-probabilities is what every method compares, so the head's
+logits are float32, rounded around a level (`output.py`), and their softmax is float32 in both directions.
 """
 
 from __future__ import annotations

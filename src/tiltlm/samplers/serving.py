@@ -1,4 +1,4 @@
-"""Who draws: the settings of a server, and what a drawer is.
+"""Who draws: a server or this process, in which precision, and what a drawer is.
 
 A server speaks the OpenAI completions protocol. One that returns token ids and their log-probabilities (vLLM's
 `return_token_ids`) draws as a model in this process does; of any other, texts alone can be taken.
@@ -11,9 +11,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from tiltlm.models.base import LanguageModel
+from tiltlm.models.narrow import Narrow
+from tiltlm.models.precision import Precision
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
-from tiltlm.settings import SPEED, at_least_one
+from tiltlm.settings import ADDED, SPEED, at_least_one
 
 TOKEN = "TILTLM_DRAW_TOKEN"
 """The environment variable whose value is sent to a server as a bearer token."""
@@ -60,12 +63,28 @@ class Serving:
     timeout: float = field(default=600.0, metadata=SPEED)
     """Seconds that a request may take."""
 
+    precision: Precision = field(default="float32", metadata=ADDED)
+    """Of the matrix products of a model that this process draws from; log q is that of what drew."""
+
     def __post_init__(self) -> None:
         at_least_one(self, "every", "concurrent", "tries")
         if not self.timeout > 0:
             raise ValueError(f"timeout is in seconds, more than 0; got {self.timeout}")
         if not self.url and (self.model or self.text or self.every > 1 or self.weights):
             raise ValueError(f"the settings of a server that draws want its url too (draw.url); got {self}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"draw.precision is float32 or bfloat16; got {self.precision!r}")
+        if self.url and self.precision != "float32":
+            raise ValueError("a server has its own precision: leave draw.precision out, or draw.url")
+
+    @property
+    def exact(self) -> bool:
+        """Whether log q of what it draws is the log-probability that the model has in float32."""
+        return not self.url and self.precision == "float32"
+
+    def of(self, model: LanguageModel) -> LanguageModel:
+        """What this process draws from in the model's place. Raises ValueError where that cannot be had."""
+        return Narrow(model) if self.precision == "bfloat16" else model
 
 
 HERE = Serving()

@@ -177,7 +177,7 @@ class Answers(OfTask):
     def drawer(self, problem: Problem, policy: LanguageModel) -> Drawer:
         """What draws: the policy, here or on a server."""
         if not self.draw.url:
-            return partial(draw, policy)
+            return partial(draw, self.draw.of(policy))
         if self.draw.weights:
             server = Server.of(self.draw, policy, problem.tokenizer)
             Following(server, policy, Path(self.draw.weights), partial(reload, server)).follow(0)

@@ -23,6 +23,7 @@ from tiltlm.feeds import Draws as Settings
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
+from tiltlm.models.precision import computing_in
 from tiltlm.problem import SPLITS, Problem, Split
 from tiltlm.progress import note, steps
 from tiltlm.run import Recipe, Run
@@ -46,7 +47,7 @@ class Draws(OfTask):
     draws: Settings = Settings()
     seed: int = 0
     draw: Serving = field(default=HERE, metadata=ADDED)
-    """The server that draws (none: this process)."""
+    """Who draws: a server, or this process."""
 
     stage: ClassVar[str] = "generate"
 
@@ -109,7 +110,7 @@ class Draws(OfTask):
     def drawer(self, problem: Problem) -> Drawer:
         """What draws: the reference, here or on a server."""
         if not self.draw.url:
-            return partial(draw, problem.reference)
+            return partial(draw, self.draw.of(problem.reference))
         return served(self.draw, problem.reference, problem.tokenizer, self.name)
 
 
@@ -297,5 +298,5 @@ def score(samples: Samples, model: LanguageModel, precision: str = "float32") ->
     """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
     starts = range(0, len(samples), ROWS_AT_ONCE)
     parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with computing_in(model, model.device, precision):
         return torch.cat([model.log_prob(part).cpu() for part in parts])
