@@ -44,7 +44,9 @@ def read(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     with _library() as dcp:
         there = dcp.FileSystemReader(checkpoint / FOLDER).read_metadata().state_dict_metadata
         for p, name in _names(model).items():
-            found = {kind: _room(p, kind) for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}/{name}" in there}
+            found = {
+                kind: _room(p, kind) for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}/{name}" in there
+            }
             tensors |= {f"{kind}/{name}": x for kind, x in found.items()}
             if found:
                 optimizer.state[p] = found
@@ -59,7 +61,9 @@ def source(checkpoint: Path, model: nn.Module) -> Source:
 
     def found(some: Sequence[Tensor]) -> list[Tensor]:
         parts: dict[str, Any] = {
-            f"weight/{names[x]}": torch.empty(x.shape, dtype=x.dtype) for x in some if in_parts(x)  # type: ignore[index]
+            f"weight/{names[x]}": torch.empty(x.shape, dtype=x.dtype)
+            for x in some
+            if in_parts(x)  # type: ignore[index]
         }
         with _library() as dcp:
             dcp.load(parts, checkpoint_id=checkpoint / FOLDER, no_dist=True)

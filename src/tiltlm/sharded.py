@@ -46,7 +46,7 @@ class Shards:
             raise ValueError(f"--fit.shard: {reason}; leave it off, and every process holds the whole model")
         ranks.ready()
         self.parts: list[Any] = []
-        self.roots = roots_of(model)
+        self.roots: list[Any] = list(roots_of(model))
         for root in self.roots:
             self._divide(root)
 
@@ -66,7 +66,7 @@ class Shards:
         for name in (*entries_of(root), "wake"):
             register_fsdp_forward_method(root, name)
         own.wake()  # the outermost part must be the first to run
-        own.reshard()
+        own.reset_iter_state()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -77,8 +77,9 @@ class Shards:
         try:
             yield
         finally:
+            for root in self.roots:  # reshards, and forgets what was run: it differs between processes
+                root.reset_iter_state()
             for part in self.parts:
-                part.reshard()
                 part.set_reshard_after_forward(part not in self.roots, recurse=False)
 
 
@@ -113,7 +114,9 @@ def entries_of(root: nn.Module) -> tuple[str, ...]:
 
 def network_of(root: Any) -> Any:
     """The transformers network in a root."""
-    inner = root.body if isinstance(root, ValueHead) else root.classifier if isinstance(root, RewardModel) else root
+    inner = (
+        root.body if isinstance(root, ValueHead) else root.classifier if isinstance(root, RewardModel) else root
+    )
     return inner.model
 
 

@@ -173,9 +173,7 @@ class CausalLM(LanguageModel):
         from transformers import AutoModelForCausalLM
 
         dtype = self.model.dtype
-        load_state(
-            self.model, lambda: AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).state_dict()
-        )
+        load_state(self.model, lambda: AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).state_dict())
 
     def start(self, prompts: Tokens, capacity: int) -> CausalState:
         return CausalState(self, body_state(self.model, prompts, capacity))
