@@ -145,7 +145,9 @@ def saver(folder: Path) -> None:
     if ranks.is_first():
         read = CausalLM.load(folder)
         parameters = sum(p.numel() for p in read.parameters())
-        print(f"FOUND {parameters / 1e6:.0f} million parameters read from the folder, weights {4 * parameters / 1e6:.0f} MB")
+        print(
+            f"FOUND {parameters / 1e6:.0f} million parameters read from the folder, weights {4 * parameters / 1e6:.0f} MB"
+        )
     ranks.leave()
 
 
@@ -154,7 +156,10 @@ def saved() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [*command, __file__, "save", folder], capture_output=True, text=True, env=os.environ | ONE_THREAD | QUIET
+            [*command, __file__, "save", folder],
+            capture_output=True,
+            text=True,
+            env=os.environ | ONE_THREAD | QUIET,
         )
     if done.returncode:
         raise SystemExit(done.stderr)

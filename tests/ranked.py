@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +21,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 import tiltlm as tl
+from completions import Completions
 from families import build
 from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
-from tiltlm.experience import FromFirst, Live, Offline, referenced_pairs
+from tiltlm.experience import FromFirst, Keeps, Live, Offline, referenced_pairs
+from tiltlm.feeds.served import Followed, Following
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.reward_model import RewardModel
@@ -31,6 +35,9 @@ from tiltlm.policies.ppo import PPO, ActorCritic, Valued
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.sft import SFT
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons
+from tiltlm.samplers.reloading import reload
+from tiltlm.samplers.server import Server
+from tiltlm.samplers.serving import Serving
 from tiltlm.samples import Conditioned, Pairs, Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.sharded import all_of
@@ -71,6 +78,8 @@ def trained(model: Any, objective: Any, experience: Any, optim: Optim) -> Found:
         with engine.whole():
             batch = experience.batch(step)
         metrics.append(engine.update(objective, batch))
+        if isinstance(experience, Keeps):
+            metrics[-1] |= experience.numbers()
     if engine.divided:
         written_and_read(engine, FOLDERS[-1])
     return Found(metrics, weights(model), tokens_of(batch))
@@ -159,6 +168,20 @@ def learnt(name: str, rows: int = ROWS) -> Callable[[Optim], Found]:
     return run
 
 
+def served(optim: Optim) -> Found:
+    """A server that draws, beside the first process, follows the policy every second step."""
+    model, prompts = network(), Tokens.of([[k, k + 1][: 1 + k % 2] for k in range(9)])
+    place = Path(ranks.from_first(lambda: tempfile.mkdtemp()))
+    with Completions(copy_of(model)) if ranks.is_first() else nullcontext() as at:
+        url = ranks.from_first(lambda: at.url)
+        server = Server(Serving(url, every=2), model.eos_ids, model.vocab_size)
+        drawer = Following(server, model, place, partial(reload, server))
+        live = Live(model, total, prompts, 5, 6, OWN.child("live"), n=3, reference=copy_of(model), drawer=drawer)
+        found = trained(model, Reinforce("leave_one_out", beta=0.1), Followed(live, drawer), optim)
+        assert at is None or len(at.followed) == 4
+    return found
+
+
 def ppo(optim: Optim) -> Found:
     """Two networks, each with methods of its own."""
     model = network()
@@ -227,8 +250,8 @@ PARTICLES = tl.Fit().batch_size
 
 CASES: dict[str, Callable[[Optim], Found]] = {
     "sft": sft, "dpo": dpo, "lora": lora, "rloo": rloo, "grpo": learnt("grpo"), "ppo": learnt("ppo"),
-    "dapo": learnt("dapo"), "ctl": learnt("ctl", PARTICLES), "soft-q": learnt("rl", PARTICLES), "kto": learnt("kto"),
-    "exo-rw": learnt("exo-rw"), "fudge": learnt("fudge", PARTICLES),
+    "dapo": learnt("dapo"), "served": served, "ctl": learnt("ctl", PARTICLES), "soft-q": learnt("rl", PARTICLES),
+    "kto": learnt("kto"), "exo-rw": learnt("exo-rw"), "fudge": learnt("fudge", PARTICLES),
 }  # fmt: skip
 
 

@@ -117,6 +117,11 @@ def in_parts(x: Tensor) -> bool:
     return hasattr(x, "full_tensor")
 
 
+def is_divided(module: Any) -> bool:
+    """Whether processes hold a module in parts, even while each has it in whole."""
+    return hasattr(module, "set_reshard_after_forward")
+
+
 def part_of(value: Tensor, like: Any) -> Tensor:
     """This process's part of a whole `value`, the first process's, divided as `like` is."""
     value = value.to(device=like.device, dtype=like.dtype)
