@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -177,7 +178,9 @@ def served(optim: Optim) -> Found:
         server = Server(Serving(url, every=2), model.eos_ids, model.vocab_size)
         drawer = Following(server, model, place, partial(reload, server))
         live = Live(model, total, prompts, 5, 6, OWN.child("live"), n=3, reference=copy_of(model), drawer=drawer)
-        found = trained(model, Reinforce("leave_one_out", beta=0.1), Followed(live, drawer), optim)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "what the server draws with")  # weights a step old
+            found = trained(model, Reinforce("leave_one_out", beta=0.1), Followed(live, drawer), optim)
         assert at is None or len(at.followed) == 4
     return found
 

@@ -27,7 +27,7 @@ ORDER = [
     {"clipped"},
     {"policies"},
     {"twists"},
-    {"sharded"},
+    {"sharded", "parts"},
     {"engine"},
     {"train", "tracking"},
     {"fit"},
