@@ -21,13 +21,17 @@ from families import build
 from tiltlm import parts, ranks
 from tiltlm.device import device_of
 from tiltlm.engine import Optim
+from tiltlm.feeds import Feed
+from tiltlm.fit import Fit
 from tiltlm.models import weights
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableCritic
+from tiltlm.policies.dpo import DPO
 from tiltlm.policies.ppo import PPO
+from tiltlm.problem import Facts
 from tiltlm.sharded import why_not
-from tiltlm.stages.cells import default_cell
+from tiltlm.stages.cells import Cell, default_cell
 from tiltlm.train import best_checkpoint, checkpoints
 from toy import Toy
 
@@ -209,6 +213,9 @@ def test_networks_that_cannot_be_divided_say_why():
     assert "TableCritic" in why_not(TableCritic(2, 3, 3)) and why_not(ValueHead(ranked.network())) == ""
     whole = default_cell(PPO(), Toy().facts())
     assert "--fit.shard" in (replace(whole, fit=replace(whole.fit, shard=True)).why_not(Toy().facts()) or "")
+    facts = Facts(0.1, "several", r_max=1.0)
+    rounds = Cell(DPO(), Feed(source="rounds"), Fit(shard=True))
+    assert "leave --fit.shard off" in (rounds.why_not(facts) or "")
 
 
 def test_with_one_process_nothing_is_set_up():
