@@ -10,7 +10,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 import tiltlm as tl
-from completions import Completions
 from families import build
 from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
@@ -36,8 +34,7 @@ from tiltlm.policies.ppo import PPO, ActorCritic, Valued
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.sft import SFT
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons
-from tiltlm.samplers.reloading import reload
-from tiltlm.samplers.server import Server
+from tiltlm.samplers.ancestral import draw
 from tiltlm.samplers.serving import Serving
 from tiltlm.samples import Conditioned, Pairs, Samples, Tokens
 from tiltlm.seeds import stream
@@ -81,13 +78,16 @@ def trained(model: Any, objective: Any, experience: Any, optim: Optim) -> Found:
         metrics.append(engine.update(objective, batch))
         if isinstance(experience, Keeps):
             metrics[-1] |= experience.numbers()
-    if engine.divided:
+    if engine.divided and FOLDERS[-1].name in SAVED:
         written_and_read(engine, FOLDERS[-1])
     return Found(metrics, weights(model), tokens_of(batch))
 
 
 FOLDERS: list[Path] = []
-"""Where divided networks are written, the last one now."""
+"""Where cases write, the last one now."""
+
+SAVED = {f"{name}+shard-saved" for name in ("lora", "ppo", "judge", "head", "frozen")}
+"""Those that do."""
 
 
 def written_and_read(engine: Engine, folder: Path) -> None:
@@ -169,19 +169,33 @@ def learnt(name: str, rows: int = ROWS) -> Callable[[Optim], Found]:
     return run
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A server, but for the network between: it draws with weights of its own."""
+
+    model: CausalLM
+    how: Serving = Serving("http://localhost:1/v1", every=2)
+
+    def __call__(self, prompts: Tokens, *, rows: Tensor | None = None, **how: Any) -> Samples:
+        return draw(self.model, prompts, **how)
+
+
 def served(optim: Optim) -> Found:
-    """A server that draws, beside the first process, follows the policy every second step."""
-    model, prompts = network(), Tokens.of([[k, k + 1][: 1 + k % 2] for k in range(9)])
-    place = Path(ranks.from_first(lambda: tempfile.mkdtemp()))
-    with Completions(copy_of(model)) if ranks.is_first() else nullcontext() as at:
-        url = ranks.from_first(lambda: at.url)
-        server = Server(Serving(url, every=2), model.eos_ids, model.vocab_size)
-        drawer = Following(server, model, place, partial(reload, server))
-        live = Live(model, total, prompts, 5, 6, OWN.child("live"), n=3, reference=copy_of(model), drawer=drawer)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "what the server draws with")  # weights a step old
-            found = trained(model, Reinforce("leave_one_out", beta=0.1), Followed(live, drawer), optim)
-        assert at is None or len(at.followed) == 4
+    """A server that follows the policy every second step; of several processes the first sends, and asks."""
+    model, prompts, sent = network(), Tokens.of([[k, k + 1][: 1 + k % 2] for k in range(9)]), []
+    beside = Beside(copy_of(model))
+    place = Path(ranks.from_first(tempfile.mkdtemp))
+
+    def send(folder: Path) -> None:
+        sent.append(folder)
+        beside.model.restore(folder)
+
+    drawer: Any = Following(beside, model, place, send)  # type: ignore[arg-type]
+    live = Live(model, total, prompts, 5, 6, OWN.child("live"), n=3, reference=copy_of(model), drawer=drawer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "what the server draws with")  # weights a step old
+        found = trained(model, Reinforce("leave_one_out", beta=0.1), Followed(live, drawer), optim)
+    assert len(sent) == 2 * ranks.is_first()
     return found
 
 

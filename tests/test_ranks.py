@@ -184,7 +184,7 @@ def test_what_was_in_parts_is_read_as_any_folder(two):
     adapted.restore(saved["lora"])
     judge = AutoModelForSequenceClassification.from_pretrained(saved["judge"], dtype=double)
     found = {
-        "sft": [CausalLM.load(saved["sft"], dtype=double)], "judge": [judge], "lora": [adapted],
+        "judge": [judge], "lora": [adapted],
         "ppo": [CausalLM.load(saved["ppo"], dtype=double), ValueHead.load(saved["ppo"] / "critic", dtype=double)],
         "head": [ValueHead.load(saved["head"], dtype=double)], "frozen": [ValueHead.load(saved["frozen"], dtype=double)],
     }  # fmt: skip

@@ -60,23 +60,20 @@ def source(checkpoint: Path, model: nn.Module) -> Source:
     names = _names(model)
 
     def found(some: Sequence[Tensor]) -> list[Tensor]:
-        parts: dict[str, Any] = {
-            f"weight/{names[x]}": torch.empty(x.shape, dtype=x.dtype)
-            for x in some
-            if in_parts(x)  # type: ignore[index]
-        }
+        divided = [x for x in some if in_parts(x)]
+        parts: dict[str, Any] = {f"weight/{names[x]}": torch.empty(x.shape, dtype=x.dtype) for x in divided}
         with _library() as dcp:
             dcp.load(parts, checkpoint_id=checkpoint / FOLDER, no_dist=True)
-        return [parts[f"weight/{names[x]}"] if in_parts(x) else x.detach().cpu() for x in some]  # type: ignore[index]
+        return [parts[f"weight/{names[x]}"] if in_parts(x) else x.detach().cpu() for x in some]
 
     return found
 
 
-def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+def _names(model: nn.Module) -> dict[Tensor, str]:
     return {p: name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _room(p: nn.Parameter, kind: str) -> Tensor:
+def _room(p: Tensor, kind: str) -> Tensor:
     """Where one of AdamW's numbers of a parameter is read to."""
     if kind == "step":
         return torch.zeros((), device=p.device)
