@@ -1,11 +1,16 @@
 """A DPO step, and an online (RLOO) step, of one process and of two: what sharing the rows out costs and saves.
 
-    python bench/ranks.py
+    python bench/ranks.py            # all of it
+    python bench/ranks.py save       # checkpoints alone
 
 The work: a GPT-2 of 6 layers of width 256 over 8,192 tokens (7 million parameters), float32, AdamW. DPO: 16 pairs, 64 + 64
 tokens, fixed rows. RLOO: 4 draws of 8 prompts of 32 tokens, 32 new tokens, drawn, scored and learnt from. Each process has
 one thread. Times are medians over the steps after the first; CPU-seconds are summed over the processes; memory is the
 highest that one process held, less what it held once the model was read.
+
+Checkpoints: a GPT-2 of 8 layers of width 512 over 50,257 tokens (51 million parameters) that two processes hold in parts;
+what one process held at most while it was written, beyond what it held before. "gathered": the first process has weights
+and moments in whole and writes them. "in parts": each writes its own. "and a folder": from these, for `from_pretrained`.
 
 With as many processors as processes, wall time is what one is after; on a busy machine only CPU-seconds say something.
 """
@@ -16,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +34,17 @@ from common import ONE_THREAD, QUIET, Size, random_ids
 from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Live, Offline, referenced_pairs
+from tiltlm.models import weights
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.reinforce import Reinforce
+from tiltlm.policies.sft import SFT
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.sharded import all_of
 
 SIZE, STEPS, OWN = Size(6, 256, 8192), 4, stream(0, "bench", "ranks")
+LARGE = Size(8, 512, 50257)
 WAYS = ((1, False), (2, False), (2, True))
 """Processes, and whether each holds a part of the weights."""
 
@@ -88,6 +98,76 @@ def worker(kind: str, shard: bool) -> None:
     ranks.leave()
 
 
+def gathered(engine: Engine, folder: Path) -> None:
+    """Weights and moments in whole, by the first process."""
+    tensors = [*engine.parameters, *(x for one in engine.optimizer.state.values() for x in one.values())]
+    whole = [x if ranks.is_first() else None for x in (all_of(x.detach()) for x in tensors)]
+    if ranks.is_first():
+        torch.save(whole, folder / "whole.pt")
+
+
+def in_parts(engine: Engine, folder: Path) -> None:
+    engine.write_part(folder)
+
+
+def and_a_folder(engine: Engine, folder: Path) -> None:
+    model: Any = engine.model
+    if ranks.is_first():
+        with engine.saving(folder):
+            model.save(folder)
+
+
+SAVES: dict[str, Callable[[Engine, Path], None]] = {
+    "in parts": in_parts, "and a folder": and_a_folder, "gathered": gathered,
+}  # fmt: skip
+
+
+def saver(folder: Path) -> None:
+    """One of two processes: what it holds of a model in parts, and takes beyond that while a checkpoint is written."""
+    torch.set_num_threads(1)
+    weights.FILE = 32 * 2**20  # several files even here; one tensor, the embedding, is larger
+    model = CausalLM.from_config(LARGE.config(), seed=0)
+    engine = Engine(model, Optim(lr=1e-5, shard=True))
+    index, mask = torch.arange(2), torch.ones(2, 8, dtype=torch.bool)
+    asked = Tokens.full(random_ids(0, 2, 8, LARGE.vocab))
+    engine.update(SFT(), Samples(asked, index, random_ids(1, 2, 8, LARGE.vocab), mask))
+    engine.optimizer.zero_grad()
+    for name, save in SAVES.items():
+        ranks.wait()
+        Path("/proc/self/clear_refs").write_text("5")  # the highest is what is held now
+        before, wall = memory("VmRSS"), time.perf_counter()
+        save(engine, folder)
+        took = memory("VmHWM") - before
+        ranks.wait()
+        found = max(ranks.gathered([took])), time.perf_counter() - wall
+        if ranks.is_first():
+            print(f"FOUND {name:<28}{found[1]:>9.2f}{'':>9}{found[0] / 1e6:>11.0f}", flush=True)
+    if ranks.is_first():
+        read = CausalLM.load(folder)
+        parameters = sum(p.numel() for p in read.parameters())
+        print(
+            f"FOUND {parameters / 1e6:.0f} million parameters read from the folder, weights {4 * parameters / 1e6:.0f} MB"
+        )
+    ranks.leave()
+
+
+def saved() -> None:
+    """Print what `saver` found."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [*command, __file__, "save", folder],
+            capture_output=True,
+            text=True,
+            env=os.environ | ONE_THREAD | QUIET,
+        )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    for line in done.stdout.splitlines():
+        if line.startswith("FOUND "):
+            print(line.removeprefix("FOUND "))
+
+
 def measured(kind: str, processes: int, shard: bool) -> list[float]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
@@ -110,10 +190,13 @@ def main() -> None:
             losses.append(loss)
         if max(losses) - min(losses) > 1e-5 * max(1.0, abs(losses[0])):
             raise SystemExit(f"{kind}: the first losses differ: {losses}")
+    saved()
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
+    if sys.argv[1:2] == ["save"]:
+        saver(Path(sys.argv[2])) if sys.argv[2:] else saved()
+    elif len(sys.argv) == 3:
         worker(sys.argv[1], sys.argv[2] == "shard")
     else:
         main()

@@ -27,7 +27,7 @@ ORDER = [
     {"clipped"},
     {"policies"},
     {"twists"},
-    {"sharded", "memory"},
+    {"sharded", "parts", "memory"},
     {"engine"},
     {"train", "tracking"},
     {"fit"},

@@ -12,24 +12,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import ranked
 from close import close
 from command import tiltlm
-from tiltlm import ranks
+from families import build
+from tiltlm import parts, ranks
 from tiltlm.device import device_of
 from tiltlm.engine import Optim
+from tiltlm.feeds import Feed
+from tiltlm.fit import Fit
+from tiltlm.models import weights
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
+from tiltlm.models.table import TableCritic
+from tiltlm.policies.dpo import DPO
 from tiltlm.policies.ppo import PPO
+from tiltlm.problem import Facts
 from tiltlm.sharded import why_not
-from tiltlm.stages.cells import default_cell
-from tiltlm.train import checkpoints
+from tiltlm.stages.cells import Cell, default_cell
+from tiltlm.train import best_checkpoint, checkpoints
 from toy import Toy
 
 HERE = Path(__file__).resolve().parent
 CASES = (
-    *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", "sft+shard", "dpo+shard", "dpo@4+shard", "lora+shard", "rloo+shard",
+    *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", *(f"{name}+shard" for name in ranked.DIVIDED), "dpo@4+shard",
 )  # fmt: skip
 """Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights."""
 
@@ -61,7 +69,8 @@ def two(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_end_where_one_does(name, two):
     """Losses, every other metric, drawn rows and weights of four steps; 15 rows, so that shares are unequal."""
-    alone = ranked.CASES[name.removesuffix("+shard").partition("@")[0]](Optim(lr=1e-2))
+    cases = ranked.DIVIDED if name.endswith("+shard") else ranked.CASES
+    alone = cases[name.removesuffix("+shard").partition("@")[0]](Optim(lr=1e-2))
     first, second = (torch.load(two / f"{name}-{k}.pt", weights_only=True) for k in range(2))
     assert torch.equal(first["weights"], second["weights"]) and first["metrics"] == second["metrics"]
     close(
@@ -151,10 +160,62 @@ def test_shares_cover_all_rows_once_and_alone_is_alone(second):
         assert ranks.share(15) == (0, 15) and ranks.gathered([1]) == [1] and not ranks.is_first()
 
 
+def test_checkpoints_in_parts_hold_what_is_read_of_them(two):
+    """On the way parts alone; for others to read, a folder for `from_pretrained`; the last one has both."""
+    seen = {step: names for step, names in json.loads((two / "sharded" / "seen.json").read_text()) if step}
+    assert {"parts", "trainer.pt", "COMPLETE"} == set(seen[3])  # of the same names at every later look
+    best, final = best_checkpoint(two / "sharded"), checkpoints(two / "sharded")[-1]
+    assert final.name == "checkpoint-6" and {"parts", "model.safetensors", "config.json"} <= names_in(final)
+    assert best != final and "model.safetensors" in names_in(best) and not {"parts", "trainer.pt"} & names_in(best)
+    assert {path.name for path in checkpoints(two / "sharded")} == {best.name, final.name}
+    with pytest.raises(ValueError, match="of another model"):
+        head = ValueHead(ranked.network())
+        parts.read(final, head, torch.optim.AdamW(head.parameters()))
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_was_in_parts_is_read_as_any_folder(two):
+    """By whatever reads a policy, its critic, a reward model, a head, adapters."""
+    saved = {name: two / f"{name}+shard-saved" for name in ranked.DIVIDED}
+    adapted, double = ranked.network().with_lora(2).double(), torch.float64
+    adapted.restore(saved["lora"])
+    judge = AutoModelForSequenceClassification.from_pretrained(saved["judge"], dtype=double)
+    found = {
+        "judge": [judge], "lora": [adapted],
+        "ppo": [CausalLM.load(saved["ppo"], dtype=double), ValueHead.load(saved["ppo"] / "critic", dtype=double)],
+        "head": [ValueHead.load(saved["head"], dtype=double)], "frozen": [ValueHead.load(saved["frozen"], dtype=double)],
+    }  # fmt: skip
+    for name, models in found.items():
+        expected = torch.load(two / f"{name}+shard-0.pt", weights_only=True)["weights"]
+        assert torch.equal(torch.cat([ranked.weights(model) for model in models]), expected), name
+
+
+def test_a_large_model_is_written_a_file_at_a_time(tmp_path, monkeypatch):
+    """Files, and what is in memory at once, of 3,000 bytes or one tensor; embedding and head are one."""
+    model, asked = build("gpt2"), []
+
+    def source(some):
+        asked.append([x.numel() * 4 for x in some])
+        return [x.detach().clone() for x in some]
+
+    monkeypatch.setattr(weights, "FILE", 3000)
+    with weights.weights_from(source):
+        model.save(tmp_path)
+    assert len(asked) > 3 and all(len(sizes) == 1 or sum(sizes) <= 3000 for sizes in asked)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) == len(asked)
+    assert torch.equal(ranked.weights(CausalLM.load(tmp_path)), ranked.weights(model))
+
+
 def test_networks_that_cannot_be_divided_say_why():
-    assert "ValueHead" in why_not(ValueHead(ranked.network()))
+    assert "TableCritic" in why_not(TableCritic(2, 3, 3)) and why_not(ValueHead(ranked.network())) == ""
     whole = default_cell(PPO(), Toy().facts())
     assert "--fit.shard" in (replace(whole, fit=replace(whole.fit, shard=True)).why_not(Toy().facts()) or "")
+    facts = Facts(0.1, "several", r_max=1.0)
+    rounds = Cell(DPO(), Feed(source="rounds"), Fit(shard=True))
+    assert "leave --fit.shard off" in (rounds.why_not(facts) or "")
 
 
 def test_with_one_process_nothing_is_set_up():

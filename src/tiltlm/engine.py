@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tiltlm import ranks
+from tiltlm import parts, ranks
 from tiltlm.models.precision import Precision, autocast, wide_attention
+from tiltlm.models.weights import part_of, weights_from
 from tiltlm.objective import Objective
-from tiltlm.sharded import Shards, all_of, own_state, whole_state
+from tiltlm.sharded import Shards, all_of
 
 
 @dataclass(frozen=True)
@@ -159,26 +160,41 @@ class Engine:
         """Within, this process holds all weights: to draw and to score."""
         return nullcontext() if self.shards is None else self.shards.whole()
 
-    def saveable(self) -> Any:
-        """The model, or what writes it on the first process, where each holds a part of it."""
-        return self.model if self.shards is None else self.shards.gathered()
+    @property
+    def divided(self) -> bool:
+        """Whether each of several processes holds a part of the model: a checkpoint then has its `parts`."""
+        return self.shards is not None
 
-    def restore(self, folder: Path) -> None:
-        """Take the weights that `saveable` wrote to `folder`."""
-        found = self.saveable()
-        if found is not None:
-            found.restore(folder)
-        if self.shards is not None:
-            self.shards.scatter()
+    def write_part(self, folder: Path) -> None:
+        """Write this process's part of weights and optimizer, as all others do; nothing where the model is not divided."""
+        if self.divided:
+            parts.write(folder, self.model, self.optimizer)
+
+    def saving(self, folder: Path) -> AbstractContextManager[None]:
+        """Within, one process may save the model as a whole: one that is divided from the parts in `folder`."""
+        return weights_from(parts.source(folder, self.model)) if self.divided else nullcontext()
+
+    def restore(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take weights and optimizer from a checkpoint, of any number of processes; state: as `state` gave it there."""
+        if parts.are_in(folder):
+            parts.read(folder, self.model, self.optimizer)
+            return
+        model: Any = self.model
+        model.restore(folder)
+        self.load_state(state)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides the model's own folder: the same for any number of processes."""
-        state = self.optimizer.state_dict()
-        return state if self.shards is None else whole_state(state)
+        """What a checkpoint must hold besides the model's own folder; empty where its parts have it."""
+        return {} if self.divided else self.optimizer.state_dict()
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave for the whole model; of that, where it is divided, this process's part."""
         numbered = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.optimizer.load_state_dict(state if self.shards is None else own_state(state, numbered))
+        own = {
+            k: {name: x if x.ndim == 0 else part_of(x, numbered[k]) for name, x in one.items()}
+            for k, one in state["state"].items()
+        }
+        self.optimizer.load_state_dict(state | {"state": own})
 
 
 def _mean(parts: list[Tensor]) -> float:

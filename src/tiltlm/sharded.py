@@ -1,29 +1,41 @@
 """FSDP2 (torch's `fully_shard`): every process holds a part of each weight, its gradient and its AdamW moments.
 
-A layer's weights are brought together when it computes, and let go again; embedding and output head make a part with
-what stands outside the layers, brought together by `log_prob`, the one call that losses make. All processes must
-come to these in the same order, so a loss runs the network once for a batch, whatever its rows (prompts that several
-rows answer are not run apart), and every process runs as many micro-batches as the others.
+What is divided are transformers networks and the heads on them: a policy, a value or twist on a body of its own, PPO's
+policy and critic (two networks), a reward model. A layer's weights are brought together when it computes, and let go
+again; what stands outside the layers makes a part with the head, brought together by the calls that losses make
+(`ENTRIES`). All processes must come to these in the same order, so a loss runs the network once for a batch, whatever its
+rows (prompts that several rows answer are not run apart), and every process runs as many micro-batches as the others. A
+frozen body is the reference itself: it stays whole.
 
 Drawing and scoring, whose number of calls depends on the rows, happen while every process holds all weights (`whole`).
-Checkpoints are those of one process: the first gathers the weights in a copy on its CPU that writes and reads them.
+What becomes of the parts in a checkpoint: `parts`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tiltlm import ranks
 from tiltlm.models.body import body_of, trust_of
 from tiltlm.models.causal import CausalLM
-from tiltlm.samples import Samples, Tokens
+from tiltlm.models.classifier import TextClassifier
+from tiltlm.models.heads import ValueHead
+from tiltlm.models.reward_model import RewardModel
+from tiltlm.models.weights import in_parts
+
+ENTRIES: dict[type[nn.Module], tuple[str, ...]] = {
+    CausalLM: ("log_prob",),
+    ValueHead: ("values", "values_before", "values_and_log_prob", "tilted_log_prob"),
+    RewardModel: ("score",),
+    TextClassifier: ("logits",),
+}
+"""What can be divided, and the methods by which losses come to its parameters."""
 
 
 class Shards:
@@ -32,22 +44,29 @@ class Shards:
     def __init__(self, model: nn.Module) -> None:
         if reason := why_not(model):
             raise ValueError(f"--fit.shard: {reason}; leave it off, and every process holds the whole model")
-        assert isinstance(model, CausalLM)
-        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-
         ranks.ready()
-        self.model: Any = model
-        self.copy = copy.deepcopy(model).to("cpu") if ranks.is_first() else None
-        layers = layers_of(model)
+        self.parts: list[Any] = []
+        self.roots: list[Any] = list(roots_of(model))
+        for root in self.roots:
+            self._divide(root)
+
+    def _divide(self, root: nn.Module) -> None:
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        network, frozen = network_of(root), frozen_in(root)
+        layers = [] if frozen else layers_of(network)
         for layer in layers:
             fully_shard(layer)
-        fully_shard(model)
-        register_fsdp_forward_method(model, "log_prob")
-        vars(model.model)["tiltlm_trust"] = replace(trust_of(model.model), sharing=False)
-        self.parts: list[FSDPModule] = [part for part in (*layers, model) if isinstance(part, FSDPModule)]
-        one = Tokens.of([[0]], model.device)
-        with torch.no_grad(), self.whole():  # the outermost part must be the first to run
-            model.log_prob(Samples(one, torch.zeros(1, dtype=torch.int64, device=model.device), one.ids, one.mask))
+        fully_shard(root, ignored_params=frozen)
+        if layers:
+            vars(network)["tiltlm_trust"] = replace(trust_of(network), sharing=False)
+        self.parts += [*layers, root]
+        own: Any = root
+        own.wake = MethodType(lambda self: None, root)
+        for name in (*entries_of(root), "wake"):
+            register_fsdp_forward_method(root, name)
+        own.wake()  # the outermost part must be the first to run
+        own.reset_iter_state()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -58,74 +77,61 @@ class Shards:
         try:
             yield
         finally:
+            for root in self.roots:  # reshards, and forgets what was run: it differs between processes
+                root.reset_iter_state()
             for part in self.parts:
-                part.reshard()
-                part.set_reshard_after_forward(part is not self.model, recurse=False)
-
-    def gathered(self) -> CausalLM | None:
-        """A copy with all weights, on the first process's CPU; the others get None."""
-        own = self.copy.state_dict() if self.copy is not None else {}
-        for name, weight in self.model.state_dict().items():
-            value = all_of(weight)
-            if self.copy is not None:
-                own[name].copy_(value)
-        return self.copy
-
-    @torch.no_grad()
-    def scatter(self) -> None:
-        """Give every process its part of the weights that the first one's copy has."""
-        from torch.distributed.tensor import DTensor, distribute_tensor
-
-        own = self.copy.state_dict() if self.copy is not None else {}
-        for name, weight in self.model.state_dict().items():
-            assert isinstance(weight, DTensor)
-            value = (
-                own[name].to(weight.device)
-                if own
-                else torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-            )
-            weight.copy_(distribute_tensor(value, weight.device_mesh, weight.placements))
+                part.set_reshard_after_forward(part not in self.roots, recurse=False)
 
 
 def why_not(model: nn.Module) -> str:
     """Why a model cannot be held in parts; empty if it can."""
-    if not isinstance(model, CausalLM):
-        return f"only whole language models are held in parts so far, and this is a {type(model).__name__}"
-    if not trust_of(model.model).padding:
-        return (
-            "rows of this network are run by length, as often as there are lengths, which differ between processes"
-        )
-    return "" if layers_of(model) else "no list of layers is found in this network"
+    roots = roots_of(model)
+    divided = {p for root in roots for p in root.parameters()}
+    if not roots or any(p.requires_grad and p not in divided for p in model.parameters()):
+        return f"transformers networks and heads on them are held in parts, and this is a {type(model).__name__}"
+    for root in roots:
+        network = network_of(root)
+        if frozen_in(root):
+            continue
+        if not trust_of(network).padding:
+            return "rows of this network are run by length, as often as there are lengths, which differ between processes"
+        if not layers_of(network):
+            return "no list of layers is found in this network"
+    return ""
 
 
-def layers_of(model: CausalLM) -> list[nn.Module]:
+def roots_of(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules of a model that can be divided."""
+    if isinstance(model, tuple(ENTRIES)):
+        return [model]
+    return [root for child in model.children() for root in roots_of(child)]
+
+
+def entries_of(root: nn.Module) -> tuple[str, ...]:
+    """The methods by which losses come to a root's parameters."""
+    return next(names for kind, names in ENTRIES.items() if isinstance(root, kind))
+
+
+def network_of(root: Any) -> Any:
+    """The transformers network in a root."""
+    inner = (
+        root.body if isinstance(root, ValueHead) else root.classifier if isinstance(root, RewardModel) else root
+    )
+    return inner.model
+
+
+def frozen_in(root: nn.Module) -> set[nn.Parameter]:
+    """The parameters of a body that is the reference's own."""
+    return set(root.body.parameters()) if isinstance(root, ValueHead) and root.frozen else set()
+
+
+def layers_of(network: Any) -> list[nn.Module]:
     """The layers of a network's body: its longest list of modules."""
-    lists = [found for found in body_of(model.model).modules() if isinstance(found, nn.ModuleList)]
+    lists = [found for found in body_of(network).modules() if isinstance(found, nn.ModuleList)]
     return list(max(lists, key=len, default=()))
 
 
-def all_of(x: Tensor) -> Tensor:
+def all_of(x: Any) -> Tensor:
     """A tensor of which every process holds a part, as a whole on each; other tensors as they are."""
-    from torch.distributed.tensor import DTensor
-
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
-def whole_state(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state as one process would have it."""
-    found = {k: {name: all_of(x) for name, x in one.items()} for k, one in state["state"].items()}
-    return state | {"state": found}
-
-
-def own_state(state: dict[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
-    """Of an optimizer's state in whole, every process's part; parameters: in the order that the optimizer numbers them."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    def part(x: Tensor, like: nn.Parameter) -> Tensor:
-        if x.ndim == 0:  # the step
-            return x
-        assert isinstance(like, DTensor)
-        return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
-
-    found = {k: {n: part(x, parameters[k]) for n, x in one.items()} for k, one in state["state"].items()}
-    return state | {"state": found}
+    whole: Tensor = x.full_tensor() if in_parts(x) else x
+    return whole

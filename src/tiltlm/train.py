@@ -5,7 +5,9 @@ COMPLETE is written last inside it. It holds the model (a `from_pretrained` fold
 course: where the pace and the evaluations stand. Random streams have no state: step N's randomness is a function
 of N. So an interrupted run ends bit for bit where an uninterrupted one does, its logs included.
 
-Several processes (`ranks`) walk through the loop side by side; the first one alone evaluates and writes.
+Several processes (`ranks`) walk through the loop side by side; the first one alone evaluates and writes. Where each holds
+a part of the model, each writes that (`parts`), and the first one makes a `from_pretrained` folder of the checkpoints that
+others will read: those that are kept, and the one at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from tiltlm import ranks
+from tiltlm import parts, ranks
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Experience, Keeps, is_fixed
 from tiltlm.jsonl import write_whole
@@ -262,18 +264,25 @@ class Training:
     def _save(self, step: int, course: Course) -> None:
         if ranks.from_first(lambda: (self.folder / f"checkpoint-{step}").exists()):
             return
-        state, model = self.engine.state(), self.engine.saveable()
+        final, aside = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.tmp"
         if ranks.is_first():
-            self._write(step, course, state, model)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+        if self.engine.divided:
+            ranks.wait()
+        with writing(final):
+            self.engine.write_part(aside)
+        if ranks.is_first():
+            self._write(step, course, aside, final)
         ranks.wait()
 
-    def _write(self, step: int, course: Course, state: dict[str, Any], model: Saveable) -> None:
-        final, aside = self.folder / f"checkpoint-{step}", self.folder / f".checkpoint-{step}.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+    def _write(self, step: int, course: Course, aside: Path, final: Path) -> None:
+        read = not self.engine.divided or self._kept(step, course) or self._over(step, course)
         with writing(final), (aside / "trainer.pt").open("wb") as file:
-            model.save(aside)
-            torch.save({"step": step, "course": asdict(course), "engine": state}, file)
+            if read:
+                with self.engine.saving(aside):
+                    self.model.save(aside)
+            torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, file)
             if isinstance(self.experience, Keeps):
                 self.experience.save(aside / EXPERIENCE)
         (aside / "COMPLETE").touch()
@@ -283,7 +292,8 @@ class Training:
                 (old / "trainer.pt").unlink(
                     missing_ok=True
                 )  # twice a model's size, and of use in the last one alone
-                shutil.rmtree(old / EXPERIENCE, ignore_errors=True)
+                for name in (EXPERIENCE, parts.FOLDER):
+                    shutil.rmtree(old / name, ignore_errors=True)
             else:
                 shutil.rmtree(old)
 
@@ -301,8 +311,7 @@ class Training:
 
     def _resume(self, checkpoint: Path) -> tuple[int, Course]:
         state = state_in(checkpoint)
-        self.engine.restore(checkpoint)
-        self.engine.load_state(state["engine"])
+        self.engine.restore(checkpoint, state["engine"])
         if ranks.is_first():
             if isinstance(self.experience, Keeps):
                 self.experience.restore(checkpoint / EXPERIENCE)

@@ -2,7 +2,8 @@
 
 Every `every` steps the policy is written to a folder that both can read, and the server is told to load it (`send`). So a
 row may come from weights that are up to every − 1 steps old: its log q is that of those weights, and methods that weigh by
-p/q (`truncate`) correct for it. After an interruption the weights are sent at once, whatever the step.
+p/q (`truncate`) correct for it. After an interruption the weights are sent at once, whatever the step. Of several processes
+the first one sends and asks.
 
 How far p and q are apart is measured at every step, in any method: the metric `mismatch`, mean |log p − log q| a token,
 p the policy here at the moment of drawing.
@@ -25,6 +26,7 @@ from tiltlm import ranks
 from tiltlm.experience import Around
 from tiltlm.feeds.settings import Feed
 from tiltlm.method import Learner
+from tiltlm.models.weights import is_divided
 from tiltlm.problem import Problem
 from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.reloading import reload
@@ -70,13 +72,13 @@ class Following:
 
     def follow(self, step: int) -> None:
         """Send the policy's weights if they are due at this step."""
-        if ranks.size() > 1:
+        if is_divided(self.policy):
             raise ValueError(
-                "a server that follows a policy follows one process: train in one, or leave --feed.draw.url out"
+                "a server follows a policy that one process has in whole: leave out --fit.shard, or --feed.draw.url"
             )
         every = self.server.how.every
         if self.sent is None or self.sent // every != step // every:
-            self.send(self._written())
+            ranks.from_first(lambda: self.send(self._written()))
             self.sent = step
         self.age = step - self.sent
 
@@ -115,7 +117,9 @@ class Followed(Around):
     def batch(self, step: int, again: int = 0) -> Any:
         self.drawer.follow(step)
         experience: Any = self.experience
-        return experience.batch(step, again)
+        batch = experience.batch(step, again)
+        self.drawer.gap = ranks.from_first(lambda: self.drawer.gap)  # the one that asks the server
+        return batch
 
     def numbers(self) -> dict[str, float]:
         return {**super().numbers(), "mismatch": self.drawer.gap, "age": float(self.drawer.age)}

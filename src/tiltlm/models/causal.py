@@ -30,6 +30,7 @@ from tiltlm.models.output import Curve, Fixed, head_log_prob, head_logits
 from tiltlm.models.packing import hidden_packed, why_not
 from tiltlm.models.prefixes import body_state
 from tiltlm.models.selftest import examine
+from tiltlm.models.weights import load_state, save_pretrained
 from tiltlm.samples import Samples, Tokens
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class CausalLM(LanguageModel):
         """Write a folder that `from_pretrained` reads (LoRA: the adapter's files), end tokens included."""
         if self.eos_ids and self.model.generation_config is not None:
             self.model.generation_config.update(eos_token_id=list(self.eos_ids), _from_model_config=False)
-        (self.adapters or self.model).save_pretrained(str(folder))
+        save_pretrained(self.adapters or self.model, folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(str(folder))
 
@@ -171,8 +172,8 @@ class CausalLM(LanguageModel):
             return
         from transformers import AutoModelForCausalLM
 
-        saved = AutoModelForCausalLM.from_pretrained(str(folder), dtype=self.model.dtype)
-        self.model.load_state_dict(saved.state_dict())
+        dtype = self.model.dtype
+        load_state(self.model, lambda: AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).state_dict())
 
     def start(self, prompts: Tokens, capacity: int) -> CausalState:
         return CausalState(self, body_state(self.model, prompts, capacity))

@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid
 from tiltlm.models.backbone import fuse_activations, hidden
 from tiltlm.models.hub import config_of, pretrained
 from tiltlm.models.selftest import examine
+from tiltlm.models.weights import load_state, save_pretrained
 from tiltlm.samples import Tokens
 
 if TYPE_CHECKING:
@@ -112,15 +113,15 @@ class TextClassifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that transformers reads, tokenizer included."""
-        self.model.save_pretrained(str(folder))
+        save_pretrained(self.model, folder)
         self.tokenizer.save_pretrained(str(folder))
 
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder`, bit by bit."""
         from transformers import AutoModelForSequenceClassification
 
-        saved = AutoModelForSequenceClassification.from_pretrained(str(folder), dtype=self.model.dtype)
-        self.model.load_state_dict(saved.state_dict())
+        kind, dtype = AutoModelForSequenceClassification, self.model.dtype
+        load_state(self.model, lambda: kind.from_pretrained(str(folder), dtype=dtype).state_dict())
 
 
 def labels_of(config: Any) -> list[str]:

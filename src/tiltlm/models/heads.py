@@ -31,8 +31,9 @@ from tiltlm.models.base import LanguageModel, Values
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.output import head_log_prob, head_logits
 from tiltlm.models.prefixes import body_state
+from tiltlm.models.weights import load_state, save_state
 from tiltlm.samples import Samples, Tokens, conditions_of
-from tiltlm.tensors import load_tensors, save_tensors
+from tiltlm.tensors import load_tensors
 
 Reads = Literal["nothing", "tokens", "class"]
 
@@ -162,14 +163,14 @@ class ValueHead(Values):
     def save(self, folder: str | Path) -> None:
         """Write body (`from_pretrained` folder), head.safetensors and head.json into `folder`."""
         self.body.save(folder)
-        save_tensors(self.head.state_dict(), Path(folder) / "head.safetensors")
+        save_state(self.head, Path(folder) / "head.safetensors")
         shape = {"width": self.width, "per_token": self.per_token, **self.shape}
         (Path(folder) / "head.json").write_text(json.dumps(shape), encoding="utf-8")
 
     def restore(self, folder: str | Path) -> None:
         """Take the weights that `save` wrote to `folder` into this model, bit by bit."""
         self.body.restore(folder)
-        self.head.load_state_dict(load_tensors(Path(folder) / "head.safetensors", self.body.device))
+        load_state(self.head, lambda: load_tensors(Path(folder) / "head.safetensors", self.body.device))
 
     @staticmethod
     def load(

@@ -10,6 +10,7 @@ from torch import nn
 
 from tiltlm.jsonl import read_json
 from tiltlm.models.merging import CONFIG, WEIGHTS
+from tiltlm.models.weights import put
 from tiltlm.tensors import load_tensors
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def restore(adapters: PeftModel, folder: str | Path, device: torch.device) -> No
 
     Raises ValueError for adapters of another rank or alpha, or beside other layers.
     """
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     saved, own = read_json(Path(folder) / CONFIG), adapters.peft_config["default"]
     for name in ("r", "lora_alpha"):
@@ -46,10 +47,10 @@ def restore(adapters: PeftModel, folder: str | Path, device: torch.device) -> No
             raise ValueError(
                 f"the adapters in {folder} have {name} {saved[name]}, this model's {getattr(own, name)}"
             )
-    found: Any = set_peft_model_state_dict(adapters, load_tensors(Path(folder) / WEIGHTS, device))
-    other = [*found.unexpected_keys, *(name for name in found.missing_keys if "lora_" in name)]
-    if other:
+    there, found = get_peft_model_state_dict(adapters), load_tensors(Path(folder) / WEIGHTS, device)
+    if other := sorted(there.keys() ^ found.keys()):
         raise ValueError(f"the adapters in {folder} stand beside other layers than this model's: {other[0]}")
+    put(there, found)
 
 
 def _refuse_unknown(model: PreTrainedModel, layers: Any) -> None:

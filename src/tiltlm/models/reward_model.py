@@ -91,7 +91,7 @@ class RewardModel(nn.Module):
         states = hidden_of(self.classifier.model, samples)
         with torch.autocast(last.device.type, enabled=False):  # a reward is not to be rounded to bfloat16
             read = states[torch.arange(len(samples), device=last.device), last].to(head.weight.dtype)
-            return head(read)[:, 0].float()
+            return head(read)[:, 0].float().clone()  # no view: FSDP2 warns of those
 
     @torch.no_grad()
     def scores(self, prompts: Sequence[str], completions: Sequence[str], batch_size: int = 64) -> Tensor:

@@ -43,12 +43,10 @@ class Cell:
 
     def _undivided(self, facts: Facts) -> str | None:
         """Why the weights cannot be held in parts, where they are to be."""
-        trained = self.method.trained()
-        whole = trained.trains == "policy" and self.net.policy != "head" and not trained.critic and facts.network
-        if self.fit.shard and not whole:
-            return (
-                "--fit.shard divides policies that are whole language models, and no other networks: leave it off"
-            )
+        if self.fit.shard and not facts.network:
+            return "--fit.shard divides networks of layers, and here tables are trained: leave it off"
+        if self.fit.shard and isinstance(self.feed, Feed) and self.feed.source == "rounds":
+            return "a round is validated by the whole model that it trained: leave --fit.shard off"
         return None
 
     def _unwatched(self, facts: Facts) -> str | None:
