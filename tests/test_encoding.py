@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from tiltlm.data.encoding import Encoder
+from tiltlm.data.encoding import Encoder, ids_of
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.seeds import stream
 
@@ -113,3 +115,41 @@ def test_a_mask_counts_the_end_even_if_it_is_the_padding_id(encoder):
     lengths = [len(ids(encoder, text)) + 1 for text in (" a cat", " a")]
     assert samples.mask.sum(1).tolist() == lengths
     assert torch.equal(samples.tokens[0, lengths[0] - 1], torch.tensor(encoder.tokenizer.pad_token_id))
+
+
+def test_many_texts_at_once_are_encoded_as_each_by_itself(encoder, monkeypatch):
+    """Odd ones among them: empty, blank, with special tokens inside, too long, with an end of their own, twice."""
+    start, end = encoder.tokenizer.bos_token, encoder.tokenizer.convert_ids_to_tokens(STOP)
+    texts = ["", " ", " a cat", f" a{start}b", " naïve 猫 👍", " a cat and a dog and a bird and a fish", f" a{end}", " a cat"]
+    assert len({tuple(ids(encoder, text)) for text in texts}) == len(texts) - 1
+    turn = ids(encoder, "!")[0]
+    monkeypatch.setattr("tiltlm.data.encoding.AT_ONCE", 3)
+    for one in (encoder, replace(encoder, turn_id=turn), replace(encoder, tokenizer=Overridden(encoder.tokenizer))):
+        asked = [f"The dog said no{mark} " * 9 + text for text in texts for mark in ".!"]
+        prompts = one.prompts(asked)
+        assert prompts.lists() == [one.prompt(text) for text in asked]
+        flags, index = [True, True, False] * 5 + [True], list(range(16))
+        found = one.samples(prompts, index, [text for text in texts for _ in "ab"], flags)
+        ends = [one.end_after(each) for each in prompts.lists()]
+        alone = [one.completion(texts[k // 2], flags[k], ends[k]) for k in index]
+        assert list(zip(found.completions.lists(), found.finished.tolist(), strict=True)) == alone
+        assert {turn, STOP} >= set(ends) and len(set(ends)) == (2 if one.turn_id else 1)
+
+
+def test_a_tokenizer_that_was_told_to_cut_or_pad_does_neither_here(encoder):
+    """What somebody else left the engine with is not looked at, as where texts come one by one."""
+    texts = [" a cat and a dog", " a"]
+    plain = ids_of(encoder.tokenizer, texts)
+    encoder.tokenizer.backend_tokenizer.enable_truncation(2)
+    encoder.tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert ids_of(encoder.tokenizer, texts) == plain and len(plain[0]) > 2
+
+
+class Overridden:
+    """A tokenizer that is none of the library's fast ones."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.bos_token_id = tokenizer, tokenizer.bos_token_id
+
+    def __call__(self, texts, **options):
+        return self.tokenizer(texts, **options)

@@ -41,7 +41,9 @@ class Encoder:
 
     def prompt(self, text: str) -> list[int]:
         """Ids of a prompt, cut on the left. Raises ValueError for a prompt of no tokens."""
-        ids = list(self.tokenizer(text)["input_ids"])
+        return self._cut(text, list(self.tokenizer(text)["input_ids"]))
+
+    def _cut(self, text: str, ids: list[int]) -> list[int]:
         if not ids:
             raise ValueError(f"the prompt {text!r} has no tokens: a causal LM needs one to begin with")
         return cut_left(ids, self.most - self.most_new, self.tokenizer.bos_token_id)
@@ -58,8 +60,11 @@ class Encoder:
     def completion(self, text: str, finished: bool = True, end: int | None = None) -> tuple[list[int], bool]:
         """Ids of a completion, and whether it ends by itself: if it is `finished`, and fitted; `end` ends it."""
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._ended(ids, finished, self.eos_ids[0] if end is None else end)
+
+    def _ended(self, ids: list[int], finished: bool, end: int) -> tuple[list[int], bool]:
         ended = bool(ids) and ids[-1] in self.ends
-        ids += [self.eos_ids[0] if end is None else end] if finished and not ended else []
+        ids = [*ids, end] if finished and not ended else ids
         return ids[: self.most_new], finished and len(ids) <= self.most_new
 
     def text(self, ids: Sequence[int]) -> str:
@@ -78,17 +83,22 @@ class Encoder:
         return [asked[k] for k in index.tolist()], [self.text(ids) for ids in samples.completions.lists()]
 
     def prompts(self, texts: Sequence[str]) -> Tokens:
-        return Tokens.of([self.prompt(text) for text in texts])
+        """`prompt` of every text."""
+        return Tokens.of([self._cut(*each) for each in zip(texts, ids_of(self.tokenizer, texts), strict=True)])
+
+    def completions(
+        self, texts: Sequence[str], finished: Sequence[bool], ends: Sequence[int]
+    ) -> list[tuple[list[int], bool]]:
+        """`completion` of every text."""
+        found = ids_of(self.tokenizer, texts, special=False)
+        return [self._ended(*each) for each in zip(found, finished, ends, strict=True)]
 
     def samples(
         self, prompts: Tokens, index: Sequence[int], texts: Sequence[str], finished: Sequence[bool] | None = None
     ) -> Samples:
         """Completions as text; row i answers prompt `index[i]`, and ends by itself unless `finished` says it did not."""
         ends = [self.end_after(prompt) for prompt in prompts.lists()]
-        found = [
-            self.completion(text, done, ends[k])
-            for text, done, k in zip(texts, finished or [True] * len(texts), index, strict=True)
-        ]
+        found = self.completions(texts, finished or [True] * len(texts), [ends[k] for k in index])
         done = Tokens.of([ids for ids, _ in found])
         whole = torch.tensor([each for _, each in found], dtype=torch.bool)
         return Samples(prompts, torch.tensor(index, dtype=torch.int64), done.ids, done.mask, finished=whole)
@@ -114,7 +124,10 @@ class Encoder:
         if uneven:
             k = uneven[0]
             raise ValueError(f"group {k} has {len(rows[k]['completions'])} completions, those before it {size}")
-        prompts = Tokens.of([row.get("prompt_ids") or self.prompt(row["prompt"]) for row in rows])
+        if any(row.get("prompt_ids") for row in rows):
+            prompts = Tokens.of([row.get("prompt_ids") or self.prompt(row["prompt"]) for row in rows])
+        else:
+            prompts = self.prompts([row["prompt"] for row in rows])
         index = torch.arange(len(rows)).repeat_interleave(size)
         if "completion_ids" in rows[0]:
             done = Tokens.of([ids for row in rows for ids in row["completion_ids"]])
@@ -129,6 +142,34 @@ class Encoder:
             rewards = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
             samples = samples.with_(reward=rewards)
         return Groups(samples, size)
+
+
+AT_ONCE = 1024
+"""Texts that a tokenizer is handed together: what it returns beside ids is let go before the next ones."""
+
+
+def ids_of(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    """`tokenizer(text)["input_ids"]` of every text. Equal texts are encoded once, and a fast tokenizer's in one call.
+
+    special: whether the tokenizer may add tokens of its own (a start token).
+    """
+    known: dict[str, list[int]] = dict.fromkeys(texts, [])
+    distinct = list(known)
+    for begin in range(0, len(distinct), AT_ONCE):
+        some = distinct[begin : begin + AT_ONCE]
+        known.update(zip(some, _encoded(tokenizer, some, special), strict=True))
+    return [known[text] for text in texts]
+
+
+def _encoded(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
+    from transformers import PreTrainedTokenizerFast
+
+    kind, usual = type(tokenizer), PreTrainedTokenizerFast
+    if not (issubclass(kind, usual) and (kind.__call__, kind._encode_plus) == (usual.__call__, usual._encode_plus)):
+        return [list(tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
+    tokenizer(texts[0], add_special_tokens=special)  # puts the engine behind it into the state that it works in
+    found = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+    return [each.ids for each in found]
 
 
 def cut_left(ids: list[int], room: int, bos_id: int | None) -> list[int]:
