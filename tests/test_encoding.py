@@ -120,11 +120,24 @@ def test_a_mask_counts_the_end_even_if_it_is_the_padding_id(encoder):
 def test_many_texts_at_once_are_encoded_as_each_by_itself(encoder, monkeypatch):
     """Odd ones among them: empty, blank, with special tokens inside, too long, with an end of their own, twice."""
     start, end = encoder.tokenizer.bos_token, encoder.tokenizer.convert_ids_to_tokens(STOP)
-    texts = ["", " ", " a cat", f" a{start}b", " naïve 猫 👍", " a cat and a dog and a bird and a fish", f" a{end}", " a cat"]
+    texts = [
+        "",
+        " ",
+        " a cat",
+        f" a{start}b",
+        " naïve 猫 👍",
+        " a cat and a dog and a bird and a fish",
+        f" a{end}",
+        " a cat",
+    ]
     assert len({tuple(ids(encoder, text)) for text in texts}) == len(texts) - 1
     turn = ids(encoder, "!")[0]
     monkeypatch.setattr("tiltlm.data.encoding.AT_ONCE", 3)
-    for one in (encoder, replace(encoder, turn_id=turn), replace(encoder, tokenizer=Overridden(encoder.tokenizer))):
+    for one in (
+        encoder,
+        replace(encoder, turn_id=turn),
+        replace(encoder, tokenizer=Overridden(encoder.tokenizer)),
+    ):
         asked = [f"The dog said no{mark} " * 9 + text for text in texts for mark in ".!"]
         prompts = one.prompts(asked)
         assert prompts.lists() == [one.prompt(text) for text in asked]

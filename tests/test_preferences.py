@@ -30,7 +30,8 @@ from tiltlm.samples import Pairs as PairsOf
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.stages.data import Dataset, divide
-from tiltlm.stages.draws import Draws, Labels, content_of, referring
+from tiltlm.stages.draws import Draws, Labels
+from tiltlm.stages.log_ref import content_of, referring
 from tiltlm.stages.reading import Reader
 from tiltlm.target import Target
 from tiltlm.tasks.pairs import Pairs

@@ -28,7 +28,7 @@ from tiltlm.seeds import stream
 from tiltlm.stages.data import Dataset, are_verdicts, wanted
 from tiltlm.stages.measure import where_it_counts
 from tiltlm.target import Target
-from tiltlm.tasks.pairs_problem import judged_answers, responses_of
+from tiltlm.tasks.pairs_problem import responses_of
 from tiltlm.train import checkpoints
 
 ROWS = [
@@ -287,7 +287,7 @@ def test_answers_to_one_prompt_share_it_so_that_z0_takes_another_prompt_s_answer
         {"prompt": p, "completion": y, "label": k}
         for p, y, k in (("a", "bc", True), ("d", "e", False), ("a", "f", False))
     ]
-    samples = judged_answers(Encoder(Letters(), (0,), 10, 4), rows)
+    samples = Encoder(Letters(), (0,), 10, 4).judged(rows)
     assert samples.prompt_index.tolist() == [0, 1, 0] and samples.reward.tolist() == [1, 0, 0]
     assert len(samples.prompts) == 2
     policy, reference = build("gpt2"), build("gpt2", seed=1)

@@ -15,6 +15,9 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -187,9 +190,37 @@ def whole_lines(path: Path) -> int:
     """How many whole lines a file holds; half a line at its end (an interrupted write) is cut off."""
     if not path.is_file():
         return 0
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        with path.open("r+b") as file:
-            file.truncate(end)
-    return data[:end].count(b"\n")
+    lines, seen, end = 0, 0, 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            lines += part.count(b"\n")
+            end = seen + part.rfind(b"\n") + 1 if b"\n" in part else end
+            seen += len(part)
+    if end < seen:
+        os.truncate(path, end)
+    return lines
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The objects of a .jsonl file, read anew whenever they are gone through: none is kept."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return read_rows(self.path)
+
+    @cached_property
+    def count(self) -> int:
+        """How many there are."""
+        with reading(self.path), open_text(self.path) as file:
+            return sum(not line.isspace() for line in file)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def parts(self, size: int) -> Iterator[list[dict[str, Any]]]:
+        """All objects, `size` at a time."""
+        rows = iter(self)
+        while part := list(islice(rows, size)):
+            yield part

@@ -74,6 +74,10 @@ class Tokens:
         """The rows at `index`, in its order."""
         return self.map(lambda x: x[index])
 
+    def same_as(self, other: Tokens) -> bool:
+        """Whether both hold the same rows, padding included."""
+        return self is other or (torch.equal(self.ids, other.ids) and torch.equal(self.mask, other.mask))
+
     def map(self, f: Callable[[Tensor], Tensor]) -> Tokens:
         """A copy with `f` applied to every tensor; `f` may move, pick or reorder rows."""
         return Tokens(f(self.ids), f(self.mask))
@@ -260,6 +264,18 @@ class Samples:
         picked = {name: value[index] for name, value in self.optional().items()}
         return Samples(self.prompts, self.prompt_index[index], self.tokens[index], self.mask[index], **picked)
 
+    def above(self, other: Samples) -> Samples:
+        """These rows, then those of `other`, which answer the same prompts; fields that one of them lacks are dropped."""
+        width = max(self.tokens.shape[1], other.tokens.shape[1])
+        shared = sorted(set(self.optional()) & set(other.optional()))
+
+        def join(name: str) -> Tensor:
+            values = [getattr(part, name) for part in (self, other)]
+            return torch.cat([_pad_to(v, width) if v.ndim == 2 else v for v in values])
+
+        names = ["prompt_index", "tokens", "mask", *shared]
+        return Samples(self.prompts, **{name: join(name) for name in names})
+
     def to(self, device: torch.device | str) -> Samples:
         """A copy with every tensor on `device`."""
         return self._map(lambda x: x.to(device))
@@ -341,8 +357,7 @@ class Pairs:
         )
         _expect(
             torch.equal(self.chosen.prompt_index, self.rejected.prompt_index)
-            and torch.equal(self.chosen.prompts.ids, self.rejected.prompts.ids)
-            and torch.equal(self.chosen.prompts.mask, self.rejected.prompts.mask),
+            and self.chosen.prompts.same_as(self.rejected.prompts),
             "row i of chosen and of rejected must answer the same prompt (same prompts, same prompt_index)",
         )
 
@@ -357,12 +372,4 @@ class Pairs:
 
     def both(self) -> Samples:
         """Chosen rows, then rejected rows, as one batch over the same prompts: one forward scores both."""
-        width = max(self.chosen.tokens.shape[1], self.rejected.tokens.shape[1])
-        shared = sorted(set(self.chosen.optional()) & set(self.rejected.optional()))
-
-        def join(name: str) -> Tensor:
-            values = [getattr(part, name) for part in (self.chosen, self.rejected)]
-            return torch.cat([_pad_to(v, width) if v.ndim == 2 else v for v in values])
-
-        names = ["prompt_index", "tokens", "mask", *shared]
-        return Samples(self.chosen.prompts, **{name: join(name) for name in names})
+        return self.chosen.above(self.rejected)

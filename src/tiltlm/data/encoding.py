@@ -116,18 +116,32 @@ class Encoder:
         ]
         return Pairs(*sides)
 
+    def judged(self, rows: Sequence[Row]) -> Samples:
+        """{prompt, completion, label} a row, with reward 1 (wanted) or 0; rows of one prompt share it, so that none is
+        taken for another's."""
+        number = {text: k for k, text in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
+        index = [number[row["prompt"]] for row in rows]
+        samples = self.samples(self.prompts(list(number)), index, [row["completion"] for row in rows])
+        return samples.with_(reward=torch.tensor([float(row["label"]) for row in rows]))
+
     def groups(self, rows: Sequence[Row]) -> Groups:
         """{prompt, completions, rewards} a row, as many completions in each. What is said in `completion_ids` and
         `finished` of a row counts before its texts."""
-        size = len(rows[0]["completions"])
-        uneven = [k for k, row in enumerate(rows) if len(row["completions"]) != size]
-        if uneven:
-            k = uneven[0]
-            raise ValueError(f"group {k} has {len(rows[k]['completions'])} completions, those before it {size}")
         if any(row.get("prompt_ids") for row in rows):
             prompts = Tokens.of([row.get("prompt_ids") or self.prompt(row["prompt"]) for row in rows])
         else:
             prompts = self.prompts([row["prompt"] for row in rows])
+        size = len(rows[0]["completions"])
+        return Groups(self.grouped(rows, prompts, size), size)
+
+    def grouped(self, rows: Sequence[Row], prompts: Tokens, size: int, first: int = 0) -> Samples:
+        """The completions of groups of `size`, whose prompts these are; the first one is called group `first`."""
+        uneven = [k for k, row in enumerate(rows) if len(row["completions"]) != size]
+        if uneven:
+            k = uneven[0]
+            raise ValueError(
+                f"group {first + k} has {len(rows[k]['completions'])} completions, those before it {size}"
+            )
         index = torch.arange(len(rows)).repeat_interleave(size)
         if "completion_ids" in rows[0]:
             done = Tokens.of([ids for row in rows for ids in row["completion_ids"]])
@@ -141,7 +155,7 @@ class Encoder:
         if "rewards" in rows[0]:
             rewards = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
             samples = samples.with_(reward=rewards)
-        return Groups(samples, size)
+        return samples
 
 
 AT_ONCE = 1024
@@ -153,8 +167,7 @@ def ids_of(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[l
 
     special: whether the tokenizer may add tokens of its own (a start token).
     """
-    known: dict[str, list[int]] = dict.fromkeys(texts, [])
-    distinct = list(known)
+    distinct, known = list(dict.fromkeys(texts)), dict[str, list[int]]()
     for begin in range(0, len(distinct), AT_ONCE):
         some = distinct[begin : begin + AT_ONCE]
         known.update(zip(some, _encoded(tokenizer, some, special), strict=True))
@@ -165,7 +178,9 @@ def _encoded(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]
     from transformers import PreTrainedTokenizerFast
 
     kind, usual = type(tokenizer), PreTrainedTokenizerFast
-    if not (issubclass(kind, usual) and (kind.__call__, kind._encode_plus) == (usual.__call__, usual._encode_plus)):
+    if not (
+        issubclass(kind, usual) and (kind.__call__, kind._encode_plus) == (usual.__call__, usual._encode_plus)
+    ):
         return [list(tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
     tokenizer(texts[0], add_special_tokens=special)  # puts the engine behind it into the state that it works in
     found = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)

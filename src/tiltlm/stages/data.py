@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tiltlm.data.dialogues import dialogues
+from tiltlm.data.encoded import Encoded
+from tiltlm.data.encoding import Encoder
 from tiltlm.data.hh import Dropped, split_dialogues
 from tiltlm.data.mapping import mapping_of
 from tiltlm.data.preference_rows import Loaded, read_preferences
 from tiltlm.data.tables import file_of, weighed
-from tiltlm.jsonl import read_rows
+from tiltlm.jsonl import Lines, read_rows
 from tiltlm.problem import SPLITS, Fed
 from tiltlm.progress import note
 from tiltlm.run import Recipe, Run
@@ -184,6 +186,11 @@ def rows_of(run: Run[Any], split: str) -> Rows:
     return list(read_rows(run.folder / f"{split}.jsonl"))
 
 
+def encoded(run: Run[Any], split: str, encoder: Encoder) -> Encoded:
+    """The same as token ids; many of them lie in files that all runs of the task share."""
+    return Encoded(Lines(run.folder / f"{split}.jsonl"), encoder, run.folder.parents[1] / "encoded")
+
+
 def own_dialogues(n: int, own: Stream) -> Loaded:
     """Dialogues of the project's own making, through the splitter of the HH data."""
     found = [split_dialogues(each["chosen"], each["rejected"]) for each in dialogues(n, own)]
@@ -228,6 +235,11 @@ def answer_of(row: Row) -> str:
     if "completions" in row:
         return str(max(zip(row["rewards"], row["completions"], strict=True))[1])
     return str(row["chosen"] if "chosen" in row else row["completion"])
+
+
+def wanted_answer(row: Row) -> str | None:
+    """`answer_of` a row, unless a label says that it is not wanted."""
+    return answer_of(row) if row.get("label", True) else None
 
 
 def texts_in(row: Row) -> list[str]:

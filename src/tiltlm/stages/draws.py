@@ -5,9 +5,7 @@ Labels do not depend on the target's temperature, draws not on its reward either
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,12 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tiltlm import ranks
 from tiltlm.feeds import Draws as Settings
 from tiltlm.groups import Groups
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
-from tiltlm.models.precision import computing_in
 from tiltlm.problem import SPLITS, Problem, Split
 from tiltlm.progress import note, steps
 from tiltlm.run import Recipe, Run
@@ -32,9 +28,9 @@ from tiltlm.samplers.server import Server, mismatch, said_of
 from tiltlm.samplers.serving import HERE, Drawer, Serving
 from tiltlm.samples import Samples, Tokens
 from tiltlm.settings import ADDED
+from tiltlm.stages.log_ref import score
 from tiltlm.stages.reporting import estimate
 from tiltlm.stages.task import OfTask, Task
-from tiltlm.tensors import load_tensors, save_tensors
 
 Make = Callable[[int, int], Iterator[dict[str, Any]]]
 
@@ -254,49 +250,3 @@ def short_numbers(x: Tensor) -> list[float]:
     x = x.detach().cpu()
     half = x.is_floating_point() and x.dtype != torch.float64  # bfloat16 too: numpy does not know it
     return [float(str(value)) for value in (x.float() if half else x.double()).numpy()]
-
-
-# ---- the reference's log-probabilities --------------------------------------------------------------------------
-
-ROWS_AT_ONCE = 128
-"""Rows that the reference scores in one pass."""
-
-
-def referring(cache: Path, problem: Problem, precision: str, samples: Samples, split: Split) -> Samples:
-    """`samples` with the reference's log-probabilities: read from `cache`, or computed and written there.
-
-    The file's name holds what tells this reference from others and the hash of the samples, so neither another model nor
-    relabelled or redrawn data finds stale numbers. precision: what the policy will be trained in, of the training split:
-    at the start it must agree with its reference, to the last bit that bfloat16 rounds. Measuring is in float32.
-    """
-    precision = precision if split == "train" else "float32"
-    if not problem.reference_name:
-        return samples.with_(log_ref=score(samples, problem.reference, precision))
-    path = cache / f"log_ref-{problem.reference_name}-{precision}-{content_of(samples)}.safetensors"
-
-    def stored() -> Tensor:
-        if not path.is_file():
-            cache.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
-            save_tensors({"log_ref": score(samples, problem.reference, precision)}, aside)
-            aside.rename(path)
-        return load_tensors(path)["log_ref"]
-
-    return samples.with_(log_ref=ranks.from_first(stored))
-
-
-def content_of(samples: Samples) -> str:
-    """A short hash of what a language model sees of `samples`."""
-    total = hashlib.blake2b(digest_size=8)
-    for x in (samples.prompts.ids, samples.prompts.mask, samples.prompt_index, samples.tokens, samples.mask):
-        total.update(str(tuple(x.shape)).encode() + x.cpu().contiguous().numpy().tobytes())
-    return total.hexdigest()
-
-
-@torch.no_grad()
-def score(samples: Samples, model: LanguageModel, precision: str = "float32") -> Tensor:
-    """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
-    starts = range(0, len(samples), ROWS_AT_ONCE)
-    parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
-    with computing_in(model, model.device, precision):
-        return torch.cat([model.log_prob(part).cpu() for part in parts])

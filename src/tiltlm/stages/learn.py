@@ -23,8 +23,9 @@ from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.stages.cells import Cell
-from tiltlm.stages.draws import Labels, referring
+from tiltlm.stages.draws import Labels
 from tiltlm.stages.exact import Exact, ExactSettings
+from tiltlm.stages.log_ref import referring
 from tiltlm.stages.paid import by_training, say_once
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train

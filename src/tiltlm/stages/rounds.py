@@ -35,8 +35,8 @@ from tiltlm.samples import Pairs, Samples
 from tiltlm.settings import ADDED
 from tiltlm.stages.answers import OVER, Answers, right_from
 from tiltlm.stages.cells import Cell
-from tiltlm.stages.draws import referring, score
 from tiltlm.stages.learn import Stop
+from tiltlm.stages.log_ref import referring, score
 from tiltlm.stages.reporting import Row
 from tiltlm.stages.task import OfTask, Task
 from tiltlm.stages.training import train

@@ -19,7 +19,7 @@ from tiltlm.run import Recipe, Run
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
 from tiltlm.stages.base import begun, reading
-from tiltlm.stages.data import answer_of, rows_of, wanted
+from tiltlm.stages.data import encoded, wanted_answer
 from tiltlm.stages.reading import Reading
 from tiltlm.stages.reporting import row
 from tiltlm.stages.task import OfTask
@@ -79,11 +79,11 @@ class Sft(OfTask):
 
     def answers(self, run: Run[Any], read: Reading, split: str) -> Samples:
         """What is imitated. Raises ValueError where there is nothing."""
-        rows = [each | {"answer": answer_of(each)} for each in wanted(rows_of(run.inputs["data"], split))]
-        if not rows:
+        found = encoded(run.inputs["data"], split, read.encoder).answers(wanted_answer)
+        if not len(found):
             raise ValueError("SFT imitates wanted answers, and those to train on or those to validate on have none: every "
                              "label says false (more --task.valid-rows may help)")  # fmt: skip
-        return read.encoder.answers(rows, "answer").to(read.device)
+        return found.to(read.device)
 
     def report(self, run: Run[Any], models: dict[str, CausalLM], held: Samples) -> None:
         """The held-out responses' negative log-likelihood under each model, at temperature 1."""

@@ -30,7 +30,7 @@ from tiltlm.samples import Samples
 from tiltlm.settings import SPEED, at_least_one
 from tiltlm.stages.answers import Answers, right_from
 from tiltlm.stages.cells import Cell
-from tiltlm.stages.draws import score
+from tiltlm.stages.log_ref import score
 from tiltlm.stages.reporting import Row, estimate
 from tiltlm.stages.rounds import Round
 from tiltlm.stages.task import OfTask, Task

@@ -25,7 +25,7 @@ from tiltlm.run import Run
 from tiltlm.samplers.scenes import OnePrompt
 from tiltlm.samples import Samples
 from tiltlm.stages.answers import GREEDY, greedy
-from tiltlm.stages.draws import score
+from tiltlm.stages.log_ref import score
 from tiltlm.stages.reporting import Row, estimate, row
 
 

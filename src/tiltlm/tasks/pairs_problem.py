@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tiltlm.data.encoded import Encoded
 from tiltlm.data.encoding import Encoder
 from tiltlm.models.causal import CausalLM
 from tiltlm.problem import SPLITS, Check, Facts, Fed, Problem, Split, as_rows
@@ -20,7 +21,17 @@ from tiltlm.run import Run, digests
 from tiltlm.samples import Samples
 from tiltlm.seeds import stream
 from tiltlm.stages.base import reading
-from tiltlm.stages.data import Dataset, Row, Rows, answer_of, are_verdicts, owned_by, rows_of, wanted
+from tiltlm.stages.data import (
+    Dataset,
+    Row,
+    Rows,
+    answer_of,
+    are_verdicts,
+    encoded,
+    owned_by,
+    rows_of,
+    wanted_answer,
+)
 from tiltlm.stages.reading import EncodedReward, Reader, Reading
 from tiltlm.stages.reporting import estimate
 from tiltlm.target import Reward, Target
@@ -67,9 +78,14 @@ class Sources:
         return self.read.encoder
 
     @cached_property
-    def rows(self) -> dict[str, Rows]:
-        """The data's rows of every split."""
-        return {split: rows_of(self.runs["data"], split) for split in SPLITS}
+    def encoded(self) -> dict[Split, Encoded]:
+        """The data's rows of every split, as ids."""
+        return {split: encoded(self.runs["data"], split, self.encoder) for split in SPLITS}
+
+    @cached_property
+    def tests(self) -> Rows:
+        """The rows of the test split."""
+        return rows_of(self.runs["data"], "test")
 
     def load(self, name: Any = None) -> CausalLM:
         """The model called `name` (default: the reference) at the target's temperature, frozen."""
@@ -103,7 +119,7 @@ class Sources:
         Raises ValueError where rows of one prompt disagree.
         """
         found: dict[str, Row] = {}
-        for row in (row for split in SPLITS for row in self.rows[split]):
+        for row in (row for split in SPLITS for row in self.encoded[split].rows):
             prompt = self.encoder.prompt_text(self.encoder.prompt(row["prompt"]))
             own = {name: row[name] for name in self.task.dataset.keep}
             if found.setdefault(prompt, own) != own:
@@ -124,7 +140,7 @@ class Sources:
         def wins(samples: Samples) -> Tensor:
             count = len(samples.prompts)
             if count not in theirs:
-                theirs[count] = self.of_data(self.rows["test"][:count])
+                theirs[count] = self.of_data(self.tests[:count])
             assert samples.reward is not None
             return ahead(samples.reward - theirs[count].to(samples.device)[samples.prompt_index])
 
@@ -138,7 +154,7 @@ class Sources:
 
     def counts(self) -> dict[str, Tensor]:
         """Wins are counted where the data's answer is a wanted one."""
-        good = torch.tensor([bool(row.get("label", True)) for row in self.rows["test"]])
+        good = torch.tensor([bool(row.get("label", True)) for row in self.tests])
         return {} if bool(good.all()) else {"win_rate": good}
 
     # ---- what the data holds ------------------------------------------------------------------------------------------
@@ -147,17 +163,16 @@ class Sources:
         """Every kind of rows that the data holds."""
         makers: dict[Fed, Callable[[Split], Any]] = {
             "answers": self.answers,
-            "pairs": lambda split: self.encoder.pairs(self.rows[split]),
-            "groups": lambda split: self.encoder.groups(self.rows[split]),
-            "judged": lambda split: judged_answers(self.encoder, self.rows[split]),
+            "pairs": lambda split: self.encoded[split].pairs(),
+            "groups": lambda split: self.encoded[split].groups(),
+            "judged": lambda split: self.encoded[split].judged(),
         }
-        holds = owned_by(tuple(self.rows["train"][0]))
+        holds = owned_by(tuple(next(iter(self.encoded["train"].rows))))
         return {kind: make for kind, make in makers.items() if kind in holds}
 
     def answers(self, split: Split) -> Samples:
         """The wanted responses."""
-        rows = [row | {"answer": answer_of(row)} for row in wanted(self.rows[split])]
-        return self.encoder.answers(rows, "answer")
+        return self.encoded[split].answers(wanted_answer)
 
     # ---- for people -----------------------------------------------------------------------------------------------------
 
@@ -174,7 +189,7 @@ class Sources:
         for k, ids, r in zip(
             samples.prompt_index.tolist(), samples.completions.lists(), samples.reward.tolist(), strict=True
         ):
-            row = self.rows["test"][k]
+            row = self.tests[k]
             kept = {name: row[name] for name in SHOWN if name in row}
             found.append(kept | {"generated": self.encoder.text(ids), "reward": round(r, 4)})
         return found
@@ -184,9 +199,7 @@ def problem(task: Asked, runs: Mapping[str, Run[Any]], seed: int) -> Problem:
     """The problem of finished runs."""
     s, own = Sources(task, runs), stream(seed, "preferences")
     reward: Reward = s.reward if s.reward is not None else no_reward
-    prompts = {
-        split: s.encoder.prompts([row["prompt"] for row in s.rows[split]]).to(s.read.device) for split in SPLITS
-    }
+    prompts = {split: s.encoded[split].prompts().to(s.read.device) for split in SPLITS}
     held = s.own()
     return Problem(
         Target(s.load(), reward, task.beta), prompts, task.reader.new_tokens, own,
@@ -211,18 +224,10 @@ def finished(samples: Samples) -> Tensor:
     return samples.finished.double() if samples.finished is not None else samples.mask[:, 0]
 
 
-def judged_answers(encoder: Encoder, rows: Rows) -> Samples:
-    """The rows' answers with reward 1 (wanted) or 0; rows of one prompt share it, so that none is taken for another's."""
-    number = {text: k for k, text in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
-    index = [number[row["prompt"]] for row in rows]
-    samples = encoder.samples(encoder.prompts(list(number)), index, [row["completion"] for row in rows])
-    return samples.with_(reward=torch.tensor([float(row["label"]) for row in rows]))
-
-
 def worth(run: Run[Any], problem: Problem) -> Rows:
     """Report rows: what the data's responses to the measured prompts are worth."""
     s = Sources(run.recipe.task, run.inputs)
-    rows = s.rows["test"][: run.recipe.ruler.prompts or None]
+    rows = s.tests[: run.recipe.ruler.prompts or None]
     return [
         estimate(run.recipe, f"{name} responses", "reward", s.of_data(some, column), "reward")
         for name, column, some in responses_of(rows)
