@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from command import tiltlm
-from tiltlm.data.preference_rows import Loaded, read_preferences
+from tiltlm.data.preference_rows import Tally, read_preferences
 from tiltlm.data.relabel import relabelled
 from tiltlm.rewards.by_name import text_function
 
@@ -65,7 +65,7 @@ def test_other_columns_and_files_are_relabelled_too(tmp_path):
     with pytest.raises(
         ValueError, match="only pairs can be relabelled; these rows give prompt, completions, rewards"
     ):
-        relabelled(Loaded([group]), text_function("bagofwords"))
+        list(relabelled([group], text_function("bagofwords"), Tally()))
 
 
 def test_what_cannot_be_relabelled_by_is_said_before_anything_is_read(tmp_path):

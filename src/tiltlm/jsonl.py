@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
 
 
 def read_rows(path: str | Path, needs: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
@@ -175,15 +177,29 @@ def read_json(path: Path) -> Any:
 
 
 def write_whole(path: Path, text: str | Iterable[str]) -> None:
-    """Write a text file (a text, or its pieces) as UTF-8, aside first: a reader never sees half of it. Two processes do
-    not share their aside."""
+    """Write a text file (a text, or its pieces) as UTF-8, aside first: a reader never sees half of it."""
+    with aside_of(path) as file:
+        file.writelines([text] if isinstance(text, str) else text)
+
+
+@contextmanager
+def aside_of(path: Path, errors: str = "strict") -> Iterator[TextIO]:
+    """A file beside `path` to write text to, which takes its place at the end, or is removed after an error. Two processes
+    do not share it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+        with aside.open("w", encoding="utf-8", errors=errors) as file:
+            yield file
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def in_parts(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+    """All rows, `size` at a time."""
+    rest = iter(rows)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def whole_lines(path: Path) -> int:
@@ -221,6 +237,4 @@ class Lines:
 
     def parts(self, size: int) -> Iterator[list[dict[str, Any]]]:
         """All objects, `size` at a time."""
-        rows = iter(self)
-        while part := list(islice(rows, size)):
-            yield part
+        return in_parts(self, size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,10 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from tiltlm.data.mapping import mapping_of
-from tiltlm.data.preference_rows import Loaded, as_pairs, as_rewards, format_named, read_preferences
+from tiltlm.data.preference_rows import Tally, as_pairs, as_rewards, format_named, preference_rows
 from tiltlm.data.relabel import check_relabelling, relabelled
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.device import device_of
+from tiltlm.jsonl import aside_of
 from tiltlm.models.folders import located
 from tiltlm.rewards.by_name import TextFunction, text_function
 from tiltlm.rewards.masking import mask
@@ -91,21 +93,32 @@ def prepare(args: list[str]) -> int:
     make = format_named(settings.format)
     reward = _reward(settings)
     tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
-    loaded = read_preferences(
+    tally = Tally()
+    rows = preference_rows(
         settings.sources, make, settings.split, tokenizer, settings.limit, columns=settings.columns,
         encoding=settings.encoding, convert=CONVERSIONS.get(settings.as_), own=stream(settings.seed, "prepare"),
+        tally=tally,
     )  # fmt: skip
-    if reward is not None and loaded.rows:
-        loaded = relabelled(loaded, reward, settings.keep_ties)
-    if not loaded.rows:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in loaded.dropped.items()) or "there are no rows"
+    if reward is not None:
+        rows = relabelled(rows, reward, tally, settings.keep_ties)
+    first = next(rows, None)
+    if first is None:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in tally.dropped.items()) or "there are no rows"
         raise ValueError(f"nothing is left of {', '.join(settings.sources)} to write: {reasons}")
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    _write(settings.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in loaded.rows))
-    _write(report, json.dumps(_report(settings, loaded), indent=2, ensure_ascii=False) + "\n")
-    print(f"{settings.out}: {', '.join(loaded.rows[0])}")
-    Console(width=110, highlight=False).print(_table(loaded))
+    kept = 0
+    with aside_of(settings.out, WHOLE) as file:
+        for kept, row in enumerate(chain([first], rows), 1):  # noqa: B007
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with aside_of(report, WHOLE) as file:
+        file.write(json.dumps(_report(settings, tally, kept, list(first)), indent=2, ensure_ascii=False) + "\n")
+    print(f"{settings.out}: {', '.join(first)}")
+    Console(width=110, highlight=False).print(_table(tally, kept))
     return 0
+
+
+WHOLE = "backslashreplace"
+"""A file name that this machine's encoding cannot read holds halves of characters; escaped, they are JSON still."""
 
 
 def _check(settings: Prepare, written: set[Path]) -> None:
@@ -144,14 +157,7 @@ def _tokenizer(name: str) -> Any:
         raise ValueError(f"{name!r} is neither a folder with a tokenizer nor a hub name of one: {why}") from None
 
 
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    # a file name that this machine's encoding cannot read holds halves of characters; escaped, they are JSON still
-    aside.write_text(text, encoding="utf-8", errors="backslashreplace")
-    aside.rename(path)
-
-
-def _report(settings: Prepare, loaded: Loaded) -> dict[str, Any]:
+def _report(settings: Prepare, tally: Tally, kept: int, columns: list[str]) -> dict[str, Any]:
     return {
         "sources": list(settings.sources),
         "format": settings.format,
@@ -164,23 +170,23 @@ def _report(settings: Prepare, loaded: Loaded) -> dict[str, Any]:
         "columns_from": list(settings.columns),
         "encoding": settings.encoding,
         "seed": settings.seed,
-        "read": loaded.read,
-        "kept": len(loaded.rows),
-        "dropped": {why: {"rows": n, "first": loaded.examples[why]} for why, n in loaded.dropped.items()},
-        "notes": loaded.notes,
-        "columns": list(loaded.rows[0]),
+        "read": tally.counted["read"],
+        "kept": kept,
+        "dropped": {why: {"rows": n, "first": tally.examples[why]} for why, n in tally.dropped.items()},
+        "notes": dict(tally.notes),
+        "columns": columns,
     }
 
 
-def _table(loaded: Loaded) -> Table:
+def _table(tally: Tally, kept: int) -> Table:
     made = Table(box=box.SIMPLE_HEAD)
     made.add_column("rows")
     made.add_column("number", justify="right")
     made.add_column("first one", overflow="fold")
     lines: Sequence[tuple[str, int, str]] = [
-        ("kept", len(loaded.rows), ""),
-        *((f"  of these: {note}", n, "") for note, n in loaded.notes.items()),
-        *((f"dropped: {why}", n, loaded.examples[why]) for why, n in loaded.dropped.items()),
+        ("kept", kept, ""),
+        *((f"  of these: {note}", n, "") for note, n in tally.notes.items()),
+        *((f"dropped: {why}", n, tally.examples[why]) for why, n in tally.dropped.items()),
     ]
     for what, n, where in lines:
         made.add_row(escape(what), str(n), escape(where))

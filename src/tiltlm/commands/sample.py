@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from tiltlm.data.asked import prompt_rows
 from tiltlm.data.chat import asked_in, is_messages
 from tiltlm.data.wording import Wording
 from tiltlm.device import device_of
-from tiltlm.jsonl import read_json, whole_lines, write_whole
+from tiltlm.jsonl import in_parts, read_json, whole_lines, write_whole
 from tiltlm.progress import note, steps
 from tiltlm.rewards.masking import mask
 from tiltlm.samplers.ancestral import Warp, Warped, draw
@@ -112,26 +113,37 @@ def sample(args: list[str]) -> int:
     device_of(settings.device)
     _same_settings(settings)
     done, per = whole_lines(settings.out), 1 if settings.grouped else settings.n
-    asked = [(where, row, asked_in(row, where)) for where, row in prompt_rows(settings.prompts)]
-    if done >= len(asked) * per:
+    count = sum(1 for _ in _asked(settings))
+    if done >= count * per:
         note(f"{settings.out} is complete: {done} lines")
         return 0
     decoder = load_decoder(settings.model, settings.device, settings.dtype, settings.stop)
-    rows = [_row(decoder, row, decoder.spoken(prompt, where, row)) for where, row, prompt in asked]
-    wording = Wording(settings.template) if settings.template else decoder.wording
-    ids = [
-        decoder.encode(wording.said(prompt) if isinstance(prompt, str) else row["prompt"], where)
-        for (where, _, prompt), row in zip(asked, rows, strict=True)
-    ]
+    for _ in _encoded(settings, decoder):  # what cannot be read is said before anything is drawn
+        pass
     drawer, at_once = _drawer(settings, decoder, warp), max(1, settings.batch_size // settings.n)
+    begin = done // per
     with steps("sample") as on_step:
-        for begin in range(done // per, len(rows), at_once):
-            part = slice(begin, min(begin + at_once, len(rows)))
-            lines = list(_lines(settings, decoder, drawer, ids[part], rows[part], begin))
+        for part in in_parts(islice(_encoded(settings, decoder), begin, None), at_once):
+            rows, ids = ([each[k] for each in part] for k in (0, 1))
+            lines = list(_lines(settings, decoder, drawer, ids, rows, begin))
             _append(settings, lines[max(0, done - begin * per) :])
-            on_step(part.stop, len(rows), {})
-    note(f"{settings.out}: {len(rows) * settings.n} completions of {len(rows)} prompts")
+            begin += len(part)
+            on_step(begin, count, {})
+    note(f"{settings.out}: {count * settings.n} completions of {count} prompts")
     return 0
+
+
+def _asked(settings: Sample) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """(where, row, what is asked) of every prompt; read anew each time, so that none has to be kept."""
+    return ((where, row, asked_in(row, where)) for where, row in prompt_rows(settings.prompts))
+
+
+def _encoded(settings: Sample, decoder: Decoder) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """(a line's columns, the prompt's ids) of every prompt."""
+    wording = Wording(settings.template) if settings.template else decoder.wording
+    for where, given, prompt in _asked(settings):
+        row = _row(decoder, given, decoder.spoken(prompt, where, given))
+        yield row, decoder.encode(wording.said(prompt) if isinstance(prompt, str) else row["prompt"], where)
 
 
 def _row(decoder: Decoder, row: dict[str, Any], prompt: Any) -> dict[str, Any]:

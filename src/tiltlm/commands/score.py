@@ -7,8 +7,8 @@ term is written beside it, unweighted, as `reward_terms`. A function of one's ow
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,7 +16,7 @@ import tyro
 
 from tiltlm.commands.grading import GRADER, grade
 from tiltlm.device import device_of
-from tiltlm.jsonl import placed_rows
+from tiltlm.jsonl import aside_of, in_parts, placed_rows
 from tiltlm.progress import note
 from tiltlm.rewards.by_name import Judged, TextFunction, text_function
 from tiltlm.rewards.masking import mask
@@ -65,6 +65,11 @@ class Rows(NamedTuple):
     places: list[str]
     columns: dict[str, list[Any]]
 
+    @property
+    def nothing(self) -> list[None]:
+        """A column that no line has."""
+        return [None] * len(self.places)
+
 
 def score(args: list[str]) -> int:
     """Run the command."""
@@ -74,27 +79,64 @@ def score(args: list[str]) -> int:
     if settings.reward.startswith(GRADER):
         return grade(settings.reward.removeprefix(GRADER), settings.rows, settings.out)
     reward = text_function(settings.reward, str(device_of(settings.device)))
-    lines = list(placed_rows(settings.rows))
-    if not lines:
-        raise ValueError(f"{settings.rows} has no lines: there is nothing to score")
-    rows = one_by_one(lines)
-    for each in reward.rewards:
-        if each.reads_text:
-            refuse_what_is_no_text(rows)
-    refuse_missing(reward, rows)
-    found = reward.judged(rows.prompts, rows.completions, rows.columns, rows.places)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in with_rewards(lines, found, reward.labels))
-    aside = settings.out.with_name(f".{settings.out.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.rename(settings.out)
-    note(f"{settings.out}: {len(found.total)} completions, {means(settings.reward, found, reward.labels)}")
+    names, totals = looked_over(settings.rows, reward), Totals()
+    with aside_of(settings.out) as file:
+        for lines in in_parts(placed_rows(settings.rows), AT_ONCE):
+            rows = one_by_one(lines, names)
+            found = reward.judged(rows.prompts, rows.completions, rows.columns, rows.places)
+            file.writelines(
+                json.dumps(row, ensure_ascii=False) + "\n" for row in with_rewards(lines, found, reward.labels)
+            )
+            totals.add(found)
+    note(f"{settings.out}: {totals.rows} completions, {totals.means(settings.reward, reward.labels)}")
     return 0
 
 
-def one_by_one(lines: Sequence[tuple[str, Line]]) -> Rows:
-    """Every completion of (place, line) pairs. Raises ValueError naming file:line for one that holds none."""
+AT_ONCE = 1024
+"""Lines that are scored together."""
+
+
+def looked_over(path: Path, reward: TextFunction) -> tuple[str, ...]:
+    """The names of the lines' other columns. Every line is looked at before the first one is scored: raises ValueError,
+    naming file:line, for one that holds no completion, or not what the reward takes."""
+    names: dict[str, None] = {}
+    missing: dict[str, str] = {}
+    seen = 0
+    for lines in in_parts(placed_rows(path), AT_ONCE):
+        rows, seen = one_by_one(lines), seen + len(lines)
+        names |= dict.fromkeys(rows.columns)
+        if any(each.reads_text for each in reward.rewards):
+            refuse_what_is_no_text(rows)
+        for name in required(reward):
+            lacking = [
+                where
+                for where, x in zip(rows.places, rows.columns.get(name, rows.nothing), strict=True)
+                if x is None
+            ]
+            if lacking:
+                missing.setdefault(name, lacking[0])
+    if not seen:
+        raise ValueError(f"{path} has no lines: there is nothing to score")
+    reward.check_columns(tuple(names), f"the lines have {', '.join(names) or 'no other columns'}")
+    if missing:
+        name, where = next(iter(missing.items()))
+        raise ValueError(f"{where}: column {name!r}, which this reward takes, is missing")
+    return tuple(names)
+
+
+def required(reward: TextFunction) -> list[str]:
+    """The columns that a reward cannot do without."""
+    return [name for each in reward.rewards for name in each.columns.required]
+
+
+def one_by_one(lines: Sequence[tuple[str, Line]], names: Sequence[str] | None = None) -> Rows:
+    """Every completion of (place, line) pairs; names: of the other columns, where they are those of more lines.
+
+    Raises ValueError naming file:line for a line that holds no completion.
+    """
     flat = [(where, one) for where, line in lines for one in _completions(line, where)]
-    names = dict.fromkeys(name for _, one in flat for name in one if name not in TAKEN)
+    if names is None:
+        names = list(dict.fromkeys(name for _, one in flat for name in one if name not in TAKEN))
     return Rows(
         [one.get("prompt") for _, one in flat],
         [one["completion"] for _, one in flat],
@@ -132,18 +174,6 @@ def refuse_what_is_no_text(rows: Rows) -> None:
                 raise ValueError(f"{where}: this reward reads text; {name!r} is {_kind(value)}")
 
 
-def refuse_missing(reward: TextFunction, rows: Rows) -> None:
-    """Raise ValueError where a column that the reward takes is in no line, or is missing from one."""
-    if not rows.places:
-        return
-    reward.check_columns(tuple(rows.columns), f"the lines have {', '.join(rows.columns) or 'no other columns'}")
-    for each in reward.rewards:
-        for name in each.columns.required:
-            if None in rows.columns[name]:
-                where = rows.places[rows.columns[name].index(None)]
-                raise ValueError(f"{where}: column {name!r}, which this reward takes, is missing")
-
-
 def _kind(value: Any) -> str:
     return "missing" if value is None else type(value).__name__
 
@@ -162,12 +192,22 @@ def with_rewards(lines: Sequence[tuple[str, Line]], found: Judged, labels: Seque
     return done
 
 
-def means(name: str, found: Judged, labels: Sequence[str]) -> str:
-    """The mean reward, and every term's, for a sentence."""
+@dataclass
+class Totals:
+    """The sums of the rewards, and of every term, over the lines so far."""
 
-    def mean(values: Sequence[float]) -> str:
-        return f"{sum(values) / max(1, len(values)):.4f}"
+    rows: int = 0
+    total: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
 
-    terms: Mapping[str, str] = {label: mean(found.terms[label]) for label in labels}
-    apart = f" = {mask(name)}: " + ", ".join(f"{label} {value}" for label, value in terms.items()) if terms else ""
-    return f"mean reward {mean(found.total)}{apart}"
+    def add(self, found: Judged) -> None:
+        self.rows += len(found.total)
+        self.total += sum(found.total)
+        for label, values in found.terms.items():
+            self.terms[label] = self.terms.get(label, 0.0) + sum(values)
+
+    def means(self, name: str, labels: Sequence[str]) -> str:
+        """The mean reward, and every term's, for a sentence."""
+        n = max(1, self.rows)
+        terms = ", ".join(f"{label} {self.terms[label] / n:.4f}" for label in labels)
+        return f"mean reward {self.total / n:.4f}" + (f" = {mask(name)}: {terms}" if terms else "")

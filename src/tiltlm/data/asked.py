@@ -6,7 +6,7 @@ own making (`own_prompts`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,12 +61,13 @@ def prompt_rows(source: str, split: str = "train") -> Iterable[Placed]:
     return _lines(path) if path.suffix == ".txt" else rows_of(source, split)
 
 
-def _lines(path: Path) -> list[Placed]:
+def _lines(path: Path) -> Iterator[Placed]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with reading(path), open_text(path) as file:
-        lines = [(f"{path}:{k}", line.rstrip("\r\n")) for k, line in enumerate(file, 1)]
-    return [(where, {"prompt": line}) for where, line in lines if line.strip()]
+        for k, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{k}", {"prompt": line.rstrip("\r\n")}
 
 
 def _asked(where: str, row: dict[str, Any]) -> Asked:

@@ -17,11 +17,13 @@ row stands). Prompt and completion are separate texts that are simply joined: a 
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from tiltlm.data.columns import Kept, Row, example, pair, recognised, text
@@ -179,17 +181,41 @@ def read_preferences(
     byte order mark. convert: what becomes of every row made (`as_pairs`, `as_rewards`). own: draws a weight's fraction.
     Raises ValueError naming file:line for a row that does not fit, and FileNotFoundError.
     """
+    tally = Tally()
+    rows = preference_rows(
+        sources, format, split, tokenizer, limit, keep=keep, columns=columns, encoding=encoding, convert=convert,
+        own=own, tally=tally,
+    )  # fmt: skip
+    return Loaded(list(rows), **tally.said())
+
+
+def preference_rows(
+    sources: str | Path | Sequence[str | Path],
+    format: str | Format = "auto",
+    split: str = "train",
+    tokenizer: Any = None,
+    limit: int | None = None,
+    *,
+    keep: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    encoding: str = "",
+    convert: Callable[[Row], Kept | Dropped] | None = None,
+    own: Stream | None = None,
+    tally: Tally,
+) -> Iterator[Row]:
+    """`read_preferences` row by row: none is kept, but for rated answers until their source ends. `tally` has counted all
+    of them once the last one came."""
     make = format_named(format) if isinstance(format, str) else format
     reading = Reading(make, split, tokenizer, mapping_of(columns), encoding, convert, keep)
-    own = own or stream(0, "weights")
-    rows: list[Row] = []
-    tally = Tally()
+    own, given = own or stream(0, "weights"), 0
     for number, source in enumerate([sources] if isinstance(sources, (str, Path)) else sources):
         name, weight = weighed(source)
-        most = None if limit is None or weight < 1 else limit - len(rows)
+        most = None if limit is None or weight < 1 else limit - given
         kept = tally.kept(reading.of(name, tally.counted), most)
-        rows += tally.weighted(kept, weight, str(source), own.child(number))
-    return Loaded(rows[:limit], dict(tally.dropped), tally.examples, dict(tally.notes), tally.counted["read"])
+        for row in tally.weighted(kept, weight, str(source), own.child(number)):
+            given += 1
+            if limit is None or given <= limit:
+                yield row
 
 
 @dataclass
@@ -202,20 +228,28 @@ class Tally:
     examples: dict[str, str] = field(default_factory=dict)
     first: tuple[Row, Found] | None = None
 
-    def kept(self, found: Iterable[Found], most: int | None) -> list[Row]:
+    def said(self) -> dict[str, Any]:
+        """What was counted, by the names of `Loaded`."""
+        return {
+            "dropped": dict(self.dropped), "examples": self.examples, "notes": dict(self.notes),
+            "read": self.counted["read"],
+        }  # fmt: skip
+
+    def kept(self, found: Iterable[Found], most: int | None) -> Iterator[Row]:
         """The rows that are kept, `most` of them at most; the others are counted by reason."""
-        rows: list[Row] = []
+        number = 0
         if most is not None and most < 1:
-            return rows
+            return
         for each in found:
             if isinstance(each.made, Dropped):
                 self.drop(each.made.reason, 1, each.where)
                 continue
-            rows.append(self.same_shape(each.made.row, each))
+            row = self.same_shape(each.made.row, each)
             self.notes.update(each.made.notes)
-            if len(rows) == most:
+            yield row
+            number += 1
+            if number == most:
                 break
-        return rows
 
     def same_shape(self, row: Row, found: Found) -> Row:
         """The row, if it has the columns of the first one. Raises ValueError where it has others."""
@@ -235,18 +269,28 @@ class Tally:
         self.dropped[reason] += rows
         self.examples.setdefault(reason, where)
 
-    def weighted(self, rows: list[Row], weight: float, source: str, own: Stream) -> list[Row]:
+    def weighted(self, rows: Iterable[Row], weight: float, source: str, own: Stream) -> Iterator[Row]:
         """Every row as often as the weight's whole part says, and a random share of them once more for the rest."""
         if weight == 1:
-            return rows
-        share = round(weight % 1 * len(rows))
-        some = sorted(own.permutation(len(rows))[:share].tolist()) if share else []
-        more = rows * int(weight) + [rows[k] for k in some]
-        if len(more) < len(rows):
-            self.drop("left out by the source's weight", len(rows) - len(more), source)
-        elif len(more) > len(rows):
-            self.notes["copies by the source's weight"] += len(more) - len(rows)
-        return more
+            yield from rows
+            return
+        with TemporaryFile() as file:  # how many rows there are decides which ones are taken, and some come twice
+            count = 0
+            for count, row in enumerate(rows, 1):  # noqa: B007
+                pickle.dump(row, file)
+            share = round(weight % 1 * count)
+            some = set(own.permutation(count)[:share].tolist()) if share else set()
+            for taken in [None] * int(weight) + [some]:
+                file.seek(0)
+                for k in range(count):
+                    row = pickle.load(file)
+                    if taken is None or k in taken:
+                        yield row
+        total = int(weight) * count + share
+        if total < count:
+            self.drop("left out by the source's weight", count - total, source)
+        elif total > count:
+            self.notes["copies by the source's weight"] += total - count
 
 
 def format_named(name: str) -> Format:

@@ -7,34 +7,50 @@ A tie states no preference: such pairs are dropped and counted, or kept as they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 
 from tiltlm.data.columns import Row
-from tiltlm.data.preference_rows import Loaded
+from tiltlm.data.preference_rows import Tally
+from tiltlm.jsonl import in_parts
 from tiltlm.rewards.by_name import TextFunction
 
 TIE = "tie (the reward says the same of both)"
 TURNED = "turned over by the reward"
 
 
-def relabelled(found: Loaded, reward: TextFunction, keep_ties: bool = False) -> Loaded:
-    """The pairs of `found` in the order of `reward`, which is asked once for all sides.
+AT_ONCE = 1024
+"""Pairs that the reward is asked about together."""
+
+
+def relabelled(rows: Iterable[Row], reward: TextFunction, tally: Tally, keep_ties: bool = False) -> Iterator[Row]:
+    """The pairs of `rows` in the order of `reward`; `tally` counts what was turned over and what was a tie.
 
     Raises ValueError for rows that are no pairs, and for a reward that takes columns: pairs have none.
     """
     check_relabelling(reward)
-    if any("chosen" not in row for row in found.rows):
-        odd = next(row for row in found.rows if "chosen" not in row)
+    read = 0
+    for part in in_parts(rows, AT_ONCE):
+        for row, gap in zip(part, _gaps(part, reward), strict=True):
+            read += 1
+            if gap < 0:
+                tally.notes[TURNED] += 1
+            if gap or keep_ties:
+                tally.notes.update([] if gap else [TIE])
+                yield turned(row, gap)
+            else:
+                tally.drop(TIE, 1, f"pair {read} of those read")
+
+
+def _gaps(rows: list[Row], reward: TextFunction) -> list[float]:
+    """r(chosen) − r(rejected) of every pair."""
+    odd = next((row for row in rows if "chosen" not in row), None)
+    if odd is not None:
         raise ValueError(
             f"only pairs can be relabelled; these rows give {', '.join(odd)}: --as pairs makes pairs of groups"
         )
-    prompts, n = [row["prompt"] for row in found.rows], len(found.rows)
-    sides = [row[side] for side in ("chosen", "rejected") for row in found.rows]
-    rewards = reward([*prompts, *prompts], sides)
-    gaps = [good - bad for good, bad in zip(rewards[:n], rewards[n:], strict=True)]
-    rows = [turned(row, gap) for row, gap in zip(found.rows, gaps, strict=True) if gap or keep_ties]
-    return _counted(replace(found, rows=rows), gaps, keep_ties)
+    prompts, n = [row["prompt"] for row in rows], len(rows)
+    rewards = reward([*prompts, *prompts], [row[side] for side in ("chosen", "rejected") for row in rows])
+    return [good - bad for good, bad in zip(rewards[:n], rewards[n:], strict=True)]
 
 
 def check_relabelling(reward: TextFunction) -> None:
@@ -47,13 +63,3 @@ def turned(row: Row, gap: float) -> Row:
     sides = row["chosen"], row["rejected"]
     chosen, rejected = sides if gap >= 0 else sides[::-1]
     return row | {"chosen": chosen, "rejected": rejected, "margin": abs(gap)}
-
-
-def _counted(found: Loaded, gaps: Sequence[float], keep_ties: bool) -> Loaded:
-    """What was turned over and what was a tie, among the notes and what was dropped."""
-    ties, over = sum(gap == 0 for gap in gaps), sum(gap < 0 for gap in gaps)
-    notes = found.notes | ({TURNED: over} if over else {}) | ({TIE: ties} if ties and keep_ties else {})
-    if not ties or keep_ties:
-        return replace(found, notes=notes)
-    first = f"pair {gaps.index(0) + 1} of those read"
-    return replace(found, notes=notes, dropped=found.dropped | {TIE: ties}, examples=found.examples | {TIE: first})

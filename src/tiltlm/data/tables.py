@@ -166,6 +166,10 @@ def _named(names: list[str], values: list[str], where: str) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
+ROWS_AT_ONCE = 1024
+"""Rows of parquet that are held as objects."""
+
+
 def _parquet(path: Path, encoding: str) -> Iterator[Placed]:
     try:
         import pyarrow
@@ -175,7 +179,7 @@ def _parquet(path: Path, encoding: str) -> Iterator[Placed]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            rows = (row for batch in file.iter_batches(ROWS_AT_ONCE) for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield f"{path}:{number}", row
     except (pyarrow.ArrowException, OSError) as error:
