@@ -28,7 +28,8 @@ from tiltlm.models.causal import CausalLM
 from tiltlm.policies.dpo import DPO
 from tiltlm.samples import Pairs, Samples, Tokens
 from tiltlm.seeds import stream
-from tiltlm.stages import log_ref
+from tiltlm.stages import draws, log_ref
+from tiltlm.stages.draws import Labels
 from tiltlm.train import fit
 
 END, N = 7, 23
@@ -98,7 +99,7 @@ def sides(path, encoder, monkeypatch) -> tuple[Any, Encoded]:
         answers=held.answers(answer),
     )  # fmt: skip
     assert not held.cache.exists()
-    for module in (stored, encoded):
+    for module in (stored, encoded, draws):
         monkeypatch.setattr(module, "MANY", 3)
     monkeypatch.setattr(encoded, "AT_ONCE", 4)
     monkeypatch.setattr(log_ref, "ROWS_AT_ONCE", 4)
@@ -250,3 +251,31 @@ def test_half_a_file_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="there are no rows"):
         write_parts(tmp_path / "z.arrow", [])
     assert sorted(each.name for each in tmp_path.iterdir()) == ["x.arrow", "y.arrow"]
+
+
+def test_labelled_draws_are_read_from_files_too(sides, encoder, tmp_path):
+    """Groups of stored draws: those of memory; anew where the file of labels has changed."""
+    prompts, folder = sides[0].prompts, tmp_path / "label" / "key"
+    folder.mkdir(parents=True)
+    rows = [
+        {"completion_ids": [[k, 3], [4] * (k % 5)], "finished": [True, False], "rewards": [k, 0.5]}
+        for k in range(N)
+    ]
+    problem, run = SimpleNamespace(prompts={"train": sides[1].prompts()}), SimpleNamespace(folder=folder)
+    for reward in (0.5, 0.25):
+        rows[3]["rewards"][1] = reward
+        (folder / "train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+        ours, theirs = Labels(None).groups(run, problem, "train"), draws.groups_of(rows, prompts)
+        assert isinstance(ours.samples, StoredSamples)
+        equal(ours, theirs)
+        equal(ours.select(FEW), theirs.select(FEW))
+
+
+def test_slices_of_a_file_go_forward(path):
+    rows = Lines(path).forward()
+    assert (
+        rows[2:4] == [row(2), row(3)] and rows[5:6] == [row(5)] and rows[20:30] == [row(k) for k in (20, 21, 22)]
+    )
+    with pytest.raises(ValueError, match="objects 4 to 5 were asked for, and 30 have been read"):
+        rows[4:5]
+    assert len(Lines(path)) == N

@@ -12,6 +12,7 @@ import torch
 from command import tiltlm
 from families import build
 from tiltlm.data.encoding import Encoder
+from tiltlm.data.preference_rows import Tally
 from tiltlm.feeds import Draws, Feed, Stores, fixed, rows_of, why_not
 from tiltlm.groups import Groups
 from tiltlm.method import Learner
@@ -195,7 +196,7 @@ def test_the_seed_decides_which_rows_a_fraction_of_a_weight_takes(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     how = Dataset((f"{path}:0.5",))
-    one, again, other = (how.read("train", "", stream(seed, "x")).rows for seed in (0, 0, 1))
+    one, again, other = (list(how.read("train", "", stream(seed, "x"), Tally())) for seed in (0, 0, 1))
     assert one == again != other and len(one) == len(other) == round(len(ROWS) / 2)
 
 

@@ -219,12 +219,14 @@ def whole_lines(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Lines:
-    """The objects of a .jsonl file, read anew whenever they are gone through: none is kept."""
+    """The objects of a .jsonl file, each with the columns in `needs`; read anew whenever they are gone through: none is
+    kept."""
 
     path: Path
+    needs: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return read_rows(self.path)
+        return read_rows(self.path, self.needs)
 
     @cached_property
     def count(self) -> int:
@@ -235,6 +237,24 @@ class Lines:
     def __len__(self) -> int:
         return self.count
 
+    def forward(self) -> Forward:
+        """Objects by their numbers, one slice behind the other."""
+        return Forward(self)
+
     def parts(self, size: int) -> Iterator[list[dict[str, Any]]]:
         """All objects, `size` at a time."""
         return in_parts(self, size)
+
+
+class Forward:
+    """`lines[begin:end]`: objects of a file, each slice behind the one before; what stands between is passed over."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._rows, self._at = iter(lines), 0
+
+    def __getitem__(self, part: slice) -> list[dict[str, Any]]:
+        if part.start < self._at:
+            raise ValueError(f"objects {part.start} to {part.stop} were asked for, and {self._at} have been read")
+        found = list(islice(self._rows, part.start - self._at, part.stop - self._at))
+        self._at = part.stop
+        return found

@@ -132,12 +132,11 @@ class Encoded:
         """The file of a column; written, if it is not there, by the first of several processes."""
         path = self.cache / f"{name}-{self.key}.arrow"
 
-        def once() -> None:
-            if not path.is_file():
-                note(f"encoding {len(self.rows)} rows of {self.rows.path}: {name}")
-                write(path)
+        def make() -> None:
+            note(f"encoding {len(self.rows)} rows of {self.rows.path}: {name}")
+            write(path)
 
-        ranks.first_then_others(once)
+        made_once(path, make)
         return path
 
     @cached_property
@@ -145,9 +144,18 @@ class Encoded:
         """A hash of all that the ids depend on."""
         how = self.encoder
         said = [FORMAT, tokenizer_digest(how.tokenizer), how.eos_ids, how.most, how.most_new, how.turn_id]
-        with self.rows.path.open("rb") as file:
-            rows = hashlib.file_digest(file, "blake2b").hexdigest()
-        return hashlib.blake2b(json.dumps([*said, rows]).encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(json.dumps([*said, digest_of(self.rows.path)]).encode(), digest_size=8).hexdigest()
+
+
+def made_once(path: Path, make: Callable[[], None]) -> None:
+    """Make the file `path`, if it is not there; of several processes the first does, and the others wait."""
+    ranks.first_then_others(lambda: None if path.is_file() else make())
+
+
+def digest_of(path: Path) -> str:
+    """A hash of what a file holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def _digest(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,10 +13,11 @@ from tiltlm.data.encoded import Encoded
 from tiltlm.data.encoding import Encoder
 from tiltlm.data.hh import Dropped, split_dialogues
 from tiltlm.data.mapping import mapping_of
-from tiltlm.data.preference_rows import Loaded, read_preferences
+from tiltlm.data.pool import Pool
+from tiltlm.data.preference_rows import Tally, preference_rows
 from tiltlm.data.tables import file_of, weighed
-from tiltlm.jsonl import Lines, read_rows
-from tiltlm.problem import SPLITS, Fed
+from tiltlm.jsonl import Lines, aside_of, read_rows
+from tiltlm.problem import SPLITS, Fed, Split
 from tiltlm.progress import note
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import Stream, stream
@@ -96,22 +98,21 @@ class Dataset:
         if self.keep and not self.data:
             raise ValueError(f"dialogues of our own making have no column {self.keep[0]!r} (--task.keep)")
 
-    def read(self, split: str, model: str, own: Stream) -> Loaded:
+    def read(self, split: str, model: str, own: Stream, tally: Tally) -> Iterator[Row]:
         """The rows of the training or of the test data. model: whose chat template conversations are written in."""
         sources = self.data if split == "train" else self.test_data
         if not sources:
             return own_dialogues(self.limit or self.own, own.child("dialogues"))
-        found = self.found_in(sources, split, self.limit or None if split == "train" else None, model, own)
-        if not found.rows:
-            raise ValueError(f"{', '.join(sources)}: no row is left ({found.dropped or 'the files are empty'})")
-        return found
+        return self.found_in(sources, split, self.limit or None if split == "train" else None, model, own, tally)
 
-    def found_in(self, sources: tuple[str, ...], split: str, limit: int | None, model: str, own: Stream) -> Loaded:
+    def found_in(
+        self, sources: tuple[str, ...], split: str, limit: int | None, model: str, own: Stream, tally: Tally
+    ) -> Iterator[Row]:
         """At most `limit` rows of some sources."""
         tokenizer = tokenizer_in(model) if model else None
-        return read_preferences(
+        return preference_rows(
             sources, self.format, split, tokenizer, limit, keep=self.keep, columns=self.columns,
-            encoding=self.encoding, own=own.child("weights"),
+            encoding=self.encoding, own=own.child("weights"), tally=tally,
         )  # fmt: skip
 
     def columns_of(self, model: str) -> tuple[str, ...]:
@@ -128,8 +129,8 @@ class Dataset:
 @cache
 def _columns(dataset: Dataset, model: str, size: int, changed: int) -> tuple[str, ...]:
     """The columns of the first row of training data, looked at once as long as its file does not change."""
-    rows = dataset.found_in(dataset.data[:1], "train", 1, model, stream(0, "preferences", "data")).rows
-    return tuple(rows[0]) if rows else ()
+    rows = dataset.found_in(dataset.data[:1], "train", 1, model, stream(0, "preferences", "data"), Tally())
+    return tuple(next(rows, ()))
 
 
 @dataclass(frozen=True)
@@ -150,35 +151,47 @@ class Data(OfTask):
     def build(self, run: Run[Any]) -> None:
         how, model = self.task.dataset, self.task.reader.named
         own = stream(self.seed, "preferences", "data")
-        loaded = {"train": how.read("train", model, own)}
-        if how.test_data:
-            loaded["test"] = how.read("test", model, own)
-        rows = divide(loaded["train"].rows, loaded["test"].rows if how.test_data else None, how, own)
-        for split in SPLITS:
-            run.write_jsonl(f"{split}.jsonl", rows[split])
-        run.write_jsonl("samples.jsonl", rows["test"][:200])
+        tallies = {split: Tally() for split in (("train", "test") if how.test_data else ("train",))}
+        pools = {split: Pool(run.folder, how.read(split, model, own, tally)) for split, tally in tallies.items()}
+        for split, sources in (("train", how.data), ("test", how.test_data)):
+            if sources and not len(pools[split]):
+                dropped = dict(tallies[split].dropped) or "the files are empty"
+                raise ValueError(f"{', '.join(sources)}: no row is left ({dropped})")
+        found = divide(pools["train"], pools.get("test"), how, own)
+        for split, (pool, rows) in found.items():
+            with aside_of(run.folder / f"{split}.jsonl") as file:
+                file.writelines(pool.lines(rows))
+        pool, rows = found["test"]
+        with aside_of(run.folder / "samples.jsonl") as file:
+            file.writelines(pool.lines(rows[:200]))
         run.write_json(
-            "dropped.json", {name: vars(each) | {"rows": len(each.rows)} for name, each in loaded.items()}
+            "dropped.json", {name: {"rows": len(pools[name])} | tally.said() for name, tally in tallies.items()}
         )
-        counts = counted(loaded, rows, bool(how.test_data))
+        counts = counted(tallies, found, bool(how.test_data))
         run.write_json("report.json", [row(self, "data", name, n) for name, n in counts.items()])
         note(f"{self.name}: {', '.join(f'{n} {name}' for name, n in counts.items())}")
 
 
-def counted(loaded: dict[str, Loaded], rows: dict[str, Rows], tested: bool) -> dict[str, int]:
+Parts = dict[Split, tuple[Pool, list[int]]]
+"""The rows of every split: their numbers in a pool."""
+
+
+def counted(tallies: dict[str, Tally], found: Parts, tested: bool) -> dict[str, int]:
     """How many rows there are of every kind; tested: whether there was test data of its own."""
-    counts = {f"{split} rows": len(rows[split]) for split in SPLITS}
-    given = len(loaded["train"].rows) - len(rows["train"]) - len(rows["valid"])
-    more = given - (0 if tested else len(rows["test"]))
+    pool, train = found["train"]
+    counts = {f"{split} rows": len(found[split][1]) for split in SPLITS}
+    more = len(pool) - len(train) - len(found["valid"][1]) - (0 if tested else len(found["test"][1]))
     counts |= {"left out: more rows of a held-out prompt": more} if more else {}
-    if are_verdicts(rows["train"]):
-        good = len(wanted(rows["train"]))
-        counts |= {"wanted answers to train on": good, "unwanted answers": len(rows["train"]) - good}
+    if pool.label(train[0]) is not None:
+        good = sum(pool.label(k) is not False for k in train)
+        counts |= {"wanted answers to train on": good, "unwanted answers": len(train) - good}
     if tested:
-        seen = {each["prompt"] for each in rows["train"]}
-        counts["test prompts that are trained on too"] = sum(each["prompt"] in seen for each in rows["test"])
-    counts |= {f"dropped: {why}": n for each in loaded.values() for why, n in each.dropped.items()}
-    return counts | {why: n for each in loaded.values() for why, n in each.notes.items()}
+        seen, (tests, rows) = {pool.prompt(k) for k in train}, found["test"]
+        digests = list(tests.prompts)
+        also = sum(pool.prompts.get(digests[tests.prompt(k)]) in seen for k in rows)
+        counts["test prompts that are trained on too"] = also
+    counts |= {f"dropped: {why}": n for each in tallies.values() for why, n in each.dropped.items()}
+    return counts | {why: n for each in tallies.values() for why, n in each.notes.items()}
 
 
 def rows_of(run: Run[Any], split: str) -> Rows:
@@ -191,43 +204,36 @@ def encoded(run: Run[Any], split: str, encoder: Encoder) -> Encoded:
     return Encoded(Lines(run.folder / f"{split}.jsonl"), encoder, run.folder.parents[1] / "encoded")
 
 
-def own_dialogues(n: int, own: Stream) -> Loaded:
+def own_dialogues(n: int, own: Stream) -> Iterator[Row]:
     """Dialogues of the project's own making, through the splitter of the HH data."""
-    found = [split_dialogues(each["chosen"], each["rejected"]) for each in dialogues(n, own)]
-    whole = [each for each in found if not isinstance(each, Dropped)]
-    return Loaded([{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in whole])
+    for each in dialogues(n, own):
+        found = split_dialogues(each["chosen"], each["rejected"])
+        if not isinstance(found, Dropped):
+            yield {"prompt": found.prompt, "chosen": found.chosen, "rejected": found.rejected}
 
 
-def divide(train: Rows, test: Rows | None, how: Dataset, own: Stream) -> dict[str, Rows]:
+def divide(train: Pool, test: Pool | None, how: Dataset, own: Stream) -> Parts:
     """Rows of each split. valid (and test, where there is none) are carved from train at random, one row a prompt: no
     prompt of theirs is trained on, and every row of theirs is an observation by itself.
 
     Raises ValueError where nothing would be left to train on.
     """
-    together: dict[str, Rows] = {}
-    for each in train:
-        together.setdefault(each["prompt"], []).append(each)
-    order = own.child("split").permutation(len(together)).tolist()
+    prompts = len(train.prompts)
+    order = own.child("split").permutation(prompts).tolist()
     carved = how.test_rows if test is None else 0
-    prompts = list(together.values())
-    if len(prompts) <= how.valid_rows + carved:
+    if prompts <= how.valid_rows + carved:
         raise ValueError(
-            f"{len(prompts)} different prompts in the training data cannot spare {how.valid_rows} to validate"
+            f"{prompts} different prompts in the training data cannot spare {how.valid_rows} to validate"
             + (f" and {carved} to test" if carved else "")
             + ": lower --task.valid-rows, --task.test-rows"
         )
     valid, held = order[: how.valid_rows], order[how.valid_rows : how.valid_rows + carved]
-    rest = [each for k in order[how.valid_rows + carved :] for each in prompts[k]]
-    tested = [prompts[k][0] for k in held] if test is None else one_each(test)[: how.test_rows or None]
-    return {"valid": [prompts[k][0] for k in valid], "test": tested, "train": rest}
-
-
-def one_each(rows: Rows) -> Rows:
-    """The first row of every prompt: errors are counted over prompts, so no prompt may count twice."""
-    found: dict[str, Row] = {}
-    for each in rows:
-        found.setdefault(each["prompt"], each)
-    return list(found.values())
+    rest = [row for k in order[how.valid_rows + carved :] for row in train.of(k)]
+    # errors are counted over prompts, so no prompt may count twice: the first row of each
+    tested = (train, [train.first(k) for k in held])
+    if test is not None:
+        tested = (test, [test.first(k) for k in range(len(test.prompts))][: how.test_rows or None])
+    return {"valid": (train, [train.first(k) for k in valid]), "test": tested, "train": (train, rest)}
 
 
 def answer_of(row: Row) -> str:

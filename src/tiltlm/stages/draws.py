@@ -9,16 +9,18 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from tiltlm.data.encoded import AT_ONCE, digest_of, made_once
+from tiltlm.data.stored import MANY, open_samples, store_samples
 from tiltlm.feeds import Draws as Settings
 from tiltlm.groups import Groups
-from tiltlm.jsonl import read_rows, whole_lines
+from tiltlm.jsonl import Forward, Lines, read_rows, whole_lines
 from tiltlm.models.base import LanguageModel
 from tiltlm.problem import SPLITS, Problem, Split
 from tiltlm.progress import note, steps
@@ -33,6 +35,7 @@ from tiltlm.stages.reporting import estimate
 from tiltlm.stages.task import OfTask, Task
 
 Make = Callable[[int, int], Iterator[dict[str, Any]]]
+Sliced = Forward | list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,10 @@ class Labels(OfTask):
     def build(self, run: Run[Any]) -> None:
         problem, drawn, report = self.problem(run), run.inputs["generate"].folder, []
         for split in splits_of(problem):
-            rows = list(read_rows(drawn / f"{split}.jsonl", ("prompt", "completions")))
+            rows = Lines(drawn / f"{split}.jsonl", ("prompt", "completions"))
             path = run.folder / f"{split}.jsonl"
             with steps(f"{self.name} {split}") as on_step:
-                append(path, labels(problem, split, rows), len(rows), 256, on_step)
+                append(path, labels(problem, split, rows.forward()), len(rows), 256, on_step)
             found = torch.tensor([row["rewards"] for row in read_rows(path, ("rewards",))]).double()
             tied = int((found == found[:, :1]).all(1).sum())
             if tied and found.shape[1] > 1:
@@ -210,8 +213,18 @@ class Labels(OfTask):
 
     def groups(self, run: Run[Any], problem: Problem, split: Split) -> Groups:
         """The labelled groups of a split."""
-        rows = list(read_rows(run.folder / f"{split}.jsonl", ("rewards",)))
-        return groups_of(rows, problem.prompts[split].select(slice(0, len(rows))).cropped().to("cpu"))
+        rows = Lines(run.folder / f"{split}.jsonl", ("rewards",))
+        prompts = problem.prompts[split].select(slice(0, len(rows))).cropped().to("cpu")
+        if len(rows) <= MANY:
+            return groups_of(list(rows), prompts)
+
+        def parts() -> Iterator[tuple[int, Samples]]:
+            for begin, some in zip(count(0, AT_ONCE), rows.parts(AT_ONCE), strict=False):
+                yield begin, groups_of(some, prompts.select(slice(begin, begin + len(some)))).samples
+
+        path = run.folder.parents[1] / "encoded" / f"labels-{digest_of(rows.path)}.arrow"
+        made_once(path, lambda: store_samples(path, parts()))
+        return Groups(open_samples(path, prompts), len(next(iter(rows))["completion_ids"]))
 
 
 def groups_of(rows: list[dict[str, Any]], prompts: Tokens) -> Groups:
@@ -227,17 +240,17 @@ def groups_of(rows: list[dict[str, Any]], prompts: Tokens) -> Groups:
     return Groups(samples, size)
 
 
-def labels(problem: Problem, split: Split, rows: list[dict[str, Any]]) -> Make:
-    """(begin, end) -> those lines with their `rewards`, and with `reward_terms` where the reward is a sum."""
+def labels(problem: Problem, split: Split, rows: Sliced) -> Make:
+    """(begin, end) -> those of the lines `rows` with their `rewards`, and with `reward_terms` where the reward is a sum."""
     terms = {name[7:-1]: term for name, term in problem.checks.items() if name.startswith("reward[")}
 
     def make(begin: int, end: int) -> Iterator[dict[str, Any]]:
-        asked = problem.prompts[split].select(slice(begin, end)).cropped()
-        samples = groups_of(rows[begin:end], asked).samples.to(problem.device)
+        asked, some = problem.prompts[split].select(slice(begin, end)).cropped(), rows[begin:end]
+        samples = groups_of(some, asked).samples.to(problem.device)
         reward = short_numbers(problem.target.reward(samples))
         several = {name: short_numbers(term(samples)) for name, term in terms.items()}
         at = 0
-        for row in rows[begin:end]:
+        for row in some:
             own = slice(at, at := at + len(row["completion_ids"]))
             said = {"reward_terms": {name: values[own] for name, values in several.items()}} if several else {}
             yield row | {"rewards": reward[own]} | said
