@@ -4,8 +4,8 @@ Each side runs in a process of its own, on one thread, and the processes alterna
 so that neither inherits the other's memory and a busy moment of the machine hits both. A process builds its
 side, then works 1 + `steps` times:
 
-- *CPU-seconds*: `time.process_time` around each piece of work, the first (warm-up) left out; the median over
-  all pieces of all processes is reported. Wall time stands beside it and is not judged.
+- *CPU-seconds*: `time.process_time` around each piece of work, the first (warm-up) left out if it is not the only one; the
+  median over all pieces of all processes is reported. Wall time stands beside it and is not judged.
 - *peak memory*: the highest resident size, warm-up included, median over processes. It is the kernel's high-water
   mark of this very process (VmHWM): `getrusage` starts a child at its parent's peak.
   `growth` is that peak less what was resident once the side was built, before its first piece of work: what the
@@ -111,7 +111,7 @@ def child(work: Work, steps: int) -> None:
         cpu.append(time.process_time() - cpu_start)
         wall.append(time.perf_counter() - wall_start)
     memory = {"base": base, "peak": _memory("VmHWM")}
-    print(MARK + json.dumps({"cpu": cpu[1:], "wall": wall[1:], "results": results} | memory))
+    print(MARK + json.dumps({"cpu": cpu[1:] or cpu, "wall": wall[1:] or wall, "results": results} | memory))
 
 
 def alternate(script: str, sides: tuple[str, ...], case: str, *, rounds: int, steps: int) -> dict[str, Side]:

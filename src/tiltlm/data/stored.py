@@ -21,8 +21,8 @@ from torch import Tensor
 from tiltlm.data.arrow import Part, Ragged, flat_columns, write_parts
 from tiltlm.samples import Samples, Tokens
 
-MANY = 10_000
-"""Rows that are held in memory, at most."""
+MANY = 5_000
+"""Rows that are held in memory, at most: some 50 MB of prompts and pairs of 512 tokens."""
 
 
 @dataclass(frozen=True)

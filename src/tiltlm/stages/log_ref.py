@@ -28,8 +28,8 @@ from tiltlm.tensors import load_tensors, save_tensors
 ROWS_AT_ONCE = 128
 """Rows that the reference scores in one pass."""
 
-SHARD = 64 * ROWS_AT_ONCE
-"""Rows of a file."""
+SHARD = 32 * ROWS_AT_ONCE
+"""Rows of a file; no more than are held in memory (`MANY`)."""
 
 
 def referring(cache: Path, problem: Problem, precision: str, samples: Samples, split: Split) -> Samples:
