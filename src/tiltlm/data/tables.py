@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tiltlm.jsonl import no_half_characters, open_text, parsing, placed_rows, reading
 
@@ -102,26 +102,55 @@ def _ending(path: Path) -> str:
 def _json(path: Path, encoding: str) -> Iterator[Placed]:
     """The objects of an array; a file that is no array is read line by line."""
     with open_text(path, encoding) as file:
-        text = file.read()
-    opening = ARRAY.match(text)
-    if opening is None:
-        yield from placed_rows(path, encoding=encoding)
-        return
-    begin, line, at = 0, 1, opening.end()
+        text = file.read(PART)
+        while text.strip() in ("", "[") and (part := file.read(PART)):
+            text += part
+        opening = ARRAY.match(text)
+        if opening is not None:
+            yield from _objects(file, text, opening.end(), path)
+            return
+    yield from placed_rows(path, encoding=encoding)
+
+
+PART = 1 << 20
+"""Characters of an array that are held, and more only where an object is longer."""
+
+
+def _objects(file: TextIO, text: str, at: int, path: Path) -> Iterator[Placed]:
+    """The objects of an array that goes on at `text[at]`, and behind that in the file."""
+    line, column, more = 1, 0, True  # how many lines, and characters of a line, lie before `text`
     while text[at : at + 1] != "]":
-        begin, line = at, line + text.count("\n", begin, at)
-        row, at = _object_at(text, at, f"{path}:{line}")
-        yield f"{path}:{line}", row
+        place = line + text.count("\n", 0, at)
+        try:
+            row, end = _object_at(text, at, f"{path}:{place}", line - 1, column)
+            whole = end < len(text)
+        except ValueError:
+            if not more:
+                raise
+            whole = False
+        if whole or not more:
+            yield f"{path}:{place}", row
+            at = end
+            continue
+        column = at - text.rfind("\n", 0, at) - 1 + (column if place == line else 0)
+        part = file.read(max(PART, len(text) - at))
+        line, text, at, more = place, text[at:] + part, 0, bool(part)
 
 
 ARRAY, BETWEEN = re.compile(r"\s*\[\s*"), re.compile(r"\s*(,\s*|(?=\]))")
 """How an array begins, and what follows one of its objects."""
 
 
-def _object_at(text: str, at: int, where: str) -> tuple[dict[str, Any], int]:
-    """The object that begins at `at`, and where the next one, or the closing bracket, stands."""
+def _object_at(text: str, at: int, where: str, lines: int, column: int) -> tuple[dict[str, Any], int]:
+    """The object that begins at `at`, and where the next one, or the closing bracket, stands. lines, column: how many of
+    them lie before the text."""
     with parsing(where, "an object was expected here"):
-        row, end = json.JSONDecoder().raw_decode(text, at)
+        try:
+            row, end = json.JSONDecoder().raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            error.colno += column if error.lineno == 1 else 0
+            error.lineno += lines
+            raise
         no_half_characters(text[at:end], row)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: an array of objects was expected; here is a {type(row).__name__}")
