@@ -278,20 +278,13 @@ class Samples:
 
     def to(self, device: torch.device | str) -> Samples:
         """A copy with every tensor on `device`."""
-        return self._map(lambda x: x.to(device))
+        known = {name: value.to(device) for name, value in self.optional().items()}
+        index, tokens, mask = (x.to(device) for x in (self.prompt_index, self.tokens, self.mask))
+        return Samples(self.prompts.to(device), index, tokens, mask, **known)
 
     def with_(self, **values: Tensor | None) -> Samples:
         """A copy with some fields replaced; shapes are checked again."""
         return replace(self, **values)  # type: ignore[arg-type]
-
-    def _map(self, f: Callable[[Tensor], Tensor]) -> Samples:
-        return Samples(
-            self.prompts.map(f),
-            f(self.prompt_index),
-            f(self.tokens),
-            f(self.mask),
-            **{name: f(value) for name, value in self.optional().items()},
-        )
 
     def save(self, path: str | Path) -> None:
         """Write every tensor to one safetensors file."""

@@ -212,9 +212,6 @@ class StoredSamples(Samples):
         prompts = Tokens(self.prompts.ids, self.prompts.mask)
         return Samples(prompts, self.prompt_index, self.tokens, self.mask, **self.optional())
 
-    def _map(self, f: Any) -> Samples:
-        return self.loaded()._map(f)
-
     def __reduce__(self) -> Any:
         return StoredSamples, (self.prompts, self.prompt_index, self.done, self.known, self.referred, self.device)
 
