@@ -63,7 +63,7 @@ class Encoded:
                      self._texts("rejected", lambda row: str(row["rejected"])))  # fmt: skip
 
     def answers(self, answer: Callable[[Row], str | None]) -> Samples:
-        """One completion a row, `answer` of it; rows of which that is None are left out."""
+        """One completion a row, `answer` of it, the same function every time; rows of which that is None are left out."""
         if self.few:
             found = [(row, answer(row)) for row in self.rows]
             return self.encoder.answers(

@@ -97,8 +97,10 @@ class Encoder:
         self, prompts: Tokens, index: Sequence[int], texts: Sequence[str], finished: Sequence[bool] | None = None
     ) -> Samples:
         """Completions as text; row i answers prompt `index[i]`, and ends by itself unless `finished` says it did not."""
-        ends = [self.end_after(prompt) for prompt in prompts.lists()]
-        found = self.completions(texts, finished or [True] * len(texts), [ends[k] for k in index])
+        end = [self.eos_ids[0]] * len(prompts)
+        if self.turn_id is not None:
+            end = [self.end_after(prompt) for prompt in prompts.lists()]
+        found = self.completions(texts, finished or [True] * len(texts), [end[k] for k in index])
         done = Tokens.of([ids for ids, _ in found])
         whole = torch.tensor([each for _, each in found], dtype=torch.bool)
         return Samples(prompts, torch.tensor(index, dtype=torch.int64), done.ids, done.mask, finished=whole)
