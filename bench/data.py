@@ -2,7 +2,7 @@
 
     prepare   `tiltlm prepare` of the rows as a file
     encode    the prompts of the problem, and the pairs
-    again     the same once more, as every further run of the data does
+    again     the same once more, as every further run on that data does
     run       what the stages of a run of DPO encode one after the other: answers to fine-tune on, prompts and pairs to
               learn from, prompts to measure and to compare
     log_ref   the reference's log-probabilities of both sides (a network of one layer, so that it costs little itself)
