@@ -97,7 +97,7 @@ wheel-check:
 
 bench: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
-	for script in sampling guided preference_step online_step smc twist_update control; do $(BIN)/python bench/$$script.py $(BENCH_ARGS) || exit 1; done
+	for script in sampling guided preference_step online_step smc twist_update control data; do $(BIN)/python bench/$$script.py $(BENCH_ARGS) || exit 1; done
 
 clean:
 	rm -rf $(VENV) $(VENV)-vllm runs demo .pytest_cache .ruff_cache .mypy_cache
