@@ -16,6 +16,7 @@ from close import FLOAT32
 from command import tiltlm
 from tiltlm.commands.compared import incomparable
 from tiltlm.commands.models import load_run
+from tiltlm.data.pool import Pool
 from tiltlm.feeds import judged
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.folders import located
@@ -28,7 +29,7 @@ from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Run
 from tiltlm.samples import Pairs as PairsOf
 from tiltlm.samples import Samples, Tokens
-from tiltlm.seeds import stream
+from tiltlm.seeds import Stream, stream
 from tiltlm.stages.data import Dataset, divide
 from tiltlm.stages.draws import Draws, Labels
 from tiltlm.stages.log_ref import content_of, referring
@@ -439,26 +440,39 @@ def test_both_rw_losses_raise_j_and_lower_the_gap(own, work, method):
 # ---- pieces -------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_divided_without_overlap_and_the_same_way_twice():
+def divided(
+    folder: Path, train: list[dict], test: list[dict] | None, how: Dataset, own: Stream
+) -> dict[str, list[dict]]:
+    """The rows of every split."""
+    pool = None if test is None else Pool(folder, test)
+    found = divide(Pool(folder, train), pool, how, own)
+    return {split: [json.loads(line) for line in rows.lines(which)] for split, (rows, which) in found.items()}
+
+
+def test_rows_are_divided_without_overlap_and_the_same_way_twice(tmp_path):
     rows = [{"prompt": str(k)} for k in range(40)]
     how = Dataset(valid_rows=5, test_rows=7)
-    found = divide(rows, None, how, stream(0, "x"))
+    found = divided(tmp_path, rows, None, how, stream(0, "x"))
     assert {name: len(part) for name, part in found.items()} == {"valid": 5, "test": 7, "train": 28}
     assert sorted(int(row["prompt"]) for part in found.values() for row in part) == list(range(40))
-    assert divide(rows, None, how, stream(0, "x")) == found != divide(rows, None, how, stream(1, "x"))
-    given = divide(rows, [{"prompt": f"t{k % 8}"} for k in range(9)], how, stream(0, "x"))
+    assert (
+        divided(tmp_path, rows, None, how, stream(0, "x"))
+        == found
+        != divided(tmp_path, rows, None, how, stream(1, "x"))
+    )
+    given = divided(tmp_path, rows, [{"prompt": f"t{k % 8}"} for k in range(9)], how, stream(0, "x"))
     assert (len(given["test"]), len(given["train"])) == (7, 35)
     with pytest.raises(
         ValueError, match="12 different prompts in the training data cannot spare 5 to validate and 7 to"
     ):
-        divide(rows[:12] * 3, None, how, stream(0, "x"))
+        divided(tmp_path, rows[:12] * 3, None, how, stream(0, "x"))
 
 
-def test_no_prompt_of_a_held_out_row_is_trained_on():
+def test_no_prompt_of_a_held_out_row_is_trained_on(tmp_path):
     """Three rows a prompt: the held-out splits take one each, and the others are left out of training too."""
     rows = [{"prompt": str(k // 3), "chosen": str(k)} for k in range(90)]
     how = Dataset(valid_rows=5, test_rows=7)
-    found = divide(rows, None, how, stream(0, "x"))
+    found = divided(tmp_path, rows, None, how, stream(0, "x"))
     asked = {name: [row["prompt"] for row in part] for name, part in found.items()}
     assert len(set(asked["valid"])) == 5 and len(set(asked["test"])) == 7 and len(asked["train"]) == 3 * 18
     assert not set(asked["train"]) & {*asked["valid"], *asked["test"]} and not set(asked["valid"]) & set(

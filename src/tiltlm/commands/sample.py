@@ -124,7 +124,7 @@ def sample(args: list[str]) -> int:
     begin = done // per
     with steps("sample") as on_step:
         for part in in_parts(islice(_encoded(settings, decoder), begin, None), at_once):
-            rows, ids = ([each[k] for each in part] for k in (0, 1))
+            rows, ids = [row for row, _ in part], [ids for _, ids in part]
             lines = list(_lines(settings, decoder, drawer, ids, rows, begin))
             _append(settings, lines[max(0, done - begin * per) :])
             begin += len(part)
