@@ -168,6 +168,19 @@ def from_first(make: Callable[[], T]) -> T:
     return made
 
 
+def in_shares(n: int, make: Callable[[int, int], Sequence[T]]) -> list[T]:
+    """Each process's `make(begin, end)` for its part of n rows, one after the other, on every process.
+
+    A part is made `alone`: work within it is not shared out again. A process without rows makes nothing.
+    """
+    if size() == 1 or n == 0:
+        return list(make(0, n))
+    begin, end = share(n)
+    with alone():
+        own = make(begin, end) if begin < end else ()
+    return gathered(own)
+
+
 def any_of(own: T | None) -> T | None:
     """The first of the processes' values that is not None."""
     return next((each for each in gathered([own]) if each is not None), None)

@@ -51,6 +51,10 @@ class Draws(OfTask):
 
     stage: ClassVar[str] = "generate"
 
+    @property
+    def together(self) -> bool:
+        return not self.draw.url  # a server is asked by one
+
     def counted(self) -> Draws:
         return replace(self, task=self.task.untilted())
 
@@ -144,17 +148,24 @@ def splits_of(problem: Problem) -> list[Split]:
 
 
 def append(path: Path, make: Make, total: int, chunk: int, on_step: Any) -> None:
-    """Write a line for each of `total` to `path`, `chunk` at once, going on behind the whole lines there already."""
-    done = whole_lines(path)
-    with path.open("a", encoding="utf-8") as file:
-        for begin in range(done - done % chunk, total, chunk):
-            end = min(begin + chunk, total)
-            if end <= done:
-                continue
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make(begin, end)]
-            file.writelines(lines[max(0, done - begin) :])
+    """Write a line for each of `total` to `path`, `chunk` at once, going on behind the whole lines there already.
+
+    Several processes make a chunk each, and the first writes.
+    """
+    done = ranks.from_first(lambda: whole_lines(path))
+
+    def lines(begin: int) -> list[str]:
+        return [json.dumps(row, ensure_ascii=False) + "\n" for row in make(begin, min(begin + chunk, total))]
+
+    whole = done - done % chunk
+    with (path if ranks.is_first() else Path(os.devnull)).open("a", encoding="utf-8") as file:
+        for begin in range(whole, total if done < total else 0, chunk * ranks.size()):
+            begins = range(begin, min(begin + chunk * ranks.size(), total), chunk)
+            made = ranks.in_shares(len(begins), lambda k, end: [x for b in begins[k:end] for x in lines(b)])  # noqa: B023
+            file.writelines(made[max(0, done - begin) :])
             file.flush()
-            on_step(end, total, {})
+            on_step(min(begins[-1] + chunk, total), total, {})
+    ranks.wait()
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,7 @@ class Labels(OfTask):
     """The server that draws (none: this process)."""
 
     stage: ClassVar[str] = "label"
+    shared: ClassVar[bool] = True
 
     @staticmethod
     def of(task: Task, draws: Settings, seed: int, draw: Serving = HERE) -> Labels:
@@ -191,15 +203,19 @@ class Labels(OfTask):
             path = run.folder / f"{split}.jsonl"
             with steps(f"{self.name} {split}") as on_step:
                 append(path, labels(problem, split, rows), len(rows), 256, on_step)
-            found = torch.tensor([row["rewards"] for row in read_rows(path, ("rewards",))]).double()
-            tied = int((found == found[:, :1]).all(1).sum())
-            if tied and found.shape[1] > 1:
-                note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
-            report.append(estimate(self, split, "reward", found.mean(1), "reward"))
-            if found.shape[1] > 1:
-                report.append(estimate(self, split, "spread within a group", found.std(1), "reward"))
-            report += self.term_rows(split, path)
+            report += self.report(split, path)
         run.write_json("report.json", report)
+
+    def report(self, split: str, path: Path) -> list[dict[str, Any]]:
+        """What the rewards of a split are like, each group one observation."""
+        found = torch.tensor([row["rewards"] for row in read_rows(path, ("rewards",))]).double()
+        told = [estimate(self, split, "reward", found.mean(1), "reward")]
+        if found.shape[1] > 1:
+            tied = int((found == found[:, :1]).all(1).sum())
+            if tied:
+                note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
+            told.append(estimate(self, split, "spread within a group", found.std(1), "reward"))
+        return told + self.term_rows(split, path)
 
     def term_rows(self, split: str, path: Path) -> list[dict[str, Any]]:
         """A report row for every term of a sum of rewards: its mean over the split, unweighted."""
@@ -273,16 +289,15 @@ def referring(cache: Path, problem: Problem, precision: str, samples: Samples, s
     if not problem.reference_name:
         return samples.with_(log_ref=score(samples, problem.reference, precision))
     path = cache / f"log_ref-{problem.reference_name}-{precision}-{content_of(samples)}.safetensors"
-
-    def stored() -> Tensor:
-        if not path.is_file():
+    found: Tensor | None = ranks.from_first(lambda: load_tensors(path)["log_ref"] if path.is_file() else None)
+    if found is None:
+        found = score(samples, problem.reference, precision)
+        if ranks.is_first():
             cache.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
-            save_tensors({"log_ref": score(samples, problem.reference, precision)}, aside)
+            save_tensors({"log_ref": found}, aside)
             aside.rename(path)
-        return load_tensors(path)["log_ref"]
-
-    return samples.with_(log_ref=ranks.from_first(stored))
+    return samples.with_(log_ref=found)
 
 
 def content_of(samples: Samples) -> str:
@@ -295,8 +310,12 @@ def content_of(samples: Samples) -> str:
 
 @torch.no_grad()
 def score(samples: Samples, model: LanguageModel, precision: str = "float32") -> Tensor:
-    """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
-    starts = range(0, len(samples), ROWS_AT_ONCE)
-    parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
-    with computing_in(model, model.device, precision):
-        return torch.cat([model.log_prob(part).cpu() for part in parts])
+    """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass; processes share the rows."""
+
+    def scored(begin: int, end: int) -> list[Tensor]:
+        starts = range(begin, end, ROWS_AT_ONCE)
+        parts = [samples.select(slice(k, min(k + ROWS_AT_ONCE, end))).to(model.device) for k in starts]
+        with computing_in(model, model.device, precision):
+            return [model.log_prob(part).cpu() for part in parts]
+
+    return torch.cat(ranks.in_shares(len(samples), scored))

@@ -12,10 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
+from tiltlm import ranks
 from tiltlm.experience import Experience, Offline, Subsets
 from tiltlm.feeds import Rounds, mapped
 from tiltlm.feeds.rounds import built
@@ -61,6 +62,7 @@ class Round(OfTask):
     """A round of another chain, from whose answers this one learns (None: it has answers of its own)."""
 
     seed: int = 0
+    shared: ClassVar[bool] = True
 
     @staticmethod
     def last_of(task: Task, cell: Cell, called: str, seed: int, learns_of: Round | None = None) -> Round:
@@ -168,6 +170,9 @@ class Round(OfTask):
             run, who.module, self.objective(problem), self.experience(problem, who, found, fit), fit, problem.device,
             problem.stream.child(self.called, self.index), passes=self.method.passes,
         )  # fmt: skip
+        if fit.shard and ranks.size() > 1:  # the weights are in parts: from here on every process has them whole
+            policy = self.learnt(run, plain).policy
+            problem, who = plain, Learner(policy, policy)
         report = shares(self, run, right, len(rows)) + validated(self, run, problem, who, right)
         run.write_json("report.json", report)
         why = reason_to_end(self, run)
