@@ -16,7 +16,7 @@ import torch
 
 from tiltlm import ranks
 
-LONGEST = 60
+LONGEST = 300
 """Seconds after which a process that waits for another one in vain is ended."""
 
 

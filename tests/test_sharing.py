@@ -64,10 +64,12 @@ class Counted(Toy):
         return asked(super().problem(runs, seed), told)
 
 
-def in_rounds(task: Any, method: Any = DPO(1.0), absolute: bool = True, **fit: Any) -> Measure:  # noqa: B008
-    feed = Feed("rounds", rounds=Rounds(count=2, n=8, batch_size=16))
+def in_rounds(task: Any, method: Any = DPO(1.0), count: int = 2, **fit: Any) -> Measure:  # noqa: B008
+    feed = Feed("rounds", rounds=Rounds(count=count, n=8, batch_size=8))
     how = Fit(**{"lr": 0.05, "epochs": 1.0, "batch_size": 8} | fit)
-    return Measure(task, method, feed, how, Net(), RulerSettings(n=20, batch_size=30, absolute=absolute), called="method")
+    return Measure(
+        task, method, feed, how, Net(), RulerSettings(n=20, batch_size=30, absolute=False), called="method"
+    )
 
 
 def files(root: Path) -> dict[str, Path]:
@@ -130,12 +132,12 @@ def built_by_two_and_one(recipes: list[Recipe], folder: Path) -> tuple[Path, Pat
 
 
 def test_a_chain_of_rounds_is_that_of_one_process_and_half_as_long(tmp_path, monkeypatch):
-    """Answers, updates, validation, measuring; what is drawn of the reference to the byte. Each scores about half."""
+    """Answers, updates, validation; what is drawn of the reference to the byte. Each process scores about half."""
     monkeypatch.chdir(tmp_path)
-    two, one = built_by_two_and_one([in_rounds(Counted())], tmp_path)
+    two, one = built_by_two_and_one([in_rounds(Counted()).learn()], tmp_path)
     same_files(two, one, exactly="toy/answers")
     found = [sum(map(int, Path(f"asked-{who}.txt").read_text().split())) for who in ("0", "1", "alone")]
-    assert found[0] + found[1] == found[2] > 400
+    assert found[0] + found[1] == found[2] > 100
     assert min(found[:2]) > 0.4 * found[2]
     made = [json.loads(path.read_text()) for path in two.rglob("provenance.json")]
     assert all(each["processes"] == 2 for each in made)
@@ -172,10 +174,8 @@ def test_exams_and_rounds_of_a_network_in_parts_are_those_of_one_process(tmp_pat
         question_world.Letters(),
         language=replace(question_world.Letters().language, model=str(question_world.written(tmp_path / "model"))),
     )
-    rounds = in_rounds(task, SFT(), absolute=False, lr=1e-3)
-    apart = replace(rounds, fit=replace(rounds.fit, shard=True))
-    exams = [Examine.of(rounds, name, ExamSettings(batch_size=4)) for name in ("avg@3", "letters")]
-    same_files(*built_by_two_and_one([apart, *exams], tmp_path))
+    apart = in_rounds(task, SFT(), 1, lr=1e-3, shard=True)
+    same_files(*built_by_two_and_one([apart, Examine.of(apart, "avg@3", ExamSettings(batch_size=4))], tmp_path))
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def test_a_killed_process_ends_the_others_and_the_next_command_goes_on(tmp_path,
 
 
 def test_any_part_of_the_rows_is_drawn_as_it_stands_in_the_whole():
-    """Every stretch of rows, whatever the batches: prompts with one draw, with a few, with more than a batch."""
+    """Stretches of rows from any row on, whatever the batches: prompts with one draw, a few, more than a batch."""
     problem = toy.Toy().problem({}, 0)
     prompts, own = problem.prompts["test"], stream(0, "test-sharing")
     for n, batch_size in ((1, 4), (3, 7), (5, 2)):
@@ -214,7 +214,7 @@ def test_any_part_of_the_rows_is_drawn_as_it_stands_in_the_whole():
         whole = draw_in_batches(problem.reference, prompts, **how)
         assert whole.prompt_index.tolist() == [k for k in range(6) for _ in range(n)]
         for begin in range(6 * n):
-            for end in range(begin + 1, 6 * n + 1):
+            for end in {begin + 1, max(begin + 1, 6 * n - begin % n)}:
                 part = draw_in_batches(problem.reference, prompts, some=range(begin, end), **how)
                 assert torch.equal(part.tokens, whole.tokens[begin:end])
                 assert torch.equal(part.prompt_index, whole.prompt_index[begin:end])

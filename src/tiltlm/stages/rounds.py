@@ -171,8 +171,8 @@ class Round(OfTask):
             problem.stream.child(self.called, self.index), passes=self.method.passes,
         )  # fmt: skip
         if fit.shard and ranks.size() > 1:  # the weights are in parts: from here on every process has them whole
-            policy = self.learnt(run, plain).policy
-            problem, who = plain, Learner(policy, policy)
+            kept = self.learnt(run, plain)
+            problem, who = plain, replace(kept, module=kept.module or kept.policy)
         report = shares(self, run, right, len(rows)) + validated(self, run, problem, who, right)
         run.write_json("report.json", report)
         why = reason_to_end(self, run)
