@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import ranked
-from close import close
+from close import alike, close
 from command import tiltlm
 from families import build
 from side_by_side import side_by_side
@@ -132,8 +132,7 @@ def test_the_command_line_builds_a_run_that_one_process_finds(tmp_path):
     (tmp_path / "alone").mkdir()
     tiltlm(*args, cwd=tmp_path / "alone")
     said = [next(here.glob("runs/tree/ctl/*/report.json")).read_text() for here in (tmp_path, tmp_path / "alone")]
-    for got, wanted in zip(*map(json.loads, said), strict=True):
-        assert got == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    alike(json.loads(said[0]), json.loads(said[1]))
     alone = tmp_path / "alone" / trained.relative_to(tmp_path) / "metrics.jsonl"
     for got, wanted in zip(
         *(path.read_text().splitlines() for path in (trained / "metrics.jsonl", alone)), strict=True

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 import question_world
 import toy
-from close import close
+from close import alike, close
 from side_by_side import side_by_side
 from tiltlm.feeds import Draws, Feed, Rounds
 from tiltlm.fit import Fit
@@ -32,8 +31,8 @@ from tiltlm.samplers.smc import SMC, smc_in_batches
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.stages.answers import Answers
-from tiltlm.stages.examine import Examine, ExamSettings
 from tiltlm.stages.exact import ExactSettings
+from tiltlm.stages.examine import Examine, ExamSettings
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import Measure, RulerSettings
 from tiltlm.tensors import load_tensors
@@ -81,8 +80,7 @@ def files(root: Path) -> dict[str, Path]:
 
 
 def same_files(two: Path, one: Path, exactly: str = "") -> None:
-    """The files of two folders: those in whose names `exactly` is found byte for byte, else their numbers up to the order of
-    sums."""
+    """The same files in two folders: byte for byte where `exactly` is in their names, else up to the order of sums."""
     assert files(two).keys() == files(one).keys()
     for name, path in files(two).items():
         other = files(one)[name]
@@ -99,22 +97,6 @@ def same_files(two: Path, one: Path, exactly: str = "") -> None:
         else:
             read = read_json if path.suffix == ".json" else lambda path: list(read_rows(path))
             alike(read(path), read(other), name)
-
-
-def alike(found: Any, wanted: Any, where: str) -> None:
-    """Nested values whose numbers agree up to rounding, and everything else to the letter."""
-    if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys(), where
-        for key in wanted:
-            alike(found[key], wanted[key], f"{where}: {key}")
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted), where
-        for k, (x, y) in enumerate(zip(found, wanted, strict=True)):
-            alike(x, y, f"{where}: {k}")
-    elif isinstance(wanted, float):
-        assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6, nan_ok=True), where
-    else:
-        assert found == wanted, where
 
 
 def built_by_two_and_one(recipes: list[Recipe], folder: Path) -> tuple[Path, Path]:
