@@ -21,7 +21,7 @@ LONGEST = 300
 
 
 def side_by_side(work: Callable[[], None], count: int = 2) -> list[int]:
-    """`work()` in `count` processes; how each ended: 0; 1 after an exception, told on standard error; −9 if it was killed."""
+    """`work()` in `count` processes; how each ended: 0; 1 with an exception on standard error; −9 where it was killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
