@@ -1,4 +1,4 @@
-"""The processes that train one model together, as torchrun starts them; each knows its number and how many there are.
+"""The processes that work together, as torchrun starts them; each knows its number and how many there are.
 
     torchrun --nproc-per-node 2 -m tiltlm run TASK/METHOD …
 
