@@ -150,14 +150,14 @@ def test_measurements_are_those_of_one_process(tmp_path):
     same_files(*built_by_two_and_one(made, tmp_path))
 
 
-def test_exams_and_rounds_of_a_network_in_parts_are_those_of_one_process(tmp_path):
-    """Weights in parts while a round trains; whole in every process when it is validated, and measured."""
+def test_exams_and_rounds_of_a_network_are_those_of_one_process(tmp_path):
+    """One right answer to learn from: one of the two has no row of the batch."""
     task = replace(
         question_world.Letters(),
         language=replace(question_world.Letters().language, model=str(question_world.written(tmp_path / "model"))),
     )
-    apart = in_rounds(task, SFT(), 1, lr=1e-3, shard=True)
-    same_files(*built_by_two_and_one([apart, Examine.of(apart, "avg@3", ExamSettings(batch_size=4))], tmp_path))
+    rounds = in_rounds(task, SFT(), 1, lr=1e-3)
+    same_files(*built_by_two_and_one([rounds, Examine.of(rounds, "avg@3", ExamSettings(batch_size=4))], tmp_path))
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,13 @@ def of_reference(
         server = Server.of(how, problem.reference, problem.tokenizer)
         return ranks.from_first(lambda: scored(server(prompts, n=n, max_new_tokens=problem.width, stream=own)))
     return draw_batches_shared(
-        how.of(problem.reference), prompts, scored, n=n, max_new_tokens=problem.width, stream=own, batch_size=batch_size
+        how.of(problem.reference),
+        prompts,
+        scored,
+        n=n,
+        max_new_tokens=problem.width,
+        stream=own,
+        batch_size=batch_size,
     )
 
 

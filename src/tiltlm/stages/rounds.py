@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import tyro
 
-from tiltlm import ranks
 from tiltlm.experience import Experience, Offline, Subsets
 from tiltlm.feeds import Rounds, mapped
 from tiltlm.feeds.rounds import built
@@ -170,9 +169,6 @@ class Round(OfTask):
             run, who.module, self.objective(problem), self.experience(problem, who, found, fit), fit, problem.device,
             problem.stream.child(self.called, self.index), passes=self.method.passes,
         )  # fmt: skip
-        if fit.shard and ranks.size() > 1:  # the weights are in parts: from here on every process has them whole
-            kept = self.learnt(run, plain)
-            problem, who = plain, replace(kept, module=kept.module or kept.policy)
         report = shares(self, run, right, len(rows)) + validated(self, run, problem, who, right)
         run.write_json("report.json", report)
         why = reason_to_end(self, run)
