@@ -38,7 +38,7 @@ from toy import Toy
 
 HERE = Path(__file__).resolve().parent
 CASES = (
-    *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", *(f"{name}+shard" for name in ranked.DIVIDED), "dpo@4+shard",
+    *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", *(f"{name}+shard" for name in ranked.DIVIDED), "dpo@7+shard",
 )  # fmt: skip
 """Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights."""
 
