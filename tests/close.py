@@ -15,6 +15,9 @@ one route is run twice on the same shapes, `torch.equal`.
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,3 +32,19 @@ def close(got: Tensor, expected: Tensor, within: float = FLOAT32, size: float | 
 def size_of(x: Tensor) -> float:
     """The largest finite absolute value; 0 where there is none."""
     return torch.cat([torch.zeros(1).to(x), x[x.isfinite()].abs()]).max().item()
+
+
+def alike(found: Any, wanted: Any, where: str = "") -> None:
+    """Nested values whose numbers agree up to rounding, and everything else to the letter."""
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), where
+        for key in wanted:
+            alike(found[key], wanted[key], f"{where}: {key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for k, (x, y) in enumerate(zip(found, wanted, strict=True)):
+            alike(x, y, f"{where}: {k}")
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=FLOAT32, abs=1e-6, nan_ok=True), where
+    else:
+        assert found == wanted, where

@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import ranked
-from close import close
+from close import alike, close
 from command import tiltlm
 from families import build
+from side_by_side import side_by_side
 from tiltlm import parts, ranks
 from tiltlm.device import device_of
 from tiltlm.engine import Optim
@@ -37,7 +38,7 @@ from toy import Toy
 
 HERE = Path(__file__).resolve().parent
 CASES = (
-    *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", *(f"{name}+shard" for name in ranked.DIVIDED), "dpo@4+shard",
+    *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", *(f"{name}+shard" for name in ranked.DIVIDED), "dpo@7+shard",
 )  # fmt: skip
 """Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights."""
 
@@ -113,9 +114,10 @@ def test_a_run_goes_on_with_another_number_of_processes(two, tmp_path):
         assert torch.equal(got[2], wanted[2]) and got[0] == wanted[0]
 
 
-def test_a_process_that_fails_ends_the_others_with_its_reason(tmp_path):
-    done = torchrun(HERE / "ranked.py", tmp_path, "broken", cwd=tmp_path, check=False)
-    assert done.returncode != 0 and "ValueError: planted" in done.stderr
+def test_a_process_that_fails_ends_the_others_with_its_reason(tmp_path, capfd):
+    assert side_by_side(lambda: ranked.main(tmp_path, ["broken"])) == [1, 1]
+    told = capfd.readouterr().err
+    assert "ValueError: planted" in told and "have lost each other" in told
     assert time.time() - (tmp_path / "planted").stat().st_mtime < 60
 
 
@@ -129,6 +131,8 @@ def test_the_command_line_builds_a_run_that_one_process_finds(tmp_path):
     assert tiltlm(*args, cwd=tmp_path).stderr == ""
     (tmp_path / "alone").mkdir()
     tiltlm(*args, cwd=tmp_path / "alone")
+    said = [next(here.glob("runs/tree/ctl/*/report.json")).read_text() for here in (tmp_path, tmp_path / "alone")]
+    alike(json.loads(said[0]), json.loads(said[1]))
     alone = tmp_path / "alone" / trained.relative_to(tmp_path) / "metrics.jsonl"
     for got, wanted in zip(
         *(path.read_text().splitlines() for path in (trained / "metrics.jsonl", alone)), strict=True

@@ -149,9 +149,13 @@ class Engine:
         return {**outcome.metrics, "loss": outcome.loss.detach()}
 
     def _keep_step(self, objective: Objective, batch: Any, done: int) -> None:
-        """Run the network as often as the process with the most micro-batches does, on a row that counts nothing."""
-        most = max(ranks.gathered([done]))
-        for _ in range(done, most):
+        """Run the network as often as the process with the most micro-batches does, on a row that counts nothing.
+
+        How often that is follows from the batch's size: to ask the others would be to wait for those that need this one's
+        weights now.
+        """
+        largest = -(-len(batch) // ranks.size())
+        for _ in range(done, -(-largest // (self.optim.micro_batch or largest))):
             with autocast(self.device, self.optim.precision):
                 loss = objective.loss(self.model, batch.select(slice(0, 1))).loss
             (0.0 * loss.sum()).backward()

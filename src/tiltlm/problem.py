@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.data.encoding import Encoder
 from tiltlm.exact import Solution
 from tiltlm.models.base import LanguageModel, Values, is_end, without_end
@@ -255,13 +256,18 @@ class Problem:
         if why is not None:
             raise ValueError(why)
         assert self.facts.r_max is not None
-        parts = [
-            reject(
-                self.target, prompts.select(slice(k, k + 1)), n=n, max_new_tokens=self.width, stream=own,
-                r_max=self.facts.r_max, batch_size=batch_size, pilot=pilot, number=k, **options,
-            )
-            for k in range(len(prompts))
-        ]  # fmt: skip
+        r_max = self.facts.r_max
+
+        def part(begin: int, end: int) -> list[Samples]:
+            return [
+                reject(
+                    self.target, prompts.select(slice(k, k + 1)), n=n, max_new_tokens=self.width, stream=own,
+                    r_max=r_max, batch_size=batch_size, pilot=pilot, number=k, **options,
+                )
+                for k in range(begin, end)
+            ]  # fmt: skip
+
+        parts = ranks.in_shares(len(prompts), part)
         return parts[0] if len(parts) == 1 else joined(parts, prompts)
 
     @cached_property

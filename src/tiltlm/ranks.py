@@ -1,4 +1,4 @@
-"""The processes that train one model together, as torchrun starts them; each knows its number and how many there are.
+"""The processes that work together, as torchrun starts them; each knows its number and how many there are.
 
     torchrun --nproc-per-node 2 -m tiltlm run TASK/METHOD …
 
@@ -166,6 +166,19 @@ def from_first(make: Callable[[], T]) -> T:
         dist.broadcast_object_list(found, 0, group=group)
     made: T = pickle.loads(found[0])
     return made
+
+
+def in_shares(n: int, make: Callable[[int, int], Sequence[T]]) -> list[T]:
+    """Each process's `make(begin, end)` for its part of n rows, one after the other, on every process.
+
+    A part is made `alone`: work within it is not shared out again. A process without rows makes nothing.
+    """
+    if size() == 1 or n == 0:
+        return list(make(0, n))
+    begin, end = share(n)
+    with alone():
+        own = make(begin, end) if begin < end else ()
+    return gathered(own)
 
 
 def any_of(own: T | None) -> T | None:

@@ -44,6 +44,12 @@ SEEN_SECONDS = 60
 R = TypeVar("R", bound="Recipe")
 
 
+class Saves(typing.Protocol):
+    """What writes itself to a file."""
+
+    def save(self, path: Path, /) -> None: ...
+
+
 class Recipe:
     """How to make one result. A frozen dataclass; its fields are its settings, nested, and among them `seed`."""
 
@@ -55,8 +61,11 @@ class Recipe:
     computes: ClassVar[bool] = True
     """Whether networks are asked: a scheduler gives such stages the GPUs, and reading data none."""
 
-    together: ClassVar[bool] = False
-    """Whether several processes (`ranks`) build it side by side: it trains. Else the first builds it for all."""
+    @property
+    def together(self) -> bool:
+        """Whether several processes (`ranks`) build it side by side: it trains, draws or scores. Else the first builds it
+        for all."""
+        return False
 
     @property
     def name(self) -> str:
@@ -130,6 +139,11 @@ class Run(typing.Generic[R]):
         """Write `value` as JSON, aside first: a reader never sees half a file. Of several processes the first writes."""
         if ranks.is_first():
             write_whole(self.folder / name, json.dumps(value, indent=1, default=str) + "\n")
+
+    def save(self, name: str, made: Saves) -> None:
+        """Write what writes itself to a file. Of several processes the first writes."""
+        if ranks.is_first():
+            made.save(self.folder / name)
 
     def write_jsonl(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write rows as JSON lines, aside first. Of several processes the first writes."""

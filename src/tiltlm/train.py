@@ -5,7 +5,7 @@ COMPLETE is written last inside it. It holds the model (a `from_pretrained` fold
 course: where the pace and the evaluations stand. Random streams have no state: step N's randomness is a function
 of N. So an interrupted run ends bit for bit where an uninterrupted one does, its logs included.
 
-Several processes (`ranks`) walk through the loop side by side; the first one alone evaluates and writes. Where each holds
+Several processes (`ranks`) walk through the loop side by side; the first one alone writes. Where each holds
 a part of the model, each writes that (`parts`), and the first one makes a `from_pretrained` folder of the checkpoints that
 others will read: those that are kept, and the one at the end.
 """
@@ -131,7 +131,8 @@ class Watch:
     """Evaluation during training: before the first step, after every `every` steps, and at the end.
 
     measure() -> numbers by name. It is called in evaluation mode, without gradients, torch's generators seeded by
-    the step; it must depend on nothing but the model, or an interrupted run would not end where it should.
+    the step; it must depend on nothing but the model, or an interrupted run would not end where it should. Several
+    processes call it side by side, and the first one's numbers count.
     best: the metric whose best model is kept ("" for none), the lowest value or, with `higher`, the highest.
     patience: training ends after so many evaluations in a row without a new best (0: never).
     """
@@ -243,7 +244,8 @@ class Training:
             torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
             self.stream.child("evaluation", step).seed_everything()
-            numbers = ranks.from_first(lambda: {name: float(x) for name, x in watch.measure().items()})
+            measured = {name: float(x) for name, x in watch.measure().items()}
+            numbers = ranks.from_first(lambda: measured)  # decisions follow: the same bits everywhere
         watch.observe(step, numbers, course)
         with self._log("evals.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": step, **numbers}) + "\n")

@@ -68,8 +68,11 @@ class BestOf(Sampler):
 
         Raises ValueError where a reward is NaN.
         """
-        drawn = of_reference(problem, self.draw_at, prompts, groups * self.n, stream, batch_size)
-        drawn = problem.target.scored(drawn.with_(log_ref=drawn.log_q, log_q=None), batch_size)
+
+        def scored(drawn: Samples) -> Samples:
+            return problem.target.scored(drawn.with_(log_ref=drawn.log_q, log_q=None), batch_size)
+
+        drawn = of_reference(problem, self.draw_at, prompts, groups * self.n, stream, batch_size, scored)
         assert drawn.reward is not None
         rewards = drawn.reward.double().reshape(len(prompts), groups, self.n)
         if bool(rewards.isnan().any()):

@@ -12,13 +12,14 @@ from typing import ClassVar
 
 import torch
 
+from tiltlm import ranks
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.method import Learner, Method
 from tiltlm.problem import Facts, Problem
 from tiltlm.ruler.estimate import per_prompt
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.measure import Measurement, Ruler
-from tiltlm.samplers.rejection import search
+from tiltlm.samplers.rejection import Search, search
 from tiltlm.samplers.scenes import joined
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
@@ -57,16 +58,21 @@ class Rejection(Sampler):
         if why is not None:
             raise ValueError(why)
         if problem.exact is not None:
-            return problem.exact(prompts, n, stream), []
-        assert problem.facts.r_max is not None
-        found = [
-            search(
-                problem.target, prompts.select(slice(k, k + 1)), n=n, max_new_tokens=problem.width, stream=stream,
-                r_max=problem.facts.r_max, batch_size=self.batch_size, max_tries=self.max_tries,
-                pilot=len(prompts) == 1, number=k,
-            )
-            for k in range(len(prompts))
-        ]  # fmt: skip
+            exact = problem.exact
+            return ranks.from_first(lambda: exact(prompts, n, stream)), []
+        most = problem.facts.r_max
+        assert most is not None
+
+        def part(begin: int, end: int) -> list[Search]:
+            return [
+                search(
+                    problem.target, prompts.select(slice(k, k + 1)), n=n, max_new_tokens=problem.width, stream=stream,
+                    r_max=most, batch_size=self.batch_size, max_tries=self.max_tries, pilot=len(prompts) == 1, number=k,
+                )
+                for k in range(begin, end)
+            ]  # fmt: skip
+
+        found = ranks.in_shares(len(prompts), part)
         kept = [each.kept.select(slice(0, n)) for each in found if each.kept is not None]
         samples = kept[0] if len(prompts) == 1 else joined(kept, prompts)
         return samples, [each.tries / each.accepted for each in found]

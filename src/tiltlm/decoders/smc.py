@@ -18,12 +18,13 @@ use the bound for sequential Monte Carlo, Zhao et al. (2024, arXiv:2404.17546, Â
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.decoders.sampler import Sampler
 from tiltlm.method import Learner, Method
 from tiltlm.models.base import Twist
@@ -82,17 +83,21 @@ class SMCDecoding(Sampler):
         particle along its path is not the density of what is picked.
         """
         twist, at_once = self.of(problem, learner), max(1, batch_size // self.particles)
-        answers = torch.arange(len(prompts)).repeat_interleave(n)
-        picked, log_z = [], []
-        for numbers in torch.arange(len(answers)).split(at_once):
-            index = answers[numbers].to(prompts.device)
+
+        def run(numbers: Tensor) -> tuple[Samples, Tensor]:
+            index = (numbers // n).to(prompts.device)
             found = smc(
                 problem.target, twist, prompts.select(index), self.settings, max_new_tokens=problem.width,
                 stream=stream.child("smc"), groups=numbers,
             )  # fmt: skip
-            picked.append(_as_answers(pick(found, numbers, stream.child("pick")), prompts, index))
-            log_z.append(found.log_z.double())
-        return cat_samples(picked), torch.cat(log_z)
+            return _as_answers(pick(found, numbers, stream.child("pick")), prompts, index), found.log_z.double()
+
+        def part(begin: int, end: int) -> list[tuple[Samples, Tensor]]:
+            return [run(numbers) for numbers in torch.arange(begin, end).split(at_once)]
+
+        found = ranks.in_shares(n * len(prompts), part)
+        picked = [replace(samples, prompts=prompts) for samples, _ in found]
+        return cat_samples(picked), torch.cat([log_z for _, log_z in found])
 
     def measured(self, problem: Problem, learner: Learner, ruler: Ruler) -> tuple[Measurement, Samples]:
         samples, log_z = self.runs(problem, learner, ruler.prompts, ruler.n, ruler.stream, ruler.batch_size)

@@ -28,10 +28,10 @@ from tiltlm.feeds.settings import Feed
 from tiltlm.method import Learner
 from tiltlm.models.weights import is_divided
 from tiltlm.problem import Problem
-from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.reloading import reload
 from tiltlm.samplers.server import Server, mismatch
 from tiltlm.samplers.serving import MISMATCH, Drawer, Serving
+from tiltlm.samplers.shared import Scored, draw_batches_shared
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 
@@ -48,13 +48,23 @@ def drawer_of(problem: Problem, learner: Learner, feed: Feed, live: bool) -> Dra
     return Following(server, model, Path(feed.draw.weights), partial(reload, server)) if live else server
 
 
-def of_reference(problem: Problem, how: Serving, prompts: Tokens, n: int, own: Stream, batch_size: int) -> Samples:
-    """`n` draws of the reference for every prompt: by the server that `how` names, or here, `batch_size` rows at once."""
+def of_reference(
+    problem: Problem, how: Serving, prompts: Tokens, n: int, own: Stream, batch_size: int,
+    scored: Scored = lambda samples: samples,
+) -> Samples:  # fmt: skip
+    """`scored` of `n` draws of the reference for every prompt: by the server that `how` names, which the first process
+    asks, or here, `batch_size` rows at once."""
     if how.url:
         server = Server.of(how, problem.reference, problem.tokenizer)
-        return server(prompts, n=n, max_new_tokens=problem.width, stream=own)
-    return draw_in_batches(
-        how.of(problem.reference), prompts, n=n, max_new_tokens=problem.width, stream=own, batch_size=batch_size
+        return ranks.from_first(lambda: scored(server(prompts, n=n, max_new_tokens=problem.width, stream=own)))
+    return draw_batches_shared(
+        how.of(problem.reference),
+        prompts,
+        scored,
+        n=n,
+        max_new_tokens=problem.width,
+        stream=own,
+        batch_size=batch_size,
     )
 
 

@@ -26,7 +26,8 @@ from tiltlm.ruler.certificate import certified, one_sided
 from tiltlm.ruler.estimate import Estimate, mean, per_prompt
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.samplers.exact_draws import confirm
-from tiltlm.samplers.smc import SMC, Particles, smc_in_batches
+from tiltlm.samplers.shared import smc_shared
+from tiltlm.samplers.smc import SMC, Particles
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
@@ -114,7 +115,7 @@ def bound_repeats(
     for step, (k, proposal, estimator, side) in enumerate(cases):
         who: LanguageModel | None = target.reference if proposal == "reference" else None
         settings = SMC(k, ESTIMATORS[estimator].threshold)
-        found = smc_in_batches(
+        found = smc_shared(
             target,
             twist,
             many,

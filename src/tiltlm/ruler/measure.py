@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.exact import log_density
 from tiltlm.models.base import LanguageModel
 from tiltlm.ruler.agreement import DIVERGENCES, possible
@@ -28,8 +29,8 @@ from tiltlm.ruler.kl import kl_along_in_batches
 from tiltlm.ruler.log_z import LogZ
 from tiltlm.ruler.units import AT_LEAST, AT_MOST, unit_of
 from tiltlm.ruler.weights import effective_sample_size, pareto_k
-from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.exact_draws import confirm
+from tiltlm.samplers.shared import draw_batches_shared, of_rows
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.target import Target
@@ -168,22 +169,17 @@ class Ruler:
 
     def measure(self, q: LanguageModel) -> tuple[Measurement, Samples]:
         """Draw `n` completions of every prompt from `q` and measure; returns the scored samples too."""
-        samples = draw_in_batches(
-            q,
-            self.prompts,
-            n=self.n,
-            max_new_tokens=self.max_new_tokens,
-            stream=self.stream,
-            batch_size=self.batch_size,
-        )
-        samples = self.target.scored(samples, self.batch_size)
-        kl_to_reference = self._average(
-            kl_along_in_batches(q, self.target.reference, samples, self.batch_size), samples
-        )
+        samples = draw_batches_shared(
+            q, self.prompts, lambda drawn: self.target.scored(drawn, self.batch_size), n=self.n,
+            max_new_tokens=self.max_new_tokens, stream=self.stream, batch_size=self.batch_size,
+        )  # fmt: skip
+        kl = of_rows(samples, lambda some: kl_along_in_batches(q, self.target.reference, some, self.batch_size))
+        kl_to_reference = self._average(kl, samples)
         assert samples.reward is not None
         reward = self._average(samples.reward, samples)
         if self.expected_reward is not None:
-            reward = self.expected_reward(q).double().expand_as(reward)
+            expected = self.expected_reward
+            reward = ranks.from_first(lambda: expected(q)).double().expand_as(reward)
         values = self.verdicts(samples)
         samples = samples.with_(log_w=log_weights(samples, self.target.beta))
         values |= (
@@ -203,17 +199,21 @@ class Ruler:
         """G and KL(pi*‖q), from the exact draws."""
         if self.exact is None:
             return {}
-        exact = self.target.scored(self.exact, self.batch_size)
-        log_q = log_density(q, exact, self.batch_size)
-        assert exact.log_ref is not None and exact.reward is not None
-        log_w = exact.log_ref.double().sum(1) + exact.reward.double() / self.target.beta - log_q.double()
-        found = {"log_w_exact": self._average(log_w, exact)}
+        log_w = of_rows(self.exact, lambda some: self._log_w_of_exact(q, some))
+        found = {"log_w_exact": self._average(log_w, self.exact)}
         if isinstance(self.log_z, LogZ) and (self.log_z.upper is not None or self.log_z.lower is None):
             found["kl_from_target"] = found["log_w_exact"] - self._common(self.log_z)
         elif isinstance(self.log_z, Tensor):
             log_z = self.log_z.double().to(log_w.device)
             found["kl_from_target"] = found["log_w_exact"] - log_z.expand_as(found["log_w_exact"])
         return found
+
+    def _log_w_of_exact(self, q: LanguageModel, exact: Samples) -> Tensor:
+        """log w of exact draws under `q`, [N]."""
+        exact = self.target.scored(exact, self.batch_size)
+        assert exact.log_ref is not None and exact.reward is not None
+        log_q = log_density(q, exact, self.batch_size)
+        return exact.log_ref.double().sum(1) + exact.reward.double() / self.target.beta - log_q.double()
 
     def _tails(self, samples: Samples) -> dict[str, Tensor]:
         """ESS (part of the draws) and Pareto shape of q's own importance weights, mean over prompts."""
@@ -269,7 +269,8 @@ class Ruler:
 
     def verdicts(self, samples: Samples) -> dict[str, Tensor]:
         """The task's own checks of drawn rows."""
-        return {name: self._average(check(samples), samples) for name, check in (self.checks or {}).items()}
+        found = {name: of_rows(samples, check) for name, check in (self.checks or {}).items()}
+        return {name: self._average(x, samples) for name, x in found.items()}
 
     def _average(self, x: Tensor, samples: Samples) -> Tensor:
         if len(self.prompts) == 1:

@@ -6,6 +6,7 @@ distribution is another's, warped, so the log-probabilities that come back are t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -165,24 +166,41 @@ class _WarpedState(State):
 
 
 def draw_in_batches(
-    model: LanguageModel, prompts: Tokens, *, n: int = 1, max_new_tokens: int, stream: Stream, batch_size: int
+    model: LanguageModel,
+    prompts: Tokens,
+    *,
+    n: int = 1,
+    max_new_tokens: int,
+    stream: Stream,
+    batch_size: int,
+    some: range | None = None,
 ) -> Samples:
-    """`draw` over many prompts, at most `batch_size` rows at once; the same result for every batch size."""
+    """`draw` over many prompts, at most `batch_size` rows at once; the same result for every batch size.
+
+    some: the numbers of the rows that are wanted, one after the other (default: all n · len(prompts)).
+    """
     from tiltlm.samples import cat_samples
 
-    parts = []
-    for first, count, begin, size in _batches(len(prompts), n, batch_size):
+    parts, wanted = [], range(n * len(prompts)) if some is None else some
+    for first, count, begin, size in _batches(wanted, n, batch_size):
         part = prompts.select(slice(first, first + count))
         rows = (torch.arange(first, first + count)[:, None] * n + torch.arange(begin, begin + size)).flatten()
         parts.append(draw(model, part, n=size, max_new_tokens=max_new_tokens, stream=stream, rows=rows))
     joined = cat_samples(parts)
-    index = torch.arange(len(prompts), device=prompts.device).repeat_interleave(n)
+    index = torch.arange(wanted.start, wanted.stop, device=prompts.device) // n
     return replace(joined, prompts=prompts, prompt_index=index)
 
 
-def _batches(prompts: int, n: int, batch_size: int) -> list[tuple[int, int, int, int]]:
-    """(first prompt, prompts, first draw, draws) of every batch: several prompts at once, or a part of one's draws."""
-    if n <= batch_size:
-        step = max(1, batch_size // n)
-        return [(p, min(step, prompts - p), 0, n) for p in range(0, prompts, step)]
-    return [(p, 1, k, min(batch_size, n - k)) for p in range(prompts) for k in range(0, n, batch_size)]
+def _batches(rows: range, n: int, batch_size: int) -> Iterator[tuple[int, int, int, int]]:
+    """(first prompt, prompts, first draw, draws) of every batch: several whole prompts, or a part of one's draws."""
+    row = rows.start
+    while row < rows.stop:
+        prompt, begin = divmod(row, n)
+        whole = min(batch_size, rows.stop - row) // n
+        if begin == 0 and whole:
+            yield prompt, whole, 0, n
+            row += whole * n
+        else:
+            size = min(batch_size, n - begin, rows.stop - row)
+            yield prompt, 1, begin, size
+            row += size

@@ -73,24 +73,27 @@ def smc_in_batches(
     proposal: LanguageModel | None = None,
     pinned: Samples | None = None,
     batch_size: int = 512,
+    some: range | None = None,
 ) -> Particles:
-    """`smc` over many prompts, about `batch_size` particles at once; the same result for every batch size."""
-    step = max(1, batch_size // settings.particles)
+    """`smc` over many prompts, about `batch_size` particles at once; the same result for every batch size.
+
+    some: the numbers of the prompts that are wanted, one after the other (default: all).
+    """
+    wanted = torch.arange(len(prompts)) if some is None else torch.tensor(some)
     parts: list[Particles] = []
-    for begin in range(0, len(prompts), step):
-        some = torch.arange(begin, min(begin + step, len(prompts)))
-        own = None if pinned is None else pinned.select(some.to(pinned.device))
+    for numbers in wanted.split(max(1, batch_size // settings.particles)):
+        own = None if pinned is None else pinned.select(numbers.to(pinned.device))
         parts.append(
             smc(
                 target,
                 twist,
-                prompts.select(some.to(prompts.device)),
+                prompts.select(numbers.to(prompts.device)),
                 settings,
                 max_new_tokens=max_new_tokens,
                 stream=stream,
                 proposal=proposal,
                 pinned=own,
-                groups=some,
+                groups=numbers,
             )
         )
-    return cat_particles(parts, prompts)
+    return cat_particles(parts, prompts if some is None else prompts.select(wanted.to(prompts.device)))

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import tyro
 from rich.console import Console
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.feeds.rounds import Shares, disagreement, rates
 from tiltlm.feeds.served import Following
 from tiltlm.jsonl import read_rows, whole_lines
@@ -31,10 +32,11 @@ from tiltlm.ruler.accuracies import answers_table
 from tiltlm.ruler.power import before_a_run
 from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
-from tiltlm.samplers.ancestral import Warp, Warped, draw, draw_in_batches
+from tiltlm.samplers.ancestral import Warp, Warped, draw
 from tiltlm.samplers.reloading import reload
 from tiltlm.samplers.server import Server
 from tiltlm.samplers.serving import HERE, Drawer, Serving
+from tiltlm.samplers.shared import draw_batches_shared
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
 from tiltlm.settings import ADDED, SPEED, at_least_one
@@ -87,6 +89,7 @@ class Answers(OfTask):
     """The server that draws (none: this process); where `weights` names a folder, it is given the policy's first."""
 
     seed: int = 0
+    shared: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_least_one(self, "n", "rows")
@@ -96,6 +99,10 @@ class Answers(OfTask):
             raise ValueError("answers of a file are not drawn: leave draw.url out, or the file")
         if self.samples and self.hinted:
             raise ValueError("answers of a file are not asked for again: leave hints out, or the file")
+
+    @property
+    def together(self) -> bool:
+        return super().together and not self.draw.url  # a server is asked by one
 
     @property
     def stage(self) -> str:  # type: ignore[override]
@@ -133,12 +140,12 @@ class Answers(OfTask):
             return  # nobody learns from answers of a chain that is over
         problem = self.problem(run)
         if self.samples:
-            self.take(run, problem)
+            ranks.from_first(lambda: self.take(run, problem))
         if not self.samples or self.split == "valid":
             policy = self.answering(run, problem)
         if not self.samples:
             self.ask(run, problem, self.drawer(problem, policy))
-        report = self.report(run)
+        report = ranks.from_first(lambda: self.report(run))
         if self.split == "valid":
             hit = greedy(problem, policy, right_from(problem.facts, self.right), self.rows)
             run.write_json(GREEDY, [int(x) for x in hit])
@@ -207,8 +214,7 @@ class Answers(OfTask):
         if problem.hinted is None:
             raise ValueError(f"{self.task.name} has no hints: leave --feed.rounds.rationalize out")
         bar = right_from(problem.facts, self.right)
-        lines = read_rows(run.folder / "answers.jsonl", ("rewards",))
-        never = [k for k, line in enumerate(lines) if max(line["rewards"]) < bar]
+        never = ranks.from_first(lambda: unanswered(run.folder / "answers.jsonl", bar))
         plain = asked.select(torch.tensor(never, dtype=torch.int64, device=asked.device))
         own_questions = problem.questions.get(self.split, ())
         questions = [own_questions[k] for k in never] if own_questions else ()
@@ -295,10 +301,20 @@ def right_from(facts: Facts, right: float | None) -> float:
     return facts.r_max
 
 
+def unanswered(path: Path, right: float) -> list[int]:
+    """The numbers of the lines that have no right answer."""
+    return [k for k, line in enumerate(read_rows(path, ("rewards",))) if max(line["rewards"]) < right]
+
+
 def greedy(problem: Problem, policy: LanguageModel, right: float, rows_at_once: int) -> Tensor:
     """Whether the likeliest tokens answer each validation prompt right, float64 [P]."""
-    drawn = draw_in_batches(
-        Warped(policy, Warp(top_k=1)), problem.prompts["valid"], max_new_tokens=problem.width,
+
+    def graded(drawn: Samples) -> Samples:
+        return drawn.with_(reward=problem.target.reward(drawn))
+
+    found = draw_batches_shared(
+        Warped(policy, Warp(top_k=1)), problem.prompts["valid"], graded, max_new_tokens=problem.width,
         stream=problem.stream.child("greedy"), batch_size=rows_at_once,
     )  # fmt: skip
-    return (problem.target.reward(drawn) >= right).double().cpu()
+    assert found.reward is not None
+    return (found.reward >= right).double().cpu()

@@ -6,6 +6,7 @@ Labels do not depend on the target's temperature, draws not on its reward either
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.data.encoded import AT_ONCE, digest_of, made_once
 from tiltlm.data.stored import MANY, open_samples, store_samples
 from tiltlm.feeds import Draws as Settings
@@ -49,6 +51,10 @@ class Draws(OfTask):
     """Who draws: a server, or this process."""
 
     stage: ClassVar[str] = "generate"
+
+    @property
+    def together(self) -> bool:
+        return not self.draw.url  # a server is asked by one
 
     def counted(self) -> Draws:
         return replace(self, task=self.task.untilted())
@@ -143,17 +149,24 @@ def splits_of(problem: Problem) -> list[Split]:
 
 
 def append(path: Path, make: Make, total: int, chunk: int, on_step: Any) -> None:
-    """Write a line for each of `total` to `path`, `chunk` at once, going on behind the whole lines there already."""
-    done = whole_lines(path)
-    with path.open("a", encoding="utf-8") as file:
-        for begin in range(done - done % chunk, total, chunk):
-            end = min(begin + chunk, total)
-            if end <= done:
-                continue
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in make(begin, end)]
-            file.writelines(lines[max(0, done - begin) :])
+    """Write a line for each of `total` to `path`, `chunk` at once, going on behind the whole lines there already.
+
+    Several processes make a chunk each, and the first writes.
+    """
+    done = ranks.from_first(lambda: whole_lines(path))
+
+    def lines(begin: int) -> list[str]:
+        return [json.dumps(row, ensure_ascii=False) + "\n" for row in make(begin, min(begin + chunk, total))]
+
+    whole = done - done % chunk
+    with (path if ranks.is_first() else Path(os.devnull)).open("a", encoding="utf-8") as file:
+        for begin in range(whole, total if done < total else 0, chunk * ranks.size()):
+            begins = range(begin, min(begin + chunk * ranks.size(), total), chunk)
+            made = ranks.in_shares(len(begins), lambda k, end: [x for b in begins[k:end] for x in lines(b)])  # noqa: B023
+            file.writelines(made[max(0, done - begin) :])
             file.flush()
-            on_step(end, total, {})
+            on_step(min(begins[-1] + chunk, total), total, {})
+    ranks.wait()
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,7 @@ class Labels(OfTask):
     """The server that draws (none: this process)."""
 
     stage: ClassVar[str] = "label"
+    shared: ClassVar[bool] = True
 
     @staticmethod
     def of(task: Task, draws: Settings, seed: int, draw: Serving = HERE) -> Labels:
@@ -190,15 +204,19 @@ class Labels(OfTask):
             path = run.folder / f"{split}.jsonl"
             with steps(f"{self.name} {split}") as on_step:
                 append(path, labels(problem, split, rows.forward()), len(rows), 256, on_step)
-            found = torch.tensor([row["rewards"] for row in read_rows(path, ("rewards",))]).double()
-            tied = int((found == found[:, :1]).all(1).sum())
-            if tied and found.shape[1] > 1:
-                note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
-            report.append(estimate(self, split, "reward", found.mean(1), "reward"))
-            if found.shape[1] > 1:
-                report.append(estimate(self, split, "spread within a group", found.std(1), "reward"))
-            report += self.term_rows(split, path)
+            report += self.report(split, path)
         run.write_json("report.json", report)
+
+    def report(self, split: str, path: Path) -> list[dict[str, Any]]:
+        """What the rewards of a split are like, each group one observation."""
+        found = torch.tensor([row["rewards"] for row in read_rows(path, ("rewards",))]).double()
+        told = [estimate(self, split, "reward", found.mean(1), "reward")]
+        if found.shape[1] > 1:
+            tied = int((found == found[:, :1]).all(1).sum())
+            if tied:
+                note(f"{self.name}: {tied} of {len(found)} groups of the {split} split are tied")
+            told.append(estimate(self, split, "spread within a group", found.std(1), "reward"))
+        return told + self.term_rows(split, path)
 
     def term_rows(self, split: str, path: Path) -> list[dict[str, Any]]:
         """A report row for every term of a sum of rewards: its mean over the split, unweighted."""

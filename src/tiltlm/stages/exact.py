@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from tiltlm import ranks
 from tiltlm.problem import Problem
 from tiltlm.progress import note, steps
 from tiltlm.run import Run
@@ -52,6 +53,7 @@ class Exact(OfTask):
 
     seed: int = 0
     stage: ClassVar[str] = "exact"
+    shared: ClassVar[bool] = True
 
     def check(self) -> None:
         super().check()
@@ -78,13 +80,14 @@ class Exact(OfTask):
 
     def build(self, run: Run[Any]) -> None:
         problem = self.problem(run)
+        fresh = problem.fresh
         if self.exact.stored:
             samples = self.read(problem)
-        elif problem.fresh is not None:
-            samples = problem.fresh(self.exact.n, problem.stream.child("conditions", "exact"))[1]
+        elif fresh is not None:
+            samples = ranks.from_first(lambda: fresh(self.exact.n, problem.stream.child("conditions", "exact"))[1])
         else:
             samples = self.search(run, problem)
-        samples.save(run.folder / "exact.safetensors")
+        run.save("exact.safetensors", samples)
         run.write_jsonl("samples.jsonl", problem.rows(samples.select(slice(0, 200))))
 
     def read(self, problem: Problem) -> Samples:
@@ -106,12 +109,20 @@ class Exact(OfTask):
         prompts = problem.prompts["test" if measuring else "train"]
         own = problem.stream.child("exact" if measuring else "training")
         with steps(self.name) as on_try:
-            if len(prompts) > 1 or problem.exact is not None:
+            if len(prompts) > 1 and problem.exact is None:
                 return problem.exact_draws(prompts, s.n, own, s.batch_size, max_tries=s.max_tries, on_try=on_try)
-            return problem.exact_draws(
-                prompts, s.n, own, s.batch_size, max_tries=s.max_tries, path=run.folder / "search.safetensors",
-                on_try=on_try, tell=note,
-            )  # fmt: skip
+            return ranks.from_first(
+                lambda: problem.exact_draws(
+                    prompts,
+                    s.n,
+                    own,
+                    s.batch_size,
+                    max_tries=s.max_tries,
+                    path=run.folder / "search.safetensors",
+                    on_try=on_try,
+                    tell=note,
+                )
+            )
 
 
 def exact_of(run: Run[Any], name: str = "exact") -> Samples:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from torch import Tensor
@@ -72,6 +72,7 @@ class Examine(OfTask):
     exact: ExactSettings = ExactSettings()
     called: str = ""
     seed: int = 0
+    shared: ClassVar[bool] = True
 
     @staticmethod
     def of(measured: Measure, name: str, exam: ExamSettings = ExamSettings()) -> Examine:
@@ -154,7 +155,7 @@ class Examine(OfTask):
     def write(self, run: Run[Any], outcomes: Sequence[Outcome]) -> None:
         """Everything that is read off the outcomes."""
         found, (best, always) = observations(self.protocol, outcomes), constant(outcomes)
-        Measurement(found).save(run.folder / "measurement.safetensors")
+        run.save("measurement.safetensors", Measurement(found))
         run.write_json("questions.json", [(each.index, each.correct) for each in outcomes])
         run.write_json("answers.json", {"given": histogram(outcomes), "constant": best})
         metrics = found | {"accuracy[constant]": always}

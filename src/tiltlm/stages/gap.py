@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.feeds import Feed, rows_of, source_of
 from tiltlm.models.base import LanguageModel
 from tiltlm.policies.exo_rw import ExoRw, group_log_ratios, group_metrics
@@ -22,9 +23,10 @@ def gap_in_groups(learnt: Run[Any], problem: Problem, policy: LanguageModel, bet
         return torch.zeros(0)
     groups = rows_of(problem, ExoRw(), feed, learnt.recipe.stores(learnt, problem), "test")
     judge: Any = policy
-    found = []
-    for k in range(0, len(groups), 32):
-        part = groups.select(slice(k, k + 32))
-        h = group_log_ratios(judge, part)
-        found.append(group_metrics(h, part.reward, problem.beta / beta_pi, beta_pi)["gap"])
-    return torch.cat(found).cpu()
+
+    def gaps(begin: int, end: int) -> list[Tensor]:
+        parts = [groups.select(slice(k, min(k + 32, end))) for k in range(begin, end, 32)]
+        betas = problem.beta / beta_pi, beta_pi
+        return [group_metrics(group_log_ratios(judge, part), part.reward, *betas)["gap"] for part in parts]
+
+    return torch.cat(ranks.in_shares(len(groups), gaps)).cpu()

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tiltlm import ranks
-from tiltlm.data.arrow import Part, Ragged, write_parts
+from tiltlm.data.arrow import Ragged, write_parts
 from tiltlm.data.stored import StoredSamples
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.precision import computing_in
@@ -47,33 +46,30 @@ def referring(cache: Path, problem: Problem, precision: str, samples: Samples, s
         return samples.with_log_ref(shards(cache / name, samples, problem.reference, precision))
     path = cache / f"{name}.safetensors"
 
-    def stored() -> Tensor:
-        if not path.is_file():
+    found: Tensor | None = ranks.from_first(lambda: load_tensors(path)["log_ref"] if path.is_file() else None)
+    if found is None:
+        found = score(samples, problem.reference, precision)
+        if ranks.is_first():
             cache.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # runs side by side may both get here
-            save_tensors({"log_ref": score(samples, problem.reference, precision)}, aside)
+            save_tensors({"log_ref": found}, aside)
             aside.rename(path)
-        return load_tensors(path)["log_ref"]
-
-    return samples.with_(log_ref=ranks.from_first(stored))
+    return samples.with_(log_ref=found)
 
 
 def shards(folder: Path, samples: StoredSamples, model: LanguageModel, precision: str) -> Ragged:
     """`model`'s log-probability of every token, row by row, in the files of `folder`; missing ones are written."""
     paths = tuple(folder / f"{k:05d}.arrow" for k in range(-(-len(samples) // SHARD)))
 
-    def parts(k: int) -> Iterator[Part]:
-        part = samples.select(slice(k * SHARD, (k + 1) * SHARD))
-        yield {"log_ref": (score(part, model, precision), part.mask)}
-
-    def write() -> None:
-        with steps("log_ref") as on_step:
-            for k, path in enumerate(paths):
-                if not path.is_file():
-                    write_parts(path, parts(k))
-                on_step(min((k + 1) * SHARD, len(samples)), len(samples), {})
-
-    ranks.first_then_others(write)
+    with steps("log_ref") as on_step:
+        for k, path in enumerate(paths):
+            if not ranks.from_first(path.is_file):
+                part = samples.select(slice(k * SHARD, (k + 1) * SHARD))
+                found = score(part, model, precision)
+                if ranks.is_first():
+                    write_parts(path, [{"log_ref": (found, part.mask)}])
+            on_step(min((k + 1) * SHARD, len(samples)), len(samples), {})
+    ranks.wait()
     return Ragged(paths, "log_ref")
 
 
@@ -91,8 +87,12 @@ def content_of(samples: Samples) -> str:
 
 @torch.no_grad()
 def score(samples: Samples, model: LanguageModel, precision: str = "float32") -> Tensor:
-    """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass."""
-    starts = range(0, len(samples), ROWS_AT_ONCE)
-    parts = [samples.select(slice(begin, begin + ROWS_AT_ONCE)).to(model.device) for begin in starts]
-    with computing_in(model, model.device, precision):
-        return torch.cat([model.log_prob(part).cpu() for part in parts])
+    """`model`'s log-probability of every token, [N, T] on the CPU, `ROWS_AT_ONCE` rows a pass; processes share the rows."""
+
+    def scored(begin: int, end: int) -> list[Tensor]:
+        starts = range(begin, end, ROWS_AT_ONCE)
+        parts = [samples.select(slice(k, min(k + ROWS_AT_ONCE, end))).to(model.device) for k in starts]
+        with computing_in(model, model.device, precision):
+            return [model.log_prob(part).cpu() for part in parts]
+
+    return torch.cat(ranks.in_shares(len(samples), scored))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.exact import log_next_tokens
 from tiltlm.jsonl import read_json
 from tiltlm.problem import Facts, Problem
-from tiltlm.progress import note, steps
+from tiltlm.progress import OnStep, note, steps
 from tiltlm.ruler.agreement import refuse_disagreement
 from tiltlm.ruler.bounds import bound_repeats, log_z_of
 from tiltlm.ruler.estimate import Estimate, mean
@@ -91,6 +93,7 @@ class CommonLogZ(OfTask):
 
     seed: int = 0
     stage: ClassVar[str] = "log-z"
+    shared: ClassVar[bool] = True
 
     def counted(self) -> CommonLogZ:
         exact = self.exact if self.exact_wanted else ExactSettings()
@@ -157,6 +160,11 @@ class CommonLogZ(OfTask):
         how |= {"rejection": self.by_rejection, "listing": self.by_listing}
         how[self.log_z.by](run, problem)
 
+    @property
+    def together(self) -> bool:
+        to_width = self.log_z.by == "reference" and self.log_z.width > 0  # batch after batch, as many as it takes
+        return super().together and not to_width and self.log_z.by not in ("enumeration", "rejection")
+
     def log_w_max(self, problem: Problem) -> float | None:
         """What no weight of a draw of the reference exceeds, as a logarithm; None where the reward states no bound."""
         most = problem.facts.r_max
@@ -177,42 +185,43 @@ class CommonLogZ(OfTask):
             if s.width and w_max is not None:
                 log_w = weights_to_width(more, width=s.width, limit=most, log_w_max=w_max, on_width=on_step)
             else:
-                parts = []
-                for k in range(0, most, s.batch_size):
-                    parts.append(more(k))
-                    on_step(min(k + s.batch_size, most), most, {})
-                log_w = torch.cat(parts)
+                log_w = torch.cat(shares(range(0, most, s.batch_size), more, on_step))
         self.agree(run, problem, log_w, w_max)
         self.tell(run, LogZ.of_importance(log_w, "draws of the reference", w_max))
 
     def by_prompt(self, run: Run[Any], problem: Problem) -> None:
         """One importance run of the reference for every test prompt."""
-        s, parts = self.log_z, []
+        s = self.log_z
         prompts = problem.prompts["test"].select(slice(0, s.prompts))
+
+        def of_prompt(k: int) -> Tensor:
+            found = smc_in_batches(
+                problem.target, None, prompts.select(slice(k, k + 1)), SMC(s.draws, threshold=0),
+                max_new_tokens=problem.width, stream=problem.stream.child("log-z", k), batch_size=max(s.draws, 1),
+            )  # fmt: skip
+            assert found.samples.log_w is not None
+            return found.samples.log_w.cpu()
+
         with steps(self.name) as on_step:
-            for k in range(len(prompts)):
-                found = smc_in_batches(
-                    problem.target, None, prompts.select(slice(k, k + 1)), SMC(s.draws, threshold=0),
-                    max_new_tokens=problem.width, stream=problem.stream.child("log-z", k), batch_size=max(s.draws, 1),
-                )  # fmt: skip
-                assert found.samples.log_w is not None
-                parts.append(found.samples.log_w.cpu())
-                on_step(k + 1, len(prompts), {})
+            parts = shares(range(len(prompts)), of_prompt, on_step)
         self.tell(run, LogZ.of_runs(torch.stack(parts), f"{s.draws} draws of the reference a prompt"))
 
     def by_listing(self, run: Run[Any], problem: Problem) -> None:
         """Σ p·exp(r/beta) of what is listed, from below; as much as the rest could add, from above."""
-        s, w_max, ends = self.log_z, self.log_w_max(problem), []
+        s, w_max = self.log_z, self.log_w_max(problem)
         assert w_max is not None
         prompts = problem.prompts["test"].select(slice(0, s.prompts))
         at_once = max(1, int(s.batch_size * s.floor))
+
+        def ends_from(k: int) -> Tensor:
+            samples, log_p = listed(
+                problem.reference, prompts.select(slice(k, k + at_once)), problem.width, s.floor
+            )
+            log_w = log_p + problem.target.reward(samples).double() / problem.beta
+            return ends_of_listing(samples, log_p, log_w, w_max).cpu()
+
         with steps(self.name) as on_step:
-            for k in range(0, len(prompts), at_once):
-                some = prompts.select(slice(k, k + at_once))
-                samples, log_p = listed(problem.reference, some, problem.width, s.floor)
-                log_w = log_p + problem.target.reward(samples).double() / problem.beta
-                ends.append(ends_of_listing(samples, log_p, log_w, w_max).cpu())
-                on_step(k + len(some), len(prompts), {})
+            ends = shares(range(0, len(prompts), at_once), ends_from, on_step)
         low, high = torch.cat(ends, 1)
         self.tell(run, LogZ.of_listing(low, high, f"completions of probability {s.floor:g} and more listed"))
 
@@ -285,6 +294,19 @@ class CommonLogZ(OfTask):
 
     def show(self, run: Run[Any]) -> None:
         print(LogZ.from_json(read_json(run.folder / "log_z.json")))
+
+
+def shares(keys: range, make: Callable[[int], Tensor], on_step: OnStep) -> list[Tensor]:
+    """`make` of every key, each process its part of them."""
+
+    def part(begin: int, end: int) -> list[Tensor]:
+        found = []
+        for done, k in enumerate(keys[begin:end], 1):
+            found.append(make(k))
+            on_step(done, end - begin, {})
+        return found
+
+    return ranks.in_shares(len(keys), part)
 
 
 def ends_of_listing(samples: Samples, log_p: Tensor, log_w: Tensor, log_w_max: float) -> Tensor:

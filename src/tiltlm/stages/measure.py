@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.feeds import Feed
 from tiltlm.fit import Fit
 from tiltlm.jsonl import read_json, read_rows
@@ -92,6 +93,7 @@ class Measure(OfTask):
 
     called: str = ""
     seed: int = 0
+    shared: ClassVar[bool] = True
 
     @property
     def stage(self) -> str:  # type: ignore[override]
@@ -175,18 +177,18 @@ class Measure(OfTask):
             measured = where_it_counts(measured, problem, len(own.prompts))
             rows = measured.rows(self.name, self.called, self.seed)
             curve += [each | {"updates": stop.updates, **stop.about} for each in rows]
-        measured.save(run.folder / "measurement.safetensors")
-        samples.save(run.folder / "samples.safetensors")
+        run.save("measurement.safetensors", measured)
+        run.save("samples.safetensors", samples)
         run.write_jsonl("samples.jsonl", self.shown(problem, samples))
         if problem.questions:  # what is measured are the first of the test prompts
             asked = problem.questions["test"][: len(ruler.prompts)]
             run.write_json("questions.json", [(question.index, question.answer) for question in asked])
         rows += self.of_training(run, problem, learner, stop.updates) + self.at_other_betas(run, problem)
-        rows += self.task.report_rows(run, problem)
+        rows += ranks.from_first(lambda: self.task.report_rows(run, problem))
         run.write_json("report.json", rows)
         if len({each["updates"] for each in curve}) > 1:
             run.write_json("curve.json", curve)
-        if isinstance(self.learn(), Round):
+        if isinstance(self.learn(), Round) and ranks.is_first():
             write_story(run, curve, self.task.title())
 
     def learners(self, run: Run[Any], problem: Problem) -> Iterator[tuple[Stop, bool, Learner]]:
@@ -205,10 +207,12 @@ class Measure(OfTask):
 
     def more(self, problem: Problem, learner: Learner, measured: Measurement, ruler: Ruler) -> Measurement:
         """The task's further numbers of a policy."""
-        if problem.further is None or self.method.trained().trains != "policy":
+        further = problem.further
+        if further is None or self.method.trained().trains != "policy":
             return measured
         decoder = self.method.decoder(problem, learner)
-        return replace(measured, values=dict(measured.values) | dict(problem.further(decoder, ruler.prompts)))
+        found = ranks.from_first(lambda: dict(further(decoder, ruler.prompts)))
+        return replace(measured, values=dict(measured.values) | found)
 
     def of_training(self, run: Run[Any], problem: Problem, learner: Learner, updates: int) -> list[Row]:
         """Report rows of what was trained: the updates of the best checkpoint, the gap within held-out groups."""

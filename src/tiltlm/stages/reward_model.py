@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 import tyro
 
+from tiltlm import ranks
 from tiltlm.experience import Offline
 from tiltlm.fit import Fit
 from tiltlm.models.hub import config_of
@@ -162,9 +163,13 @@ def wanting(columns: Any) -> str:
 @torch.no_grad()
 def gaps(model: RewardModel, data: Comparisons) -> torch.Tensor:
     """r_c − r_r of every pair, [n]."""
-    parts = [data.select(slice(k, k + 64)).pairs for k in range(0, len(data), 64)]
-    found = [model.score(pairs.both()).split(len(pairs)) for pairs in parts]
-    return torch.cat([chosen - rejected for chosen, rejected in found])
+
+    def own(begin: int, end: int) -> list[torch.Tensor]:
+        parts = [data.select(slice(k, min(k + 64, end))).pairs for k in range(begin, end, 64)]
+        found = [model.score(pairs.both()).split(len(pairs)) for pairs in parts]
+        return [chosen - rejected for chosen, rejected in found]
+
+    return torch.cat(ranks.in_shares(len(data), own))
 
 
 def judged(model: RewardModel, data: Comparisons) -> dict[str, float]:
@@ -176,7 +181,12 @@ def judged(model: RewardModel, data: Comparisons) -> dict[str, float]:
 @torch.no_grad()
 def scores(model: RewardModel, data: Verdicts) -> torch.Tensor:
     """r of every answer, [n]."""
-    return torch.cat([model.score(data.select(slice(k, k + 64)).samples) for k in range(0, len(data), 64)])
+
+    def own(begin: int, end: int) -> list[torch.Tensor]:
+        parts = [data.select(slice(k, min(k + 64, end))).samples for k in range(begin, end, 64)]
+        return [model.score(part) for part in parts]
+
+    return torch.cat(ranks.in_shares(len(data), own))
 
 
 def verdict_metrics(model: RewardModel, data: Verdicts) -> dict[str, float]:

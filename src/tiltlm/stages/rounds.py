@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tyro
 
@@ -61,6 +61,7 @@ class Round(OfTask):
     """A round of another chain, from whose answers this one learns (None: it has answers of its own)."""
 
     seed: int = 0
+    shared: ClassVar[bool] = True
 
     @staticmethod
     def last_of(task: Task, cell: Cell, called: str, seed: int, learns_of: Round | None = None) -> Round:

@@ -124,5 +124,9 @@ def model_in(run: Run[Any]) -> Path:
 @torch.no_grad()
 def nll_per_token(model: CausalLM, held: Samples) -> float:
     """Mean negative log-likelihood of a token of `held`, nats."""
-    total = sum(float(model.log_prob(held.select(slice(k, k + 64))).sum()) for k in range(0, len(held), 64))
-    return -total / int(held.mask.sum())
+
+    def sums(begin: int, end: int) -> list[float]:
+        parts = [held.select(slice(k, min(k + 64, end))) for k in range(begin, end, 64)]
+        return [float(model.log_prob(part).sum()) for part in parts]
+
+    return -sum(ranks.in_shares(len(held), sums)) / int(held.mask.sum())

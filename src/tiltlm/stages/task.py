@@ -92,6 +92,12 @@ class OfTask(Recipe):
     """A recipe about a task: frozen dataclasses with `task` and `seed` among their fields."""
 
     task: Any
+    shared: ClassVar[bool] = False
+    """Whether several processes draw and score for it, each its share; a reward that costs money the first alone asks."""
+
+    @property
+    def together(self) -> bool:
+        return self.shared and not self.task.facts().paid
 
     @property
     def name(self) -> str:

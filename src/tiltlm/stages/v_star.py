@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.jsonl import read_json, read_rows
 from tiltlm.models.base import LanguageModel
 from tiltlm.problem import Problem
@@ -67,6 +68,7 @@ class VStar(OfTask):
     candidates: Candidates = Candidates()
     seed: int = 0
     stage: ClassVar[str] = "v-star"
+    shared: ClassVar[bool] = True
 
     @property
     def last(self) -> Round:
@@ -126,8 +128,9 @@ class VStar(OfTask):
         for chosen, draws, x in chosen_of(right, h, None if None in said else said):
             values[f"accuracy[{chosen}@{draws}]"] = x
             rows.append(self.row(f"accuracy[{chosen}@{draws}]", x) | {"chosen": CHOSEN[chosen], "draws": draws})
-        Measurement(values).save(run.folder / "measurement.safetensors")
-        of_draws_plot(rows, run.folder / PICTURE, f"{self.task.title()}: one of n answers")
+        run.save("measurement.safetensors", Measurement(values))
+        if ranks.is_first():
+            of_draws_plot(rows, run.folder / PICTURE, f"{self.task.title()}: one of n answers")
         pairs = ranking(right, h)
         rows += [self.row("verifier_accuracy", pairs)] if len(pairs) else []
         run.write_json("report.json", rows)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.experience import Once
 from tiltlm.feeds import mapped
 from tiltlm.feeds.rounds import Shares, built, rates
@@ -79,17 +80,19 @@ def held_out(made: Any, problem: Problem, who: Learner, rows: Any) -> list[Row]:
     order = problem.stream.child("valid order")
     once = Once(data, made.fit.batch_size, order)
     batches = made.method.experience(once, Lesson(problem, who, OnePrompt(problem.prompts["train"]), 1, order))
-    total = weight = 0.0
-    metrics: dict[str, list[Tensor]] = {}
-    for step in range(once.steps):
-        batch = objective.prepare(batches.batch(step))
-        found = objective.loss(who.module, batch)
-        total, weight = total + float(found.loss.sum()), weight + float(objective.weight(batch).sum())
-        for name, x in found.metrics.items():
-            metrics.setdefault(name, []).append(x.double().cpu())
+
+    def batch(step: int) -> tuple[float, float, dict[str, Tensor]]:
+        """(Σ loss, Σ weight, metrics) of a batch."""
+        some = objective.prepare(batches.batch(step))
+        found = objective.loss(who.module, some)
+        metrics = {name: x.double().cpu() for name, x in found.metrics.items()}
+        return float(found.loss.sum()), float(objective.weight(some).sum()), metrics
+
+    found = ranks.in_shares(once.steps, lambda begin, end: [batch(step) for step in range(begin, end)])
+    total, weight = sum(each[0] for each in found), sum(each[1] for each in found)
     told = [row(made, made.called, "valid_loss", total / weight, n=len(data))]
-    for name, found_of in metrics.items():
-        x = torch.cat(found_of)
+    for name in found[0][2]:
+        x = torch.cat([metrics[name] for _, _, metrics in found])
         x = x[~x.isnan()]
         told += [estimate(made, made.called, f"valid_{name}", x, "nats")] if len(x) > 1 else []
     return told

@@ -8,21 +8,25 @@ prompts, always drawn with the same random numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
+from tiltlm import ranks
 from tiltlm.experience import Experience
 from tiltlm.feeds import NEW, Feed, Stores, fixed, owned, rows_of, source_of
 from tiltlm.groups import Groups
 from tiltlm.method import Learner, Method
 from tiltlm.models.base import LanguageModel
+from tiltlm.objective import Outcome
 from tiltlm.policies.exo_rw import ExoRw, group_log_ratios, group_metrics
 from tiltlm.problem import Problem
 from tiltlm.ruler.kl import kl_along_in_batches
-from tiltlm.samplers.ancestral import draw_in_batches
+from tiltlm.samplers.shared import draw_batches_shared, of_rows
+from tiltlm.samples import Samples
 
 WATCHED = 64
 """Validation prompts that are answered at every evaluation."""
@@ -41,6 +45,11 @@ class Watched:
     called: str
 
     def __call__(self) -> dict[str, float]:
+        if self.problem.facts.paid:
+            return ranks.from_first(self.numbers)
+        return self.numbers()
+
+    def numbers(self) -> dict[str, float]:
         return self.on_objective() | self.on_groups() | self.on_draws()
 
     @property
@@ -63,8 +72,12 @@ class Watched:
         if self.held_out is None:
             return {}
         batch = self.objective.prepare(self.held_out.batch(0))
-        parts = [batch.select(slice(k, k + 32)) for k in range(0, len(batch), 32)]
-        found = [self.objective.loss(self.learner.module, part) for part in parts]
+
+        def losses(begin: int, end: int) -> list[Outcome]:
+            parts = [batch.select(slice(k, min(k + 32, end))) for k in range(begin, end, 32)]
+            return [self.objective.loss(self.learner.module, part) for part in parts]
+
+        found = ranks.in_shares(len(batch), losses)
         loss = sum(float(each.loss.sum()) for each in found) / float(self.objective.weight(batch).sum())
         means = {name: torch.cat([each.metrics[name] for each in found]).nanmean() for name in found[0].metrics}
         return {"valid_loss": loss} | {f"valid_{name}": float(x) for name, x in means.items() if not x.isnan()}
@@ -86,7 +99,12 @@ class Watched:
         beta_pi = getattr(self.objective, "beta_pi", self.problem.beta_pi)
         betas = self.problem.beta / beta_pi, beta_pi
         policy: Any = self.learner.policy
-        found = [group_metrics(group_log_ratios(policy, part), part.reward, *betas) for part in self.parts]
+
+        def metrics(begin: int, end: int) -> list[dict[str, torch.Tensor]]:
+            parts = self.parts[begin:end]
+            return [group_metrics(group_log_ratios(policy, part), part.reward, *betas) for part in parts]
+
+        found = ranks.in_shares(len(self.parts), metrics)
         n = sum(len(part) for part in self.parts)
         return (
             {f"valid_{name}": sum(float(each[name].sum()) for each in found) / n for name in found[0]} if n else {}
@@ -95,10 +113,14 @@ class Watched:
     def on_draws(self) -> dict[str, float]:
         problem, decoder = self.problem, self.decoder
         prompts = problem.prompts["valid"].select(slice(0, WATCHED))
-        samples = draw_in_batches(
+        samples = draw_batches_shared(
             decoder, prompts, max_new_tokens=problem.width, stream=problem.stream.child("watch"), batch_size=64
         )
-        reward = float(problem.target.reward(samples).mean())
-        kl = float(kl_along_in_batches(decoder, problem.reference, samples, 64).mean())
-        terms = {n: float(term(samples).mean()) for n, term in problem.checks.items() if n.startswith("reward[")}
+
+        def mean(ask: Callable[[Samples], torch.Tensor]) -> float:
+            return float(of_rows(samples, ask).mean())
+
+        reward = mean(problem.target.reward)
+        kl = mean(lambda some: kl_along_in_batches(decoder, problem.reference, some, 64))
+        terms = {n: mean(term) for n, term in problem.checks.items() if n.startswith("reward[")}
         return {"reward": reward, "kl_to_reference": kl, "objective": reward - problem.beta * kl} | terms
