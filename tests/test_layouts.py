@@ -11,9 +11,10 @@ import pytest
 
 from command import tiltlm
 from test_preference_data import made, words, write
+from tiltlm.data.formats import as_pairs
 from tiltlm.data.layouts import LAYOUTS, SPEAKERS
 from tiltlm.data.mapping import NAMES, mapped, mapping_of, suggested
-from tiltlm.data.preference_rows import as_pairs, read_preferences
+from tiltlm.data.preference_rows import read_preferences
 from tiltlm.data.tables import rows_of, weighed
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "layouts"

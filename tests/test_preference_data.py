@@ -13,13 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from command import tiltlm
+from tiltlm.data.formats import as_pairs, as_rewards, format_named
 from tiltlm.data.hh import Dropped, Pair, split_dialogues
-from tiltlm.data.preference_rows import (
-    as_pairs,
-    as_rewards,
-    format_named,
-    read_preferences,
-)
+from tiltlm.data.preference_rows import read_preferences
 from tiltlm.data.tables import READERS, rows_of
 
 START = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Tell\n\nme\n\nAssistant:"

@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.data.formats import as_pairs, as_rewards, format_named
 from tiltlm.data.mapping import mapping_of
-from tiltlm.data.preference_rows import Tally, as_pairs, as_rewards, format_named, preference_rows
+from tiltlm.data.preference_rows import Tally, preference_rows
 from tiltlm.data.relabel import check_relabelling, relabelled
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.device import device_of
