@@ -239,6 +239,7 @@ SMALL += ["--task.sft.evaluations", "0", "--draws.n", "2", "--draws.prompts", "8
 def test_a_run_writes_no_credential_and_is_found_again(server, tmp_path, jobs):
     """config.json, provenance.json, reports, progress, --jobs' processes, the report page; another key is another run."""
     whole = with_secrets(server[0])
+    tiltlm("run", "dialogues/generate", *SMALL, cwd=tmp_path)  # so that --jobs has one process to start
     args = ["run", "dialogues/label", *SMALL, *jobs, "--task.reward"]
     done = tiltlm(*args, f"{whole} - {server[0]}", cwd=tmp_path)
     folder = tmp_path / done.stdout.splitlines()[-1]
