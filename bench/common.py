@@ -89,11 +89,16 @@ def random_ids(seed: int, rows: int, columns: int, vocab: int) -> torch.Tensor:
     return torch.randint(vocab, (rows, columns), generator=generator)
 
 
-def options(description: str) -> argparse.Namespace:
-    """The command line every script answers to (`--side` and `--case` are for its own processes)."""
+def options(description: str, **several: tuple[str, ...]) -> argparse.Namespace:
+    """The command line every script answers to (`--side` and `--case` are for its own processes).
+
+    several: a script's own options, each with the values of which one or more are named.
+    """
     parser = argparse.ArgumentParser(description=description.split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="fewer repeats: the numbers are rough")
     parser.add_argument("--only", help="run only the case of this name")
+    for name, choices in several.items():
+        parser.add_argument(f"--{name}", nargs="+", choices=choices, help=f"only these {name}")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)

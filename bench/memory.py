@@ -1,7 +1,8 @@
 """The memory that a training takes: what `--dry-run` foresees beside what a process takes, and tables for 1B, 8B and 70B.
 
-    python bench/memory.py            both
-    python bench/memory.py --quick    the tables alone
+    python bench/memory.py                   both
+    python bench/memory.py --quick           the tables alone
+    python bench/memory.py --models 1B 8B    the tables of these alone
 
 First, on this machine: a DPO step of a GPT-2 of 35 million parameters (6 layers of width 384, 50,257 tokens), 4 pairs of
 64 + 64 tokens a micro-batch, two of them a step, AdamW, one thread. Measured is by how much the process's highest resident
@@ -64,7 +65,7 @@ COMMON = [
         "--fit.micro-batch",
         "1",
     ),
-    *("--fit.precision", "bfloat16", "--net.checkpointing", "--fit.evaluations", "0"),
+    *("--fit.precision", "bfloat16", "--net.checkpointing", "--fit.evaluations", "0", "--task.device", "cuda"),
 ]
 LORA = ["--net.policy", "lora", "--net.lora-rank", "16", "--net.lora-modules", "all-linear"]
 
@@ -143,8 +144,9 @@ def learning(method: str, folder: Path, more: list[str]) -> Learn:
     return next(each for each in whole.inputs().values() if isinstance(each, Learn))
 
 
-def rows(root: Path) -> Iterator[Row]:
-    for model, config in CONFIGS.items():
+def rows(root: Path, models: list[str]) -> Iterator[Row]:
+    for model in models:
+        config = CONFIGS[model]
         folder = root / model
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(LLAMA | config))
@@ -169,22 +171,22 @@ def line(row: Row) -> str:
     return f"| {' | '.join([*names, *map(gb, cells), gb(needed.most)])} |"
 
 
-def table() -> None:
+def table(models: list[str]) -> None:
     print("| model | method | trains | processes | always | start | new rows | update | most |")
     print("|---|---|---|--:|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as root:
-        for row in rows(Path(root)):
+        for row in rows(Path(root), models):
             print(line(row), flush=True)
 
 
 def main() -> None:
-    told = options(__doc__ or "")
+    told = options(__doc__ or "", models=tuple(CONFIGS))
     torch.set_num_threads(1)
     if told.side:
         return child(ready(told.case), told.steps)
-    lines = [] if told.quick else measured(told)
+    lines = [] if told.quick or told.models else measured(told)
     if not told.only:
-        table()
+        table(told.models or list(CONFIGS))
     print("\n".join(lines))
     return None
 

@@ -14,10 +14,13 @@ from tiltlm.commands.dry_run import CHANGES, savings
 from tiltlm.commands.footprint import footprint
 from tiltlm.commands.options import parsed
 from tiltlm.memory.counting import Counted
-from tiltlm.memory.network import FLOAT, Adapters, Network, Pass
+from tiltlm.memory.head import FLOAT
+from tiltlm.memory.network import Adapters, Network, Pass
 from tiltlm.memory.process import Held, Process, Use
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
+from tiltlm.models.narrow import Narrow
+from tiltlm.models.precision import computing_in
 from tiltlm.recipes import recipe
 from tiltlm.samples import Samples, Tokens
 from tiltlm.stages.learn import Learn
@@ -29,6 +32,7 @@ CONFIGS = {
     "opt": OPTConfig(**SHAPE, ffn_dim=128, word_embed_proj_dim=64, dropout=0.0, tie_word_embeddings=True),
 }  # fmt: skip
 ROWS, PROMPT, NEW = 4, 20, 28
+UPDATES = (("llama", "all"), ("gpt2", "all"), ("llama", "adapters"), ("llama", "recomputed"))
 
 
 @cache
@@ -55,7 +59,7 @@ def batch(rows: int, prompt: int, new: int) -> Samples:
 
 
 def run(model: CausalLM, bfloat16: bool, shape: tuple[int, int, int] = (ROWS, PROMPT, NEW)) -> torch.Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with computing_in(model, model.device, "bfloat16" if bfloat16 else "float32"):
         return model.log_prob(batch(*shape)).sum()
 
 
@@ -96,9 +100,9 @@ def test_what_a_pass_keeps_is_what_autograd_keeps(family, kind, bfloat16):
 
 
 @pytest.mark.parametrize(
-    "family, kind", [("llama", "all"), ("gpt2", "all"), ("llama", "adapters"), ("llama", "recomputed")]
+    "family, kind, bfloat16", [*((*each, False) for each in UPDATES), *((*each, True) for each in UPDATES[::3])]
 )
-def test_a_real_update_never_holds_more_than_was_foreseen(family, kind):
+def test_a_real_update_never_holds_more_than_was_foreseen(family, kind, bfloat16):
     """Live bytes of a real loss and its backward pass, gradients there already, as in a second micro-batch. The rest is a
     tile of logits and one of exponentials, which torch makes out of sight."""
     model, network = real(family, kind), foreseen(family, kind)
@@ -107,11 +111,11 @@ def test_a_real_update_never_holds_more_than_was_foreseen(family, kind):
         p.grad = torch.zeros_like(p)
     for rows, prompt, new in ((ROWS, PROMPT, NEW), (1, 1, 1)):  # in the second, weights outweigh all else
         with Counted([*model.parameters(), *(p.grad for p in trained), *model.buffers()]) as counted:
-            run(model, False, (rows, prompt, new)).backward()
+            run(model, bfloat16, (rows, prompt, new)).backward()
         tiles = 2 * FLOAT * rows * new * 1000
-        most = network.update(Pass(rows, prompt + new, new))
+        most = network.update(Pass(rows, prompt + new, new, bfloat16))
         assert counted.most <= most <= 1.1 * counted.most + tiles
-        assert network.update(Pass(rows, prompt + new, new)) == most  # it was left as it was
+        assert network.update(Pass(rows, prompt + new, new, bfloat16)) == most  # it was left as it was
 
 
 def test_recomputing_keeps_a_state_a_layer():
@@ -132,12 +136,24 @@ def test_values_have_a_head_of_their_own_and_the_language_models_is_not_trained(
     assert frozen.update(Pass(ROWS, 48, NEW)) < foreseen("llama", "all").update(Pass(ROWS, 48, NEW))
 
 
-@pytest.mark.parametrize("family, kind", [("llama", "recomputed"), ("gpt2", "all")])
-def test_a_decoding_cache_has_the_bytes_that_were_foreseen(family, kind):
-    state = real(family, kind).eval().start(Tokens.full(torch.ones(3, 5, dtype=torch.int64)), 7)
-    stores = [store for layer in state.state.layers for store in layer.stores()]
-    assert sum(x.nbytes for x in stores) == 3 * (5 + 7) * foreseen(family, kind).cache_per_token > 0
-    real(family, kind).train()
+@pytest.mark.parametrize("family, bfloat16", [("llama", False), ("gpt2", False), ("llama", True)])
+def test_drawing_never_holds_more_than_was_foreseen(family, bfloat16):
+    """The prompts' pass, then a token after the other into a cache that grows, rows leaving it on the way; at its end the
+    cache has the bytes that were foreseen."""
+    model = real(family, "all").eval()
+    drawing, network = Narrow(model) if bfloat16 else model, foreseen(family, "all")
+    with torch.no_grad(), Counted([*model.parameters(), *model.buffers()]) as counted:
+        state = drawing.start(Tokens.full(torch.arange(1, 16).unflatten(0, (3, 5))), 7)
+        for _ in range(7):
+            weights = state.logits().softmax(-1)
+            state.append(weights.argmax(-1))
+        body = state.state.state if bfloat16 else state.state
+        stores = sum(x.nbytes for layer in body.layers for x in layer.stores())
+        state.select(torch.tensor([2, 0]))
+    most = network.draw(Pass(3, 5 + 7, 7, bfloat16))
+    assert stores == network.cache(Pass(3, 5 + 7, 7, bfloat16)) > 0
+    assert counted.most <= most <= 1.1 * counted.most + 2 * FLOAT * 3 * 1000
+    model.train()
 
 
 def test_a_published_size_without_a_weight():
@@ -148,7 +164,7 @@ def test_a_published_size_without_a_weight():
     )  # fmt: skip
     network = Network(config)
     assert network.parameters == 8_030_261_248
-    assert network.cache_per_token == 32 * 2 * 8 * 128 * FLOAT
+    assert network.cache(Pass(1, 24, 16)) == 24 * 32 * 2 * 8 * 128 * FLOAT
     layer, rest = network.parts
     assert 32 * layer + rest == network.parameters
 
@@ -156,7 +172,7 @@ def test_a_published_size_without_a_weight():
 class Stub:
     """A network of round numbers."""
 
-    parameters, trained, own, trains, parts = 1000, 1000, 0, "all", (100, 200)
+    parameters, trained, own, trains, parts, trained_parts = 1000, 1000, 0, "all", (100, 200), (100, 200)
 
     def __init__(self, draw: int = 0, score: int = 0, update: int = 0) -> None:
         self.needs = {"draw": draw, "score": score, "update": update}

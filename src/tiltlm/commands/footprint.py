@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import torch
+
 from tiltlm.feeds import Feed, TwistFeed, source_of
 from tiltlm.feeds.available import rows_drawn
 from tiltlm.feeds.settings import NEW
@@ -94,9 +96,10 @@ class Rows:
 
     prompt: int
     new: int
+    gpu: bool = False
 
     def batch(self, rows: int, bfloat16: bool = False) -> Pass:
-        return Pass(rows, self.prompt + self.new, self.new, bfloat16)
+        return Pass(rows, self.prompt + self.new, self.new, bfloat16, self.gpu)
 
 
 def reference_of(task: Any) -> Named:
@@ -110,7 +113,12 @@ def reference_of(task: Any) -> Named:
 
 
 def lengths_of(task: Any) -> Rows:
-    """The longest rows of a task of `reference_of`."""
+    """The longest rows of a task of `reference_of`, and whether a GPU runs them."""
+    device = (task.reader if isinstance(task, Pairs) else task.language).device
+    return replace(_lengths(task), gpu=device != "cpu" and (device != "auto" or torch.cuda.is_available()))
+
+
+def _lengths(task: Any) -> Rows:
     if isinstance(task, Pairs):
         return Rows(task.reader.room, task.reader.new_tokens)
     new = task.language.new_tokens
@@ -244,7 +252,8 @@ class Learning:
         rows, found = lengths_of(self.task), []
         here = isinstance(self.feed, TwistFeed) or not self.feed.draw.url
         if draws and self.drawn and here:
-            found.append(Use("drawing", "draw", rows.batch(self.drawn)))
+            narrow = not isinstance(self.feed, TwistFeed) and self.feed.draw.precision == "bfloat16"
+            found.append(Use("drawing", "draw", rows.batch(self.drawn, narrow)))
         if scores and self.drawn:
             found.append(Use(f"scoring by the {scores}", "score", rows.batch(self.drawn)))
         return (*found, *((Use("an update", "update", self.updated),) if updates else ()))
@@ -279,7 +288,7 @@ class Learning:
         guided = self.method.trains == "twist" or self.source == "live"
         return [
             Held("head" if net.body == "frozen" else "head and body", values,
-                 self.uses(draws=guided, updates=True), inside=net.body == "frozen"),
+                 self.uses(draws=guided, updates=True), self.parts, inside=net.body == "frozen"),
             Held("reference", network(named), self.uses(draws=True)),
         ]  # fmt: skip
 

@@ -2,8 +2,7 @@
 
 The network is made on torch's `meta` device and run on tensors that have a shape and no numbers (`FakeTensorMode`), by the
 code that runs real ones: whatever a layer keeps for its backward pass, fused attention, autocast's copies of weights,
-recomputed layers, is counted as it is, and nothing of it is guessed. The output head alone is added by hand: it goes
-through the vocabulary tile by tile, in places that depend on the tokens (`models.output`).
+recomputed layers, is counted as it is, and nothing of it is guessed. The output head alone is added by hand (`head`).
 
 Counted is what tensors hold. Left out: what a library takes for itself (a CUDA context, NCCL, some 1 to 2 GB a GPU), what
 the allocator cannot use, and the numbers of a batch beside its hidden states.
@@ -14,24 +13,26 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import get_gradient_edge
 
 from tiltlm.memory.counting import Counted
+from tiltlm.memory.head import FLOAT, HALF, Head
 from tiltlm.models import lora
 from tiltlm.models.backbone import fuse_activations
 from tiltlm.models.body import body_of, run_body
 from tiltlm.models.look import one_line
-from tiltlm.models.output import CHUNK_ENTRIES
+from tiltlm.models.output import LEVEL_ENTRIES
+from tiltlm.models.precision import Precision, autocast, wide_attention
 
-FLOAT = 4
-"""Bytes of a weight, a gradient, a moment: float32 everywhere."""
+CPU = torch.device("cpu")
 
 Trains = Literal["nothing", "head", "adapters", "all"]
 """What of a network is trained; adapters and all include a head of its own."""
@@ -50,12 +51,20 @@ class Adapters:
 
 @dataclass(frozen=True)
 class Pass:
-    """Rows that go through a network at once: `rows` of `length` tokens, `read` of which the head is asked about."""
+    """Rows that go through a network at once: `rows` of `length` tokens, `read` of which the head is asked about.
+
+    gpu: attention in bfloat16 stays so, where a CPU trains it in float32.
+    """
 
     rows: int
     length: int
     read: int
     bfloat16: bool = False
+    gpu: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        return "bfloat16" if self.bfloat16 else "float32"
 
 
 class Network:
@@ -108,56 +117,105 @@ class Network:
 
     @cached_property
     def parts(self) -> tuple[int, int]:
-        """Parameters of its largest layer, and of what stands outside the layers."""
+        """Parameters of its largest layer, and of what stands outside the layers, a head of its own among it."""
+        sizes = [_size(layer) for layer in self._layers]
+        return max(sizes, default=0), _size(self.model) - sum(sizes) + self.own
+
+    @cached_property
+    def trained_parts(self) -> tuple[int, int]:
+        """Those of them that are trained."""
+        sizes = [_size(layer, trained=True) for layer in self._layers]
+        return max(sizes, default=0), self.trained - sum(sizes)
+
+    @property
+    def _layers(self) -> list[nn.Module]:
         lists = [found for found in self.body.modules() if isinstance(found, nn.ModuleList)]
-        sizes = [_size(layer) for layer in max(lists, key=len, default=())]
-        return max(sizes, default=0), _size(self.model) - sum(sizes)
+        return list(max(lists, key=len, default=()))
 
     # ---- passes ---------------------------------------------------------------------------------------------------
 
     def kept(self, batch: Pass) -> int:
-        """The bytes that the body keeps for its backward pass, its output among them."""
+        """The bytes that body and head keep for the backward pass."""
         with self._counted(learning=True) as counted:
             states = self._states(batch)
+            edge = get_gradient_edge(states) if states.requires_grad else None
+            del states
             kept = counted.now
-        del states
-        return kept
+        del edge
+        return kept + self._head(batch)[0]
 
     def update(self, batch: Pass) -> int:
         """The most bytes, beside weights and gradients, that forward and backward pass hold."""
+        _, forward, backward = self._head(batch)
         with self._counted(learning=True) as counted:
-            states = self._states(batch)
-            kept = counted.now
-            if states.requires_grad:
-                states.backward(torch.empty_like(states))
+            with autocast(CPU, batch.precision):  # whose copies of weights are there until the loss is made
+                states, theirs = self._states(batch), None
+                if (
+                    self.outputs == "vocabulary" and self.trains != "head"
+                ):  # the reference's states, of its own body
+                    with torch.no_grad():
+                        theirs = self._states(batch)
+                forward += counted.now
+            size, learns = states.numel(), states.requires_grad
+            edge = get_gradient_edge(states) if learns else None
+            del states, theirs
+            back, read = counted.now + backward, FLOAT * size * batch.read // batch.length
+            if edge is not None:
+                back = max(
+                    back, counted.now + read + FLOAT * size
+                )  # the states' gradient, where read and everywhere
+                torch.autograd.backward(
+                    edge, torch.empty(batch.rows, batch.length, size // (batch.rows * batch.length))
+                )
         # where embedding and head share weights, the head's gradient waits for the embedding's, and both for their sum
         shared = self.out if self.tied and self.trains == "all" else None
         waits = 2 * FLOAT * shared.weight.numel() if shared is not None else 0
-        return max(kept + self._head(batch, backward=True), counted.most + waits)
+        return max(forward, back, counted.most + waits)
 
     def score(self, batch: Pass) -> int:
         """The most bytes that a pass without gradients holds."""
-        with self._counted() as counted, torch.no_grad():
+        with self._counted() as counted, torch.no_grad(), autocast(CPU, batch.precision):
             states = self._states(batch)
-        return max(counted.most, states.nbytes + self._head(batch, backward=False))
+            most = max(counted.most, counted.now + self._head(batch)[1])
+        del states
+        return most
 
-    @cached_property
-    def cache_per_token(self) -> int:
-        """Bytes of keys and values of a token, over all layers; 0 where the network keeps none."""
-        from transformers.cache_utils import Cache, DynamicLayer
+    def _prefilled(self, batch: Pass) -> tuple[int, int]:
+        """Bytes of the keys and values of rows, and the most that the pass by which they come holds beside them."""
+        from transformers.cache_utils import Cache
 
-        kept, tokens = Cache(layer_class_to_replicate=DynamicLayer), 8
-        with self._counted(), torch.no_grad():
-            run_body(self.body, *_ids(1, tokens), cache=kept)
-        stores: list[Any] = list(kept.layers)
-        return sum(each.keys.nbytes + each.values.nbytes for each in stores) // tokens
+        from tiltlm.models.cache import BufferLayer
+
+        cache = Cache(layer_class_to_replicate=lambda: BufferLayer(batch.length))  # type: ignore[arg-type]
+        narrow = torch.autocast("cpu", torch.bfloat16, enabled=batch.bfloat16, cache_enabled=False)
+        with self._counted() as counted, torch.no_grad(), narrow:
+            mask = torch.ones(batch.rows, batch.length, dtype=torch.bool)  # prompts are of unequal lengths
+            run_body(self.body, *_ids(batch.rows, batch.length), mask, cache)
+        stores: list[Any] = list(cache.layers)
+        kept = sum(store.nbytes for each in stores for store in each.stores())
+        return kept, counted.most - kept
+
+    def cache(self, batch: Pass) -> int:
+        """Bytes of a decoding cache at its largest, for rows as long as they may be; 0 where the network keeps none."""
+        prompts = _prompts(batch)
+        return self._prefilled(prompts)[0] * batch.length // prompts.length
 
     def draw(self, batch: Pass) -> int:
-        """Bytes of a decoding cache, allocated once for the longest row, and of a step's logits (as they are, and as
-        weights); a layer's part of the cache is there twice while rows leave it."""
-        cache = batch.rows * batch.length * self.cache_per_token
+        """Bytes of a decoding cache, and beside it the most of two: the prompts' pass; a step's logits (as they are, and as
+        weights), with a layer's part of the cache there twice while it grows or rows leave it. In bfloat16 the layers'
+        matrices have a copy."""
+        cache, (_, pass_) = self.cache(batch), self._prefilled(_prompts(batch))
         vocabulary = self.out.weight.shape[0] if self.out is not None else 0
-        return cache + cache // max(1, int(self._text.num_hidden_layers)) + 2 * FLOAT * batch.rows * vocabulary
+        logits = 2 * FLOAT * vocabulary + (2 * HALF * LEVEL_ENTRIES if batch.bfloat16 else 0)
+        step = cache // max(1, int(self._text.num_hidden_layers)) + batch.rows * logits
+        return cache + max(pass_, step) + (HALF * self._matrices if batch.bfloat16 else 0)
+
+    @property
+    def _matrices(self) -> int:
+        """Parameters of its linear layers."""
+        from transformers.pytorch_utils import Conv1D
+
+        return sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear | Conv1D))
 
     @contextmanager
     def _counted(self, learning: bool = False) -> Iterator[Counted]:
@@ -184,21 +242,22 @@ class Network:
             masking_utils.find_packed_sequence_indices = packed
 
     def _states(self, batch: Pass) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=batch.bfloat16):
+        wide = nullcontext() if batch.gpu else wide_attention(self.model, CPU, batch.precision)
+        with wide, autocast(CPU, batch.precision):
             return run_body(self.body, *_ids(batch.rows, batch.length))
 
-    def _head(self, batch: Pass, backward: bool) -> int:
-        """The head's part (`models.output`): states where it reads them, as they are and in float32; a tile of logits and
-        its exponentials or slopes; in the backward pass the states' gradient and its addend, and that of the weights."""
-        places = batch.rows * batch.read
-        size = FLOAT * places * int(self._text.hidden_size)
+    def _head(self, batch: Pass) -> tuple[int, int, int]:
+        """Bytes that the head keeps, and the most in its forward and its backward pass."""
+        places, width = batch.rows * batch.read, int(self._text.hidden_size)
         if self.out is None or self.outputs == "number":
-            return 2 * size
-        width = max(self.out.in_features, CHUNK_ENTRIES // max(1, places))
-        tile = FLOAT * places * min(width, self.out.out_features)
-        trained = self.out.weight.requires_grad or (self.own and self.trains != "nothing")
-        weights = FLOAT * self.out.weight.numel() if trained else 0
-        return 2 * size + 2 * tile + (2 * size + weights if backward else 0)
+            size = FLOAT * places * width
+            return size, 2 * size, 4 * size
+        head = Head(
+            places, width, int(self.out.out_features), batch.bfloat16,
+            trained=self.trains != "nothing" and bool(self.own or self.out.weight.requires_grad),
+            under=self.outputs == "vocabulary",
+        )  # fmt: skip
+        return head.kept, head.forward, head.backward
 
 
 def _made(config: Any, language: bool, adapters: Adapters | None) -> Any:
@@ -244,8 +303,12 @@ def _unnumbered(model: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
     return [*made.values(), *(x.grad for x in made.values() if x.grad is not None)]
 
 
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _size(module: nn.Module, trained: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+
+def _prompts(batch: Pass) -> Pass:
+    return replace(batch, length=max(1, batch.length - batch.read))
 
 
 def _ids(rows: int, length: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Literal
 
-from tiltlm.memory.network import FLOAT, Network, Pass
+from tiltlm.memory.head import FLOAT
+from tiltlm.memory.network import Network, Pass
 
 Kind = Literal["draw", "score", "update"]
 
@@ -71,9 +72,10 @@ class Held:
         """Bytes of weights, and of their gradients, that are brought together while an update computes."""
         if self.processes == 1:
             return 0
+        if self.inside:
+            return FLOAT * 2 * self.network.own
         layer, rest = self.network.parts
-        back = layer + rest if self.network.trains == "all" else 0
-        return FLOAT * (2 * layer + rest + back)
+        return FLOAT * (2 * layer + rest + sum(self.network.trained_parts))
 
     def beside(self, use: Use) -> int:
         """Bytes that a use needs beside weights, gradients and moments."""
