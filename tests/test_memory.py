@@ -17,10 +17,10 @@ from tiltlm.memory.counting import Counted
 from tiltlm.memory.head import FLOAT
 from tiltlm.memory.network import Adapters, Network, Pass
 from tiltlm.memory.process import Held, Process, Use
-from tiltlm.models.causal import CausalLM
+from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.narrow import Narrow
-from tiltlm.models.precision import computing_in
+from tiltlm.models.precision import autocast, computing_in, wide_attention
 from tiltlm.recipes import recipe
 from tiltlm.samples import Samples, Tokens
 from tiltlm.stages.learn import Learn
@@ -118,6 +118,29 @@ def test_a_real_update_never_holds_more_than_was_foreseen(family, kind, bfloat16
         assert network.update(Pass(rows, prompt + new, new, bfloat16)) == most  # it was left as it was
 
 
+@pytest.mark.parametrize("trains", ["all", "head"])
+@pytest.mark.parametrize("outputs, bfloat16", [("number", False), ("vocabulary", False), ("vocabulary", True)])
+def test_an_update_of_a_value_never_holds_more_than_was_foreseen(outputs, bfloat16, trains):
+    """A critic's number, or a twist's logits added to those of a reference: of its own body, or the frozen one of both."""
+    reference, network = real("llama", "all").eval(), Network(CONFIGS["llama"], trains=trains, outputs=outputs)
+    frozen, per_token = trains == "head", outputs == "vocabulary"
+    body = copy_of(reference)
+    head = ValueHead(body, per_token=per_token, frozen=frozen).train()
+    trained = [p for p in head.parameters() if p.requires_grad]
+    for p in trained:
+        p.grad = torch.zeros_like(p)
+    known = [*head.parameters(), *head.buffers(), *reference.parameters(), *reference.buffers()]
+    with Counted([*known, *(p.grad for p in trained)]) as counted, wide_attention(head, body.device, "bfloat16"):
+        with autocast(body.device, "bfloat16" if bfloat16 else "float32"):
+            rows = batch(ROWS, PROMPT, NEW)
+            fixed = body if frozen else reference
+            loss = (head.tilted_log_prob(fixed, rows) if per_token else head.values(rows)).sum()
+        loss.backward()
+    most = network.update(Pass(ROWS, PROMPT + NEW, NEW, bfloat16))
+    tiles = 2 * FLOAT * ROWS * NEW * 1000 if per_token else 0
+    assert counted.most <= most <= 1.1 * counted.most + tiles
+
+
 def test_recomputing_keeps_a_state_a_layer():
     whole, recomputed = (foreseen("llama", kind).kept(Pass(ROWS, 48, NEW)) for kind in ("all", "recomputed"))
     state = FLOAT * ROWS * 48 * 64
@@ -207,6 +230,20 @@ def test_a_process_holds_its_part_and_what_is_brought_together():
     assert process.start == 4000 + 4000
     scored = [Held(name, Stub(score=n), (Use("scoring", "score", one),)) for name, n in (("a", 5), ("b", 9))]
     assert Process(tuple(scored)).parts == {"scoring": 9}  # one after the other
+
+
+def test_whatever_is_trained_is_divided():
+    """A judge of its own and frozen networks are not."""
+    for name, divided in (
+        ("dialogues/ppo", {"policy", "critic"}), ("animals/ctl", {"head and body"}), ("dialogues/d2po", {"policy"}),
+    ):  # fmt: skip
+        held = footprint(learning(name, "--fit.shard"), 4).held
+        assert {each.name for each in held if each.processes == 4} == divided
+    head = footprint(learning("animals/ctl", "--net.body", "frozen", "--fit.shard"), 4).held[0]
+    own = FLOAT * head.network.own
+    assert (head.weights, head.gathered, head.undivided) == (own // 4, 2 * own, own)
+    judge = parsed(recipe("dialogues/reward-model"), ["--task.judge.shard"])
+    assert [each.processes for each in footprint(judge, 4).held] == [4]
 
 
 SOME = ("fit.micro-batch", "fit.shard", "net.policy")

@@ -1,8 +1,7 @@
 """What the output head takes (`models.output`): it goes through the vocabulary tile by tile, in places that depend on the
 tokens, so it is not run but counted by hand.
 
-    kept       states where it reads them, in the dtype of its products; in bfloat16 a copy of its weights; of each place
-               a norm and four indices
+    kept       states where it reads them, in the dtype of its products; in bfloat16 a copy of its weights
     forward    besides: states as they were and in float32; the level's factors and their products; tiles
     backward   besides: the states' gradient and its addend, the weights' gradient and a tile of it; tiles
 
@@ -16,8 +15,11 @@ from dataclasses import dataclass
 
 from tiltlm.models.output import CHUNK_ENTRIES
 
-FLOAT, HALF, INDEX = 4, 2, 8
-"""Bytes of a number in float32 and in bfloat16, and of an index."""
+FLOAT, HALF = 4, 2
+"""Bytes of a number in float32 and in bfloat16."""
+
+PLACE = FLOAT + 4 * 8
+"""Bytes that are kept of a place whatever the head's size: a norm, and four indices by which states and targets are found."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Head:
         """Bytes from the forward pass to the backward pass."""
         weights = self.vocabulary * self.width
         once = HALF * (self._states + weights) if self.bfloat16 else FLOAT * self._states
-        return once * (2 if self.under else 1) + (FLOAT + 4 * INDEX) * self.places
+        return once * (2 if self.under else 1) + PLACE * self.places
 
     @property
     def forward(self) -> int:

@@ -24,7 +24,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
 
 from tiltlm.memory.counting import Counted
-from tiltlm.memory.head import FLOAT, HALF, Head
+from tiltlm.memory.head import FLOAT, HALF, PLACE, Head
 from tiltlm.models import lora
 from tiltlm.models.backbone import fuse_activations
 from tiltlm.models.body import body_of, run_body
@@ -250,8 +250,8 @@ class Network:
         """Bytes that the head keeps, and the most in its forward and its backward pass."""
         places, width = batch.rows * batch.read, int(self._text.hidden_size)
         if self.out is None or self.outputs == "number":
-            size = FLOAT * places * width
-            return size, 2 * size, 4 * size
+            size, noted = FLOAT * places * width, PLACE * places
+            return size + noted, 2 * size + noted, 4 * size + noted
         head = Head(
             places, width, int(self.out.out_features), batch.bfloat16,
             trained=self.trains != "nothing" and bool(self.own or self.out.weight.requires_grad),
