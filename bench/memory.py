@@ -27,7 +27,8 @@ from common import LARGE, Side, Size, Work, alternate, child, options, random_id
 from tiltlm.commands.footprint import footprint
 from tiltlm.commands.options import parsed
 from tiltlm.engine import Engine, Optim
-from tiltlm.memory.network import Adapters, Network, Pass
+from tiltlm.memory.making import Adapters
+from tiltlm.memory.network import Network, Pass
 from tiltlm.memory.process import Process
 from tiltlm.models.causal import CausalLM
 from tiltlm.policies.dpo import DPO

@@ -15,7 +15,8 @@ from tiltlm.commands.footprint import footprint
 from tiltlm.commands.options import parsed
 from tiltlm.memory.counting import Counted
 from tiltlm.memory.head import FLOAT
-from tiltlm.memory.network import Adapters, Network, Pass
+from tiltlm.memory.making import Adapters
+from tiltlm.memory.network import Network, Pass
 from tiltlm.memory.process import Held, Process, Use
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
@@ -123,7 +124,7 @@ def test_a_real_update_never_holds_more_than_was_foreseen(family, kind, bfloat16
 def test_an_update_of_a_value_never_holds_more_than_was_foreseen(outputs, bfloat16, trains):
     """A critic's number, or a twist's logits added to those of a reference: of its own body, or the frozen one of both."""
     reference, network = real("llama", "all").eval(), Network(CONFIGS["llama"], trains=trains, outputs=outputs)
-    frozen, per_token = trains == "head", outputs == "vocabulary"
+    frozen, per_token, rows = trains == "head", outputs == "vocabulary", batch(ROWS, PROMPT, NEW)
     body = copy_of(reference)
     head = ValueHead(body, per_token=per_token, frozen=frozen).train()
     trained = [p for p in head.parameters() if p.requires_grad]
@@ -132,7 +133,6 @@ def test_an_update_of_a_value_never_holds_more_than_was_foreseen(outputs, bfloat
     known = [*head.parameters(), *head.buffers(), *reference.parameters(), *reference.buffers()]
     with Counted([*known, *(p.grad for p in trained)]) as counted, wide_attention(head, body.device, "bfloat16"):
         with autocast(body.device, "bfloat16" if bfloat16 else "float32"):
-            rows = batch(ROWS, PROMPT, NEW)
             fixed = body if frozen else reference
             loss = (head.tilted_log_prob(fixed, rows) if per_token else head.values(rows)).sum()
         loss.backward()

@@ -18,7 +18,8 @@ from tiltlm.feeds.available import rows_drawn
 from tiltlm.feeds.settings import NEW
 from tiltlm.fit import Fit
 from tiltlm.judges.settings import Judging
-from tiltlm.memory.network import Adapters, Network, Outputs, Pass, Trains
+from tiltlm.memory.making import Adapters
+from tiltlm.memory.network import Network, Outputs, Pass, Trains
 from tiltlm.memory.process import Held, Process, Use
 from tiltlm.models.ends import tokenizer_of
 from tiltlm.models.folders import located

@@ -19,7 +19,7 @@ FLOAT, HALF = 4, 2
 """Bytes of a number in float32 and in bfloat16."""
 
 PLACE = FLOAT + 4 * 8
-"""Bytes that are kept of a place whatever the head's size: a norm, and four indices by which states and targets are found."""
+"""Bytes that are kept of a place beside states: a norm, and four indices by which states and targets are found."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ code that runs real ones: whatever a layer keeps for its backward pass, fused at
 recomputed layers, is counted as it is, and nothing of it is guessed. The output head alone is added by hand (`head`).
 
 Counted is what tensors hold. Left out: what a library takes for itself (a CUDA context, NCCL, some 1 to 2 GB a GPU), what
-the allocator cannot use, and the numbers of a batch beside its hidden states.
+the allocator cannot use, and the numbers of a batch beside its tokens and hidden states.
 """
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -25,12 +24,14 @@ from torch.autograd.graph import get_gradient_edge
 
 from tiltlm.memory.counting import Counted
 from tiltlm.memory.head import FLOAT, HALF, PLACE, Head
-from tiltlm.models import lora
-from tiltlm.models.backbone import fuse_activations
+from tiltlm.memory.making import Adapters, made, unnumbered
 from tiltlm.models.body import body_of, run_body
 from tiltlm.models.look import one_line
 from tiltlm.models.output import LEVEL_ENTRIES
 from tiltlm.models.precision import Precision, autocast, wide_attention
+
+TOKEN = 8 + 1
+"""Bytes of a token and of its mask."""
 
 CPU = torch.device("cpu")
 
@@ -39,14 +40,6 @@ Trains = Literal["nothing", "head", "adapters", "all"]
 
 Outputs = Literal["none", "number", "vocabulary"]
 """A head of a network's own, beside the language model's: a value's, of one number, or of one for every token."""
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """LoRA, as `--net.lora-rank` and `--net.lora-modules` say it (None: PEFT's choice of layers)."""
-
-    rank: int = 8
-    modules: str | tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class Network:
         adapters: Adapters | None = None, recomputes: bool = False,
     ) -> None:  # fmt: skip
         self.trains, self.outputs, self.adapters = trains, outputs, adapters
-        self.model = _made(config, language, adapters)
+        self.model = made(config, language, adapters)
         self.body = body_of(self.model)
         self.out: nn.Linear | None = self.model.get_output_embeddings() if language else None
         self.tied = self.out is not None and self.out.weight is self.model.get_input_embeddings().weight
@@ -89,7 +82,7 @@ class Network:
             within = trains == "all" or (trains == "adapters" and ("lora_" in name or name.startswith("score.")))
             p.requires_grad_(within and p is not unread)
         self.mode = FakeTensorMode()
-        self.known = _unnumbered(self.model, self.mode)
+        self.known = unnumbered(self.model, self.mode)
         self.recomputes = recomputes and trains != "nothing"
         if self.recomputes:
             self.model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
@@ -150,27 +143,20 @@ class Network:
         with self._counted(learning=True) as counted:
             with autocast(CPU, batch.precision):  # whose copies of weights are there until the loss is made
                 states, theirs = self._states(batch), None
-                if (
-                    self.outputs == "vocabulary" and self.trains != "head"
-                ):  # the reference's states, of its own body
-                    with torch.no_grad():
+                if self.outputs == "vocabulary" and self.trains != "head":
+                    with torch.no_grad():  # the reference's, of a body of its own
                         theirs = self._states(batch)
                 forward += counted.now
-            size, learns = states.numel(), states.requires_grad
-            edge = get_gradient_edge(states) if learns else None
+            shape, edge = states.shape, get_gradient_edge(states) if states.requires_grad else None
             del states, theirs
-            back, read = counted.now + backward, FLOAT * size * batch.read // batch.length
-            if edge is not None:
-                back = max(
-                    back, counted.now + read + FLOAT * size
-                )  # the states' gradient, where read and everywhere
-                torch.autograd.backward(
-                    edge, torch.empty(batch.rows, batch.length, size // (batch.rows * batch.length))
-                )
+            back = counted.now + backward
+            if edge is not None:  # the states' gradient, where they are read and everywhere
+                back = max(back, counted.now + FLOAT * batch.rows * (batch.length + batch.read) * shape[2])
+                torch.autograd.backward(edge, torch.empty(shape))
         # where embedding and head share weights, the head's gradient waits for the embedding's, and both for their sum
         shared = self.out if self.tied and self.trains == "all" else None
         waits = 2 * FLOAT * shared.weight.numel() if shared is not None else 0
-        return max(forward, back, counted.most + waits)
+        return max(forward, back, counted.most + waits) + TOKEN * batch.rows * batch.length
 
     def score(self, batch: Pass) -> int:
         """The most bytes that a pass without gradients holds."""
@@ -258,49 +244,6 @@ class Network:
             under=self.outputs == "vocabulary",
         )  # fmt: skip
         return head.kept, head.forward, head.backward
-
-
-def _made(config: Any, language: bool, adapters: Adapters | None) -> Any:
-    """The network on the `meta` device."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    kind: Any = AutoModelForCausalLM if language else AutoModelForSequenceClassification
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of PEFT's about the layers of some families, which real adapters give again
-        model = kind.from_config(config, dtype=torch.float32).eval()
-        fuse_activations(model)
-        if adapters is not None and language:
-            lora.adapted(model, adapters.rank, adapters.rank, 0.0, target_modules=adapters.modules)
-        elif adapters is not None:  # a judge's, whose head is trained as it is
-            from peft import LoraConfig, get_peft_model
-
-            chosen: Any = adapters.modules
-            get_peft_model(body_of(model), LoraConfig(r=adapters.rank, target_modules=chosen))
-    return model
-
-
-def _unnumbered(model: nn.Module, mode: FakeTensorMode) -> list[Tensor]:
-    """Put tensors of a CPU that have no numbers in the place of those of no device, gradients with them; returns all."""
-    made: dict[int, Tensor] = {}
-
-    def fresh(x: Tensor) -> Tensor:
-        if id(x) not in made:
-            new = torch.empty(x.shape, dtype=x.dtype, device="cpu")
-            if isinstance(x, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=x.requires_grad)
-                if x.requires_grad:
-                    new.grad = torch.empty_like(new)
-            made[id(x)] = new
-        return made[id(x)]
-
-    with mode:
-        for module in list(model.modules()):
-            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
-            for store in stores:
-                store.update({name: fresh(x) for name, x in store.items() if isinstance(x, Tensor)})
-    return [*made.values(), *(x.grad for x in made.values() if x.grad is not None)]
 
 
 def _size(module: nn.Module, trained: bool = False) -> int:
