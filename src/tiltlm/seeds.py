@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -67,7 +68,14 @@ class Stream:
 
     def seed_everything(self) -> None:
         """Seed torch's global generators, for the code that knows no other (dropout, initialisation)."""
-        torch.manual_seed(self.key & 0x7FFF_FFFF_FFFF_FFFF)
+        seeded = torch.manual_seed if _accelerated() else torch.default_generator.manual_seed
+        seeded(self.key & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+@cache
+def _accelerated() -> bool:
+    """Whether other generators than the CPU's are there: to seed those that are not takes a millisecond of every step."""
+    return torch.accelerator.is_available()
 
 
 def stream(seed: int, *names: object) -> Stream:
