@@ -182,7 +182,7 @@ def test_models_that_no_server_has_are_refused_before_anything_is_built(model):
     """Read at another temperature, or predicting all tokens at once: a server would draw from another distribution."""
     feed = tl.Feed("stored", draw=Serving("http://h/v1"))
     warm = Facts(1.0, "several", temperature=0.8)
-    assert "--task.reader.temperature 1" in str(why_not(warm, tl.ExoRw(), feed))
+    assert "--task.temperature 1" in str(why_not(warm, tl.ExoRw(), feed))
     assert why_not(replace(warm, temperature=1.0), tl.ExoRw(), feed) is None
     assert "leave --feed.draw.url out" in str(why_not(Facts(1.0, "several", teacherless=True), tl.ExoRw(), feed))
     assert recipe("hh/exo-rw").task.facts().temperature == 0.8

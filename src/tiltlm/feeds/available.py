@@ -107,7 +107,7 @@ def _unserved(facts: Facts, feed: Feed, source: Source) -> str | None:
     if facts.temperature != 1:
         return (
             f"models are read at temperature {facts.temperature:g} here, and a server's log-probabilities are those at 1: "
-            "--task.reader.temperature 1, or leave --feed.draw.url out"
+            "--task.temperature 1, or leave --feed.draw.url out"
         )
     if source == "stored":
         return None

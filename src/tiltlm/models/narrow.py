@@ -2,9 +2,9 @@
 
 `Narrow(model)` draws from the network that `--fit.precision bfloat16` trains: the same float32 weights, rounded where they
 multiply, and on a CPU the same float32 attention, as `precision` says. So its log q is the log p of training, up to what a
-kernel rounds otherwise for other shapes (checkpointed layers apart: they train with attention in 16 bits), and it is a distribution of its own: log q is that of what drew, and to
-hold its draws against pi_ref or pi* means to score them with those (`log_ref` in float32), the difference being part of
-the measured divergence, or of the weights log_ref − log_q.
+kernel rounds otherwise for other shapes (checkpointed layers apart: they train with attention in 16 bits), and it is a
+distribution of its own: log q is that of what drew, and to hold its draws against pi_ref or pi* means to score them with
+those (`log_ref` in float32), the difference being part of the measured divergence, or of the weights log_ref − log_q.
 
 Autocast would round all weights again at every token. A state here rounds them once, when it starts, into a copy of the
 network that shares everything else; it goes with the state, so it is never older than the weights are.

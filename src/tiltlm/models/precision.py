@@ -1,8 +1,8 @@
 """What bfloat16 means here.
 
 torch's autocast: matrix products of float32 weights are made in 16 bits and added up in float32; residuals, norms and
-softmaxes are float32, and weights stay as they are. On a CPU attention is float32, too: its kernels for 16 bits take longer,
-backward about twice as long.
+softmaxes are float32, and weights stay as they are. On a CPU attention is float32, too: its kernels for 16 bits take
+longer, backward about twice as long.
 
 Checkpointed layers are computed again in the backward pass, which knows nothing of that: their attention stays in 16 bits.
 """
