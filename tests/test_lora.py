@@ -17,6 +17,7 @@ from tiltlm.commands.run import parse
 from tiltlm.method import Method
 from tiltlm.methods import method
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.teacherless import Teacherless
 from tiltlm.nets import Net, learner, loaded
 from tiltlm.problem import Facts, Problem
 from tiltlm.recipes import preset_of
@@ -153,6 +154,22 @@ def test_layers_that_the_model_lacks_are_named_with_those_it_has(layer):
         ValueError, match=f"called '{layer}': name some of down_proj, gate_proj, .*or take all-linear"
     ):
         policy(replace(LORA, lora_modules=("q_proj", layer)))
+
+
+@pytest.mark.parametrize("teacherless", [False, True])
+def test_a_merged_model_is_the_same_one_read_the_same_way(teacherless):
+    """Its temperature with it: at another one it has other log-probabilities."""
+    plain = build("llama")
+    adapted = (Teacherless(plain.model, 4) if teacherless else plain).with_lora(2).at(0.5)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:
+                p.add_(0.3)
+        expected = adapted.log_prob(rows())
+        whole = adapted.merged()
+        found = whole.log_prob(rows())
+    assert whole.adapters is None and type(whole) is type(adapted)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_a_network_that_peft_has_no_choice_for_wants_names():

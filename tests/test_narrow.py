@@ -18,6 +18,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.narrow import Narrow, rounded
 from tiltlm.models.output import Fixed, head_log_prob, head_logits
+from tiltlm.models.precision import computing_in
 from tiltlm.models.table import TableLM
 from tiltlm.ruler.measure import Ruler
 from tiltlm.samplers.ancestral import draw
@@ -125,7 +126,7 @@ def test_logits_to_draw_from_are_rounded_around_a_large_one(grad, monkeypatch):
 
 
 def test_sixty_four_tokens_of_a_pretrained_model_are_off_by_a_tenth_of_a_nat(shared_data):
-    """stories260K, 64 draws of 64 tokens: |Δ Σ log p| 0.13 on average, 0.6 at most; a network is not one head."""
+    """stories260K, 64 draws of 64 tokens: |Δ Σ log p| 0.1 on average, 0.4 at most; a network is not one head."""
     model = CausalLM.load(shared_data / "models" / "stories260K", eos_ids=())
     drawn = draw(Narrow(model), Tokens.of([[1]]), n=64, max_new_tokens=64, stream=stream(0, "narrow"))
     with torch.no_grad():
@@ -193,12 +194,15 @@ def test_a_state_rounds_the_weights_that_the_model_has_when_it_starts():
 
 
 def test_what_is_drawn_has_the_log_probability_that_training_sees():
-    """Ragged prompts, through the cache: far closer to the same precision in one pass than to float32."""
+    """Ragged prompts, through the cache: far closer to one pass of the engine's than to float32. (With attention in 16
+    bits, which a CPU's training has not, it would be hardly closer.)"""
     model = sharp().requires_grad_(False)
-    narrow, asked = Narrow(model), Tokens.of([[1, 2], [3], [4, 5, 6]])
-    drawn = draw(narrow, asked, n=40, max_new_tokens=6, stream=stream(0, "narrow"))
-    same, wide = ((each.log_prob(drawn) - drawn.log_q).abs().mean().item() for each in (narrow, model))
-    assert same < wide / 2
+    asked = Tokens.of([[1, 2], [3], [4, 5, 6]])
+    drawn = draw(Narrow(model), asked, n=40, max_new_tokens=6, stream=stream(0, "narrow"))
+    wide = (model.log_prob(drawn) - drawn.log_q).abs().mean()
+    with computing_in(model, model.device, "bfloat16"):
+        trained = (model.log_prob(drawn) - drawn.log_q).abs().mean()
+    assert trained < wide / 2
 
 
 @pytest.mark.parametrize("source", ["live", "fresh"])

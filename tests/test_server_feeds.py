@@ -17,8 +17,11 @@ from command import tiltlm
 from completions import Completions, shaken
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.experience import Generated
+from tiltlm.feeds.available import why_not
 from tiltlm.feeds.served import Followed, Following
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.teacherless import Teacherless
+from tiltlm.problem import Facts
 from tiltlm.recipes import recipe
 from tiltlm.run import ensure
 from tiltlm.samplers.reloading import reload, told
@@ -141,10 +144,25 @@ def test_stored_fresh_and_best_draws_come_from_a_server(model):
     [
         ("rloo", tl.Feed(draw=Serving("http://h/v1")), "--feed.draw.weights FOLDER"),
         ("rloo", tl.Feed(draw=Serving("http://h/v1", text=True, weights="w")), "leave --feed.draw.text out"),
-        ("dpo", tl.Feed("own", draw=Serving("http://h/v1")), "the data's own rows are not drawn"),
+        (
+            "dpo",
+            tl.Feed("own", draw=Serving("http://h/v1")),
+            "the data's own rows are not drawn: leave --feed.draw.url",
+        ),
+        (
+            "dpo",
+            tl.Feed("own", draw=Serving(precision="bfloat16")),
+            "rows are not drawn: leave --feed.draw.precision out",
+        ),
+        ("sft", tl.Feed(draw=Serving("http://h/v1")), "it imitates exact draws .*leave --feed.draw.url out"),
+        (
+            "sft",
+            tl.Feed(draw=Serving(precision="bfloat16")),
+            "it imitates exact draws .*leave --feed.draw.precision out",
+        ),
     ],
 )
-def test_what_a_server_cannot_feed_is_refused(model, method, feed, words):
+def test_what_is_not_drawn_so_is_refused(model, method, feed, words):
     with pytest.raises(ValueError, match=words):
         tl.learn(problem(model), method, feed=feed)
 
@@ -156,6 +174,20 @@ def test_a_table_is_not_served():
     )
     with pytest.raises(ValueError, match="a server draws from a transformer"):
         tl.learn(world, "rloo", feed=tl.Feed(draw=Serving("http://h/v1", weights="w")))
+    with pytest.raises(ValueError, match="a transformer alone draws in bfloat16"):
+        tl.learn(world, "rloo", feed=tl.Feed(draw=Serving(precision="bfloat16")))
+
+
+def test_models_that_no_server_has_are_refused_before_anything_is_built(model):
+    """Read at another temperature, or predicting all tokens at once: a server would draw from another distribution."""
+    feed = tl.Feed("stored", draw=Serving("http://h/v1"))
+    warm = Facts(1.0, "several", temperature=0.8)
+    assert "--task.temperature 1" in str(why_not(warm, tl.ExoRw(), feed))
+    assert why_not(replace(warm, temperature=1.0), tl.ExoRw(), feed) is None
+    assert "leave --feed.draw.url out" in str(why_not(Facts(1.0, "several", teacherless=True), tl.ExoRw(), feed))
+    assert recipe("hh/exo-rw").task.facts().temperature == 0.8
+    with pytest.raises(ValueError, match="this is a Teacherless"):
+        Server.of(feed.draw, Teacherless(model.model, 4))
 
 
 # ---- stages and commands ----------------------------------------------------------------------------------------

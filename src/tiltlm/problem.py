@@ -68,6 +68,7 @@ class Facts:
     bound_at   the option that states a bound
     halved     whether the data's rows for values are half successes, whatever the reference's rate of them (pairs)
     teacherless  whether the reference predicts all tokens at once, without reading a completion's own
+    temperature  at which every model is read; what it draws has its density at that one, and no other
     untrained    whether it is known what the reference was before it was trained
     paid       whether the reward costs money
     hints      whether a prompt can be put with a hint that tells its answer
@@ -86,6 +87,7 @@ class Facts:
     bound_at: str = "--task.r-max"
     halved: bool = False
     teacherless: bool = False
+    temperature: float = 1.0
     untrained: bool = False
     test_prompts: Literal["one", "several"] | None = None
     paid: bool = False

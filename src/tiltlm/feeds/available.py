@@ -9,6 +9,7 @@ from tiltlm.feeds.settings import NEW, AnyFeed, Draws, Feed, Rounds, TwistFeed
 from tiltlm.judges.settings import Judging
 from tiltlm.method import Method
 from tiltlm.problem import Facts, Fed, Source
+from tiltlm.samplers.serving import HERE
 from tiltlm.twists.objective import TwistMethod
 
 
@@ -47,7 +48,7 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     if fed == "live" and feed.source not in ("task", "live"):
         return f"it learns from the policy's own draws, and from no others: leave --feed.source {feed.source} out"
     if source == "rounds":
-        return _why_no_rounds(facts, method, feed) or (_unserved(facts, feed, source) if feed.draw.url else None)
+        return _why_no_rounds(facts, method, feed) or _undrawn(facts, method, feed, source)
     if feed.rounds != Rounds():
         return "it does not learn in rounds: set --feed.source rounds as well, or leave --feed.rounds out"
     if source == "live" and fed in ("answers", "values"):
@@ -55,7 +56,7 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
         return f"it learns from {of}, not from the policy's own: --feed.source task"
     if method.judged and feed.judge.kind == "none":
         return "its labels are a judge's: --feed.judge.kind reward-model (without a judge it is opo)"
-    if feed.draw.url and (why := _unserved(facts, feed, source)) is not None:
+    if (why := _undrawn(facts, method, feed, source)) is not None:
         return why
     if feed.judge.kind != "none":
         why = _unjudged(facts, method, feed, source)
@@ -83,12 +84,31 @@ def why_not(facts: Facts, method: Method, feed: AnyFeed) -> str | None:
     return None
 
 
+def _undrawn(facts: Facts, method: Method, feed: Feed, source: Source) -> str | None:
+    """Why such rows are not drawn as `--feed.draw` says, or None."""
+    if feed.draw == HERE:
+        return None
+    asked = "--feed.draw.url" if feed.draw.url else "--feed.draw.precision"
+    if source == "own":
+        return f"the data's own rows are not drawn: leave {asked} out"
+    if source == "fresh" and method.fed == "answers":
+        return f"it imitates exact draws of pi*, whatever else draws: leave {asked} out"
+    if feed.draw.url:
+        return _unserved(facts, feed, source)
+    if not facts.network and feed.draw.precision != "float32":
+        return "a transformer alone draws in bfloat16: leave --feed.draw.precision out"
+    return None
+
+
 def _unserved(facts: Facts, feed: Feed, source: Source) -> str | None:
     """Why a server cannot draw such rows, or None."""
-    if source == "own":
-        return "the data's own rows are not drawn: leave --feed.draw.url out"
-    if facts.conditioned or not facts.network:
-        return "a server draws from a transformer that sees the prompt alone: leave --feed.draw.url out"
+    if facts.conditioned or facts.teacherless or not facts.network:
+        return "a server draws from a transformer that sees the prompt and goes on: leave --feed.draw.url out"
+    if facts.temperature != 1:
+        return (
+            f"models are read at temperature {facts.temperature:g} here, and a server's log-probabilities are those at 1: "
+            "--task.temperature 1, or leave --feed.draw.url out"
+        )
     if source == "stored":
         return None
     if feed.draw.text and source != "rounds":

@@ -134,7 +134,7 @@ class CausalLM(LanguageModel):
         if self.adapters is None:
             return self
         whole = CausalLM(self.adapters.merge_and_unload(), self.eos_ids)
-        whole.tokenizer = self.tokenizer
+        whole.tokenizer, whole.temperature, whole.packs = self.tokenizer, self.temperature, self.packs
         return whole
 
     def with_checkpointing(self) -> CausalLM:

@@ -1,10 +1,10 @@
 """A language model that draws in bfloat16: matrix products in 16 bits, everything that is added up in float32.
 
 `Narrow(model)` draws from the network that `--fit.precision bfloat16` trains: the same float32 weights, rounded where they
-multiply, as `precision` says. So its log q is the log p of training, up
-to what a kernel rounds otherwise for other shapes, and it is a distribution of its own: log q is that of what drew, and to
-hold its draws against pi_ref or pi* means to score them with those (`log_ref` in float32), the difference being part of
-the measured divergence, or of the weights log_ref − log_q.
+multiply, and on a CPU the same float32 attention, as `precision` says. So its log q is the log p of training, up to what a
+kernel rounds otherwise for other shapes (checkpointed layers apart: they train with attention in 16 bits), and it is a
+distribution of its own: log q is that of what drew, and to hold its draws against pi_ref or pi* means to score them with
+those (`log_ref` in float32), the difference being part of the measured divergence, or of the weights log_ref − log_q.
 
 Autocast would round all weights again at every token. A state here rounds them once, when it starts, into a copy of the
 network that shares everything else; it goes with the state, so it is never older than the weights are.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tiltlm import ranks
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.causal import CausalLM
-from tiltlm.models.precision import autocast
+from tiltlm.models.precision import autocast, computing_in
 from tiltlm.samples import Samples, Tokens
 
 
@@ -41,34 +41,34 @@ class Narrow(LanguageModel):
 
     def start(self, prompts: Tokens, capacity: int) -> State:
         drawing = rounded(self.model)
-        with autocast(self.device, "bfloat16"):
-            return _NarrowState(drawing.start(prompts, capacity), self.device)
+        with computing_in(drawing, self.device, "bfloat16"):
+            return _NarrowState(drawing.start(prompts, capacity), drawing, self.device)
 
     def log_prob(self, samples: Samples) -> Tensor:
-        with autocast(self.device, "bfloat16"):
+        with computing_in(self.model, self.device, "bfloat16"):
             return self.model.log_prob(samples)
 
     def next_logits(self, samples: Samples) -> Callable[[slice], Tensor]:
-        with autocast(self.device, "bfloat16"):
+        with computing_in(self.model, self.device, "bfloat16"):
             logits = self.model.next_logits(samples)
 
         def part_of(part: slice) -> Tensor:
-            with autocast(self.device, "bfloat16"):
+            with computing_in(self.model, self.device, "bfloat16"):
                 return logits(part)
 
         return part_of
 
 
 class _NarrowState(State):
-    def __init__(self, state: State, device: torch.device) -> None:
-        self.state, self.device = state, device
+    def __init__(self, state: State, model: CausalLM, device: torch.device) -> None:
+        self.state, self.model, self.device = state, model, device
 
     def logits(self) -> Tensor:
         with autocast(self.device, "bfloat16"):
             return self.state.logits()
 
     def append(self, tokens: Tensor) -> None:
-        with autocast(self.device, "bfloat16"):
+        with computing_in(self.model, self.device, "bfloat16"):
             self.state.append(tokens)
 
     def select(self, index: Tensor) -> None:

@@ -1,8 +1,8 @@
 """What bfloat16 means here.
 
 torch's autocast: matrix products of float32 weights are made in 16 bits and added up in float32; residuals, norms and
-softmaxes are float32, and weights stay as they are. On a CPU attention is float32, too: backward, its kernel for 16 bits
-takes about twice as long.
+softmaxes are float32, and weights stay as they are. On a CPU attention is float32, too: its kernels for 16 bits take
+longer, backward about twice as long.
 
 Checkpointed layers are computed again in the backward pass, which knows nothing of that: their attention stays in 16 bits.
 """
@@ -36,7 +36,7 @@ def wide_attention(model: nn.Module, device: torch.device, precision: str) -> Ab
 
 @contextmanager
 def computing_in(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
-    """Both: to score what is trained or compared with what is."""
+    """Both: to score what is trained, to draw from it, or to compare with it."""
     with wide_attention(model, device, precision), autocast(device, precision):
         yield
 

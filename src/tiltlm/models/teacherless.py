@@ -41,6 +41,14 @@ class Teacherless(CausalLM):
         plain = super().with_lora(rank, alpha, dropout, **options)
         return Teacherless(plain.model, self.dummy_id, self.eos_ids, plain.adapters)
 
+    def merged(self) -> Teacherless:
+        plain = super().merged()
+        if plain is self:
+            return self
+        whole = Teacherless(plain.model, self.dummy_id, self.eos_ids)
+        whole.tokenizer, whole.temperature, whole.packs = plain.tokenizer, plain.temperature, plain.packs
+        return whole
+
     def log_prob(self, samples: Samples) -> Tensor:
         return self.log_prob_of_hidden(hidden(self.model, self.blind(samples).sequences()), samples)
 

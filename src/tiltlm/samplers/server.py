@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.teacherless import Teacherless
 from tiltlm.rewards.masking import mask
 from tiltlm.rewards.posting import Posting
 from tiltlm.samplers.serving import MISMATCH, TOKEN, Serving
@@ -64,7 +65,7 @@ class Server:
     @staticmethod
     def of(how: Serving, model: LanguageModel, tokenizer: Any = None) -> Server:
         """A server that draws in the place of `model`. Raises ValueError where none can."""
-        if not isinstance(model, CausalLM):
+        if not isinstance(model, CausalLM) or isinstance(model, Teacherless):
             raise ValueError(
                 f"a server (draw.url) draws from a plain language model, and this is a {type(model).__name__}: "
                 "leave it out, and this process draws"

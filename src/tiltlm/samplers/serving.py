@@ -37,7 +37,7 @@ class Drawer(Protocol):
 
 @dataclass(frozen=True)
 class Serving:
-    """An OpenAI-compatible server that draws, in the place of this process."""
+    """Who draws: an OpenAI-compatible server, or this process."""
 
     url: str = ""
     """The part of its address in front of /completions: http://localhost:8000/v1 (empty: this process draws)."""

@@ -86,7 +86,7 @@ class Answers(OfTask):
     """A file of answers to take instead of drawing any: lines of ours (.jsonl), or STaR's generated.csv."""
 
     draw: Serving = field(default=HERE, metadata=ADDED)
-    """The server that draws (none: this process); where `weights` names a folder, it is given the policy's first."""
+    """Who draws: a server, or this process; where `weights` names a folder, it is given the policy's first."""
 
     seed: int = 0
     shared: ClassVar[bool] = True

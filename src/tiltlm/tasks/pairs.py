@@ -84,7 +84,8 @@ class Pairs(Task):
     def facts(self) -> Facts:
         most = None if self.plain else self.bound()
         return Facts(
-            self.beta, "several", owned_by(self.columns()), most, held_out=True, source="stored", bound_at="--task.r-max"
+            self.beta, "several", owned_by(self.columns()), most, held_out=True, source="stored", bound_at="--task.r-max",
+            temperature=self.reader.temperature,
         )  # fmt: skip
 
     def bound(self) -> float | None:
