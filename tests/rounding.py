@@ -42,7 +42,9 @@ def bmm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """beta·bias + alpha·(a · b)."""
+    """beta·bias + alpha·(a · b); half precision is added up in float32 and rounded once, as torch's kernels do."""
+    if a.dtype in (torch.bfloat16, torch.float16):
+        return (beta * bias.float() + alpha * mm(a.float(), b.float())).to(a.dtype)
     return beta * bias + alpha * mm(a, b)
 
 
