@@ -60,6 +60,13 @@ def test_two_that_are_apart_and_two_that_are_not(three):
     assert verdict(contestants([toy])) is None
 
 
+def test_a_verdict_names_those_it_does_not_speak_of(three):
+    other, toy, third = contestants(three)
+    found = verdict([other, toy], [other, toy, third])
+    assert found["title"] == "toy is ahead in J, shown against every other method of this table"
+    assert "Not compared with these (other prompts, seeds, reference or target): third. " in found["about"]
+
+
 def test_methods_of_another_target_are_judged_by_themselves(tmp_path):
     runs = [
         run_of(tmp_path, kind(Aim(reward=reward)), {"objective": noise(f"{reward} {kind.stage}", 9)})
@@ -226,4 +233,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart():
     other = replace(one, task=one.task.at(0.1))
     assert what_differs([one, other, replace(one, seed=7)]) == ["task.beta=1.0", "task.beta=0.1", "task.beta=1.0"]
     assert what_differs([one, replace(one, seed=7)]) == ["", ""]
+    policy = recipe("animals/rloo")
+    parts = replace(policy, fit=replace(policy.fit, shard=True, checkpoint_every=5))
+    assert what_differs([policy, parts]) == ["", ""]  # nothing of it changes a result
     assert what_differs([one, recipe("animals/dpg")]) == ["", ""]  # other stages are no variants

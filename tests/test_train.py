@@ -306,8 +306,12 @@ def test_what_cannot_be_watched_is_said(tmp_path):
         Watch(1, dict, patience=1)
     with pytest.raises(ValueError, match="set evaluations"):
         Fit(patience=1)
-    with pytest.raises(ValueError, match="batch_size must be"):
+    with pytest.raises(ValueError, match="checkpoints must not be negative; got -1"):
         Fit(checkpoints=-1)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more; got 0"):
+        Fit(batch_size=0)
+    with pytest.raises(ValueError, match=r"steps must be 1 or more; got -1$"):
+        Fit(steps=-1)
 
 
 def test_a_fit_gives_its_rhythm_to_the_watch():

@@ -79,9 +79,11 @@ class Fit:
     """End after so many evaluations without a new best (0: go on)."""
 
     def __post_init__(self) -> None:
-        small = min(self.checkpoint_every, self.checkpoints, self.evaluations, self.patience)
-        if self.batch_size < 1 or small < 0 or self.epochs < 0:
-            raise ValueError(f"batch_size must be ≥ 1; counts and epochs are not negative; got {self}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more; got {self.batch_size}")
+        for name in ("checkpoint_every", "checkpoints", "evaluations", "patience", "epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative; got {getattr(self, name)}")
         if self.patience and not self.evaluations:
             raise ValueError("patience counts evaluations, and there are none: set evaluations as well")
         _ = self.optim, self.pace  # refused here, before any work

@@ -82,8 +82,12 @@ class Pace:
     """Steps from being solved to the end, the rate falling to 0."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.warmup < 0 or not 0 <= self.floor <= 1:
-            raise ValueError(f"steps must be ≥ 1, warmup ≥ 0, floor within [0, 1]; got {self}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more; got {self.steps}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative; got {self.warmup}")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor must lie within [0, 1]; got {self.floor}")
         if self.until > 0 and not self.watch:
             raise ValueError("a pace with `until` needs the names of the metrics to `watch`")
 

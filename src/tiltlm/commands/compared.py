@@ -92,12 +92,13 @@ def name_of(run: Run[Any]) -> str:
 
 
 def what_differs(recipes: Sequence[Recipe]) -> list[str]:
-    """Of runs of one task: the settings, beside the seed, in which those of one stage differ."""
+    """Of runs of one task: the settings that count, beside the seed, in which those of one stage differ."""
     flat = [(recipe.name, dict(leaves(asdict(recipe.counted())))) for recipe in recipes]  # type: ignore[call-overload]
+    counts = {name for recipe in recipes for name, _ in leaves(hashed(recipe.counted()))} - {"seed"}
     labels = []
     for stage, own in flat:
         alike = [other for name, other in flat if name == stage]
-        names = [name for name in own if name != "seed" and len({repr(other.get(name)) for other in alike}) > 1]
+        names = [name for name in own if name in counts and len({repr(other.get(name)) for other in alike}) > 1]
         labels.append(", ".join(f"{name}={own[name]!r}" for name in names))
     return labels
 

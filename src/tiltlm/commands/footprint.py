@@ -88,7 +88,7 @@ def footprint(recipe: Any, processes: int = 1) -> Process:
         return _fine_tuning(recipe, processes)
     if isinstance(recipe, TrainJudge):
         return _reward_model(recipe, processes)
-    raise ValueError("not counted: it trains no network of a user's own")
+    raise ValueError("not counted: it trains nothing, or the project's own small model")
 
 
 @dataclass(frozen=True)

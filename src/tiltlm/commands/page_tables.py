@@ -33,7 +33,8 @@ Row = dict[str, Any]
 
 def verdicts(runs: Sequence[Run[Any]]) -> list[Row]:
     """Who is ahead in J = E[r] − beta·KL(q‖ref), one table for each set of methods whose J means the same."""
-    return [table for group in alike(contestants(measured(runs))) if (table := verdict(group)) is not None]
+    found = contestants(measured(runs))
+    return [table for group in alike(found) if (table := verdict(group, found)) is not None]
 
 
 def alike(found: Sequence[Contestant]) -> list[list[Contestant]]:
@@ -49,8 +50,9 @@ def alike(found: Sequence[Contestant]) -> list[list[Contestant]]:
     return groups
 
 
-def verdict(group: Sequence[Contestant]) -> Row | None:
-    """Methods from the highest J down, each with its distance from the first; None for fewer than two."""
+def verdict(group: Sequence[Contestant], found: Sequence[Contestant] = ()) -> Row | None:
+    """Methods from the highest J down, each with its distance from the first; None for fewer than two. found: all that
+    there are: those of the task that stand in no common comparison with the group are named."""
     if len(group) < 2:
         return None
     pairs = comparisons(group, ("objective",))
@@ -69,21 +71,29 @@ def verdict(group: Sequence[Contestant]) -> Row | None:
         )
     columns = [{"key": name, "label": name, "numeric": name in ("J", "behind by")} for name in rows[0]]
     about = "J = E[r] − beta·KL(q‖ref), which pi* alone maximises; every pair was compared, not only those with the first. "
+    tasks = {_task(each) for each in group}
+    apart = [each.name for each in found if each not in group and _task(each) in tasks]
+    if apart:
+        about += f"Not compared with these (other prompts, seeds, reference or target): {'; '.join(apart)}. "
     return {
-        "title": headline(first.name, rows[1:]),
+        "title": headline(first.name, rows[1:], among=" of this table" if apart else ""),
         "about": about + footnote(pairs),
         "columns": columns,
         "rows": rows,
     }
 
 
-def headline(first: str, others: Sequence[Row]) -> str:
+def _task(each: Contestant) -> str:
+    return task_name(next(iter(each.runs.values())).recipe)
+
+
+def headline(first: str, others: Sequence[Row], among: str = "") -> str:
     """The verdict in one sentence."""
     behind = [row["method"] for row in others if row["verdict"].startswith("shown")]
     if len(behind) == len(others):
-        return f"{first} is ahead in J, shown against every other method"
+        return f"{first} is ahead in J, shown against every other method{among}"
     if not behind:
-        return f"No method is shown to be ahead in J; the highest is {first}"
+        return f"No method{among} is shown to be ahead in J; the highest is {first}"
     rest = ", ".join(row["method"] for row in others if row["method"] not in behind)
     return f"{first} has the highest J, shown against {', '.join(behind)}; not told apart from {rest}"
 
@@ -168,8 +178,8 @@ def method_tables(task: str, members: Sequence[Run[Any]]) -> list[Row]:
         for row in rows_of(run)
     ]
     tables, seeds = [], {row["seed"] for row in rows}
-    if len(seeds) > 1:
-        named = [{**row, "method": f"{row['method']}  {row['settings']}".strip()} for row in rows]
+    named = [{**row, "method": f"{row['method']}  {row['settings']}".strip()} for row in rows]
+    if len({(row["method"], row["seed"]) for row in named}) > len({row["method"] for row in named}):
         once = list({(row["method"], row["metric"], row["seed"]): row for row in named}.values())
         about = f"{len(seeds)} seeds: mean ± standard error over seeds; in brackets Student's 95% interval"
         tables.append(wide(over_seeds(once), f"{task}: over seeds", about, interval=True))
