@@ -3,7 +3,7 @@ work. Nothing is written, no weight is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def dry_run(runs: Iterable[Run[Any]], processes: int) -> None:
     for run in found.values():
         if isinstance(run.recipe, Round) or run.recipe.together:
             out.print("")
-            _say(out, run.recipe, processes)
+            _say(out, run.recipe, processes, troubles)
 
 
 def trouble(recipe: Any) -> str:
@@ -94,12 +94,14 @@ def trouble(recipe: Any) -> str:
     return ""
 
 
-def _say(out: Console, recipe: Any, processes: int) -> None:
+def _say(out: Console, recipe: Any, processes: int, known: Collection[str]) -> None:
+    """known: reasons that were said above, and are not said again."""
     try:
         needed = footprint(recipe, processes)
         most = needed.most
     except MISTAKES as error:
-        out.print(f"[bold]{recipe.name}[/]  {escape(one_line(error))}", soft_wrap=True)
+        why = one_line(error)
+        out.print(f"[bold]{recipe.name}[/]  {'see above' if why in known else escape(why)}", soft_wrap=True)
         return
     out.print(f"[bold]{recipe.name}[/]  {size(most)} at most, in {needed.when}")
     out.print(_networks(needed))

@@ -42,7 +42,7 @@ def recognised(row: Row, tokenizer: Any) -> Kept | Dropped:
         if all(name in row for name in columns):
             return make(row, tokenizer)
     known = "; ".join(", ".join(columns) for columns in RULES)
-    hint = _fitting(row) or "; say which is which: --columns prompt=… completion=…"
+    hint = _fitting(row) or "; say which is which: --columns prompt=… completion=… (of a task: --task.columns)"
     raise ValueError(f"the columns {', '.join(row) or '(none)'} are none of those known: {known}{hint}")
 
 
