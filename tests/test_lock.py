@@ -23,6 +23,7 @@ import fcntl
 fcntl.flock = lambda *args: None  # a file system whose flock holds on one machine alone
 import tiltlm.lock as lock
 lock.LEASE_SECONDS, lock.BEAT_SECONDS = 2.0, 0.2
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[3:] else signal.default_int_handler)
 try:
     with lock.alone_in(Path(sys.argv[1])):
         print("inside", flush=True)
@@ -33,9 +34,9 @@ except KeyboardInterrupt:
 """
 
 
-def elsewhere(folder: Path, seconds: float) -> subprocess.Popen[str]:
+def elsewhere(folder: Path, seconds: float, *more: str) -> subprocess.Popen[str]:
     """A process that another machine could run: another host's name, and a flock that this machine does not see."""
-    program = [sys.executable, "-c", ELSEWHERE, str(folder), str(seconds)]
+    program = [sys.executable, "-c", ELSEWHERE, str(folder), str(seconds), *more]
     process = subprocess.Popen(
         program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -69,9 +70,10 @@ def test_the_folder_of_a_machine_that_is_gone_is_taken_over_once_its_lease_stand
     assert not list(tmp_path.glob(".lease*"))
 
 
-def test_who_stood_still_and_lost_the_folder_stops(tmp_path):
-    """Suspended for longer than a lease, then woken while another works there."""
-    process = elsewhere(tmp_path, 60.0)
+@pytest.mark.parametrize("ignored", [(), ("ignored",)], ids=["Ctrl-C", "Ctrl-C ignored"])
+def test_who_stood_still_and_lost_the_folder_stops(tmp_path, ignored):
+    """Suspended for longer than a lease, then woken while another works there; in the background of a script, too."""
+    process = elsewhere(tmp_path, 60.0, *ignored)
     process.send_signal(signal.SIGSTOP)
     with lock.alone_in(tmp_path):
         process.send_signal(signal.SIGCONT)

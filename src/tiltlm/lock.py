@@ -10,10 +10,13 @@ being gone (a suspended job) finds the lease taken, and stops. Beside both stand
 from __future__ import annotations
 
 import _thread
+import ctypes
 import errno
 import json
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +74,7 @@ def _on_this_machine(folder: Path, done: str) -> Iterator[None]:
 def _among_machines(folder: Path) -> Iterator[None]:
     def lost(_: object) -> None:
         note(f"{folder}: this process stood still, and {_holder(folder)} has taken over: it stops here")
-        _thread.interrupt_main()  # as Ctrl-C does: no checkpoint is written into another's folder
+        _interrupt_main()  # no checkpoint is written into another's folder
 
     lease = SoftFileLease(
         folder / LEASE, lease_duration=LEASE_SECONDS, heartbeat_interval=BEAT_SECONDS, on_compromise=lost
@@ -81,6 +84,15 @@ def _among_machines(folder: Path) -> Iterator[None]:
         yield
     finally:
         lease.release()
+
+
+def _interrupt_main() -> None:
+    """As Ctrl-C does; also where a shell, which started this process in the background, has it ignored."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        _thread.interrupt_main()
+        return
+    main = ctypes.c_ulong(threading.main_thread().ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(main, ctypes.py_object(KeyboardInterrupt))
 
 
 def _acquire(lock: BaseFileLock, folder: Path) -> None:
