@@ -18,7 +18,7 @@ from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.narrow import Narrow, rounded
 from tiltlm.models.output import Fixed, head_log_prob, head_logits
-from tiltlm.models.precision import computing_in
+from tiltlm.models.precision import computing_in, wide_attention
 from tiltlm.models.table import TableLM
 from tiltlm.ruler.measure import Ruler
 from tiltlm.samplers.ancestral import draw
@@ -244,3 +244,14 @@ def test_what_cannot_draw_in_bfloat16_says_so():
         Serving(precision="float16")
     with pytest.raises(ValueError, match=r"leave draw_at\.precision out"):
         BestOf(draw_at=Serving(precision="bfloat16"))
+
+
+def test_attention_is_wide_however_it_is_called():
+    """By place, or by name: in float32 inside, rounded once at its end."""
+    query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    attention = nn.functional.scaled_dot_product_attention
+    expected = attention(query.float(), key.float(), value.float()).bfloat16()
+    with wide_attention(nn.Linear(1, 1), torch.device("cpu"), "bfloat16"):
+        assert torch.equal(attention(query, key, value), expected)
+        assert torch.equal(attention(query, key=key, value=value), expected)
+        assert torch.equal(attention(query=query, key=key, value=value), expected)

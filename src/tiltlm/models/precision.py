@@ -52,7 +52,8 @@ class _WideAttention(TorchFunctionMode):
         given = dict(kwargs or {})
         if func is not scaled_dot_product_attention:
             return func(*args, **given)
-        dtype = torch.promote_types(args[0].dtype, args[1].dtype)
+        query, key = (args[k] if k < len(args) else given[name] for k, name in enumerate(("query", "key")))
+        dtype = torch.promote_types(query.dtype, key.dtype)
         wide = [_wide(x) for x in args], {name: _wide(x) for name, x in given.items()}
         with torch.autocast("cpu", enabled=False):
             return func(*wide[0], **wide[1]).to(dtype)
