@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from tiltlm import parts, ranks
 from tiltlm.models.precision import Precision, autocast, wide_attention
+from tiltlm.models.scattered import bring_trained, is_wanted
 from tiltlm.models.weights import part_of, weights_from
 from tiltlm.objective import Objective
-from tiltlm.sharded import Shards, all_of
+from tiltlm.sharded import Shards, all_of, why_not
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Engine:
     def __init__(self, model: nn.Module, optim: Optim) -> None:
         self.model, self.optim = model, optim
         ranks.same_as_first([p for p in model.parameters() if p.requires_grad])
-        self.shards = Shards(model) if optim.shard and ranks.size() > 1 else None
+        self.shards = Shards(model) if self._divides() else None
+        bring_trained(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("nothing to train: every parameter of the model is frozen")
@@ -73,6 +75,10 @@ class Engine:
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True
         )
+
+    def _divides(self) -> bool:
+        """Whether processes are to hold a part of the model each; where all networks are to be in parts, of what can be."""
+        return ranks.size() > 1 and (self.optim.shard or (is_wanted() and not why_not(self.model)))
 
     @property
     def device(self) -> torch.device:

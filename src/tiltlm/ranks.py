@@ -102,6 +102,20 @@ def share(n: int) -> tuple[int, int]:
 
 # ---- what all do together ----------------------------------------------------------------------------------
 
+_BEFORE: list[Callable[[], None]] = []
+
+
+def before_meetings(act: Callable[[], None]) -> None:
+    """Have every process do this whenever it comes to something that all do together."""
+    _BEFORE.append(act)
+
+
+def meet() -> None:
+    """What every process does before it waits for the others; nothing where there are none."""
+    if size() > 1:
+        for act in _BEFORE:
+            act()
+
 
 @cache
 def _groups() -> tuple[Any, Any]:
@@ -130,7 +144,7 @@ def leave() -> None:
 
 
 @contextmanager
-def _connected() -> Iterator[tuple[Any, Any]]:
+def connected() -> Iterator[tuple[Any, Any]]:
     """The library and the group for objects; a broken connection is said in one line."""
     try:
         yield _groups()
@@ -148,8 +162,9 @@ def gathered(own: Sequence[T]) -> list[T]:
     """Every process's list, one after the other; tensors come back without gradient, on this process's device."""
     if size() == 1:
         return list(own)
+    meet()
     found: list[Any] = [None] * size()
-    with _connected() as (dist, group):
+    with connected() as (dist, group):
         dist.all_gather_object(found, _packed(list(own)), group=group)
     return [each for part in found for each in pickle.loads(part)]
 
@@ -162,7 +177,8 @@ def from_first(make: Callable[[], T]) -> T:
     if is_first():
         with alone():
             found = [_packed(make())]
-    with _connected() as (dist, group):
+    meet()
+    with connected() as (dist, group):
         dist.broadcast_object_list(found, 0, group=group)
     made: T = pickle.loads(found[0])
     return made
@@ -211,7 +227,8 @@ def first_then_others(make: Callable[[], T]) -> T:
 def same_as_first(parameters: Sequence[Tensor]) -> None:
     """Give all processes the first one's values."""
     if size() > 1:
-        with _connected() as (dist, _):
+        meet()
+        with connected() as (dist, _):
             for parameter in parameters:
                 dist.broadcast(parameter.data, 0)
 
@@ -222,8 +239,9 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
         return
     import torch
 
+    meet()
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
-    with _connected() as (dist, _):
+    with connected() as (dist, _):
         dist.all_reduce(has)
         used = [p for p, count in zip(parameters, has.tolist(), strict=True) if count]
         for some in _buckets(used):

@@ -7,8 +7,8 @@ again; what stands outside the layers makes a part with the head, brought togeth
 rows (prompts that several rows answer are not run apart), and every process runs as many micro-batches as the others. A
 frozen body is the reference itself: it stays whole.
 
-Drawing and scoring, whose number of calls depends on the rows, happen while every process holds all weights (`whole`).
-What becomes of the parts in a checkpoint: `parts`.
+Drawing and scoring, whose number of calls depends on the rows, happen while every process holds all weights (`whole`) or,
+with `--shard`, layer by layer, when a process has its turn (`turns`). What becomes of the parts in a checkpoint: `parts`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tiltlm import ranks
-from tiltlm.models.body import body_of, trust_of
+from tiltlm import ranks, turns
+from tiltlm.models import scattered
+from tiltlm.models.body import body_of, layers_of, trust_of
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.classifier import TextClassifier
 from tiltlm.models.heads import ValueHead
@@ -45,42 +46,71 @@ class Shards:
         if reason := why_not(model):
             raise ValueError(f"--fit.shard: {reason}; leave it off, and every process holds the whole model")
         ranks.ready()
-        self.parts: list[Any] = []
-        self.roots: list[Any] = list(roots_of(model))
-        for root in self.roots:
-            self._divide(root)
-
-    def _divide(self, root: nn.Module) -> None:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-        network, frozen = network_of(root), frozen_in(root)
-        layers = [] if frozen else layers_of(network)
-        for layer in layers:
-            fully_shard(layer)
-        fully_shard(root, ignored_params=frozen)
-        if layers:
-            vars(network)["tiltlm_trust"] = replace(trust_of(network), sharing=False)
-        self.parts += [*layers, root]
-        own: Any = root
-        own.wake = MethodType(lambda self: None, root)
-        for name in (*entries_of(root), "wake"):
-            register_fsdp_forward_method(root, name)
-        own.wake()  # the outermost part must be the first to run
-        own.reset_iter_state()
+        self.by_layers = scattered.is_said()
+        self.roots = [_Root(root) for root in roots_of(model)]
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within, every process holds all weights, and may run the network as often as it likes."""
-        for part in self.parts:
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
+        """Within, every process may run the network as often as it likes: it holds all weights, or gathers them as layers
+        compute."""
+        ranks.meet()
+        for root in self.roots:
+            root.open(self.by_layers)
         try:
             yield
         finally:
-            for root in self.roots:  # reshards, and forgets what was run: it differs between processes
-                root.reset_iter_state()
-            for part in self.parts:
-                part.set_reshard_after_forward(part not in self.roots, recurse=False)
+            ranks.meet()
+            for root in self.roots:
+                root.close()
+
+
+class _Root:
+    """The outermost module of what is divided, and its layers, which are divided apart."""
+
+    def __init__(self, module: Any) -> None:
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        network, frozen = network_of(module), frozen_in(module)
+        self.module, self.asked = module, False
+        self.layers: list[Any] = [] if frozen else layers_of(network)
+        resting = scattered.layers_in(network)
+        for k, layer in enumerate(self.layers):
+            for own in resting[k : k + 1]:
+                own.bring()  # one at a time, to be divided anew
+            fully_shard(layer)
+        fully_shard(module, ignored_params=frozen)
+        if self.layers:
+            vars(network)["tiltlm_trust"] = replace(trust_of(network), sharing=False)
+            body_of(network).register_forward_pre_hook(self._take, prepend=True)
+            self.number = turns.join(self._lend)
+        module.wake = MethodType(lambda self: None, module)
+        for name in (*entries_of(module), "wake"):
+            register_fsdp_forward_method(module, name)
+        module.wake()  # the outermost part must be the first to run
+        module.reset_iter_state()
+
+    def open(self, by_layers: bool) -> None:
+        """Bring together what stands outside the layers and, unless they are gathered as they compute, these."""
+        self.asked = by_layers
+        for part in [self.module] if by_layers else [*self.layers, self.module]:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+
+    def close(self) -> None:
+        """Let go of it all."""
+        self.asked = False
+        self.module.reset_iter_state()  # reshards, and forgets what was run: it differs between processes
+        for part in [*self.layers, self.module]:
+            part.set_reshard_after_forward(part is not self.module, recurse=False)
+
+    def _take(self, module: nn.Module, inputs: Any) -> None:
+        if self.asked:
+            turns.take(self.number)
+
+    def _lend(self) -> None:
+        for layer in self.layers:
+            layer.unshard()
+            layer.reshard()
 
 
 def why_not(model: nn.Module) -> str:
@@ -123,12 +153,6 @@ def network_of(root: Any) -> Any:
 def frozen_in(root: nn.Module) -> set[nn.Parameter]:
     """The parameters of a body that is the reference's own."""
     return set(root.body.parameters()) if isinstance(root, ValueHead) and root.frozen else set()
-
-
-def layers_of(network: Any) -> list[nn.Module]:
-    """The layers of a network's body: its longest list of modules."""
-    lists = [found for found in body_of(network).modules() if isinstance(found, nn.ModuleList)]
-    return list(max(lists, key=len, default=()))
 
 
 def all_of(x: Any) -> Tensor:

@@ -21,6 +21,7 @@ from tiltlm.commands.options import methods_in, parsed
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.commands.ranking import ranked
 from tiltlm.jsonl import open_text, reading
+from tiltlm.models.scattered import in_parts
 from tiltlm.progress import note
 from tiltlm.recipes import recipe
 from tiltlm.rewards.masking import mask
@@ -88,9 +89,10 @@ def run(args: list[str]) -> int:
         return 0
     if launch.dry_run:
         return foreseen([value], launch)
-    if not build_all([find(value, runs_root())], launch, command):
-        return 0
-    finished = ensure(value, runs_root(), command)
+    with in_parts(launch.shard):
+        if not build_all([find(value, runs_root())], launch, command):
+            return 0
+        finished = ensure(value, runs_root(), command)
     if ranks.is_first():
         finished.recipe.show(finished)
         print(finished.folder)
@@ -147,8 +149,15 @@ def sweep(args: list[str]) -> int:
     recipes = [parse([name, *point], "sweep").recipe for point in points]  # all mistakes come before any work
     if launch.dry_run:
         return foreseen(recipes, launch)
-    runs, command = [find(value, runs_root()) for value in recipes], command_line("sweep", args)
-    if not build_all(runs, launch, command):
+    with in_parts(launch.shard):
+        return _swept(name, points, recipes, launch, command_line("sweep", args))
+
+
+def _swept(
+    name: str, points: Sequence[Sequence[str]], recipes: Sequence[Recipe], launch: Launch, command: str
+) -> int:
+    """Build every point, and show them beside each other."""
+    if not build_all([find(value, runs_root()) for value in recipes], launch, command):
         return 0
     rows: list[dict[str, Any]] = []
     measurements: dict[Path, tuple[Run[Any], str]] = {}

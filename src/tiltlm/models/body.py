@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
+
+SCATTERED = "tiltlm_scattered"
+"""The attribute of a network whose layers are scattered (`scattered`): it runs once for a batch, whatever its rows."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,15 @@ class Trust:
 def trust_of(model: PreTrainedModel) -> Trust:
     """What the self-test found; copies of a model carry it with them. Untested models are trusted."""
     found = vars(model).get("tiltlm_trust")
-    return found if isinstance(found, Trust) else Trust()
+    trust = found if isinstance(found, Trust) else Trust()
+    return replace(trust, sharing=False) if SCATTERED in vars(model) else trust
+
+
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a network's body: its longest list of modules, none that lies within another (experts, say)."""
+    lists = {name: x for name, x in body_of(model).named_modules() if isinstance(x, nn.ModuleList)}
+    outer = [x for name, x in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    return list(max(outer, key=len, default=()))
 
 
 def recomputes(model: nn.Module) -> bool:

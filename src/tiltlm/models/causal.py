@@ -24,7 +24,7 @@ from tiltlm.models.backbone import BodyState, fuse_activations, hidden, hidden_o
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.ends import ends_of
 from tiltlm.models.folders import located
-from tiltlm.models.hub import pretrained
+from tiltlm.models.hub import network
 from tiltlm.models.look import look
 from tiltlm.models.output import Curve, Fixed, head_log_prob, head_logits
 from tiltlm.models.packing import hidden_packed, why_not
@@ -82,8 +82,8 @@ class CausalLM(LanguageModel):
             raise ValueError(
                 f"{name} holds adapters alone: name a folder in which they are merged into their model"
             )
-        model = pretrained(AutoModelForCausalLM, name, dtype=dtype)
-        return CausalLM(model, ends_of(name) if eos_ids is None else eos_ids).eval().to(device)
+        model, _ = network(AutoModelForCausalLM, name, device, examine, dtype=dtype)
+        return CausalLM(model, ends_of(name) if eos_ids is None else eos_ids).eval()
 
     @staticmethod
     def from_config(

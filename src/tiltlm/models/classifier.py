@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from tiltlm.models.backbone import fuse_activations, hidden
-from tiltlm.models.hub import config_of, pretrained
+from tiltlm.models.hub import config_of, network, pretrained
 from tiltlm.models.selftest import examine
 from tiltlm.models.weights import load_state, save_pretrained
 from tiltlm.samples import Tokens
@@ -36,14 +36,12 @@ class TextClassifier(nn.Module):
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id or 0
         fuse_activations(model)
-        if self.head is not None:
-            examine(model)
+        _examine(model)
 
     @property
     def head(self) -> nn.Linear | None:
         """The linear head of a causal body, read at a row's last token; None for other bodies."""
-        head = getattr(self.model, "score", None)
-        return head if isinstance(head, nn.Linear) else None
+        return _head_of(self.model)
 
     @staticmethod
     def load(
@@ -52,23 +50,25 @@ class TextClassifier(nn.Module):
         """A folder or hub name that transformers loads as a sequence classifier."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        model, found = pretrained(AutoModelForSequenceClassification, name, dtype=dtype, output_loading_info=True)
+        model, found = network(AutoModelForSequenceClassification, name, device, _examine, dtype=dtype)
         if found["missing_keys"]:
             raise ValueError(
                 f"{str(name)!r} has no trained classification head ({', '.join(sorted(found['missing_keys']))} missing)"
             )
-        return TextClassifier(model, pretrained(AutoTokenizer, name)).eval().to(device)
+        return TextClassifier(model, pretrained(AutoTokenizer, name)).eval()
 
     @staticmethod
-    def from_body(name: str | Path, labels: Sequence[str], *, seed: int = 0) -> TextClassifier:
+    def from_body(
+        name: str | Path, labels: Sequence[str], *, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> TextClassifier:
         """The body of a language model (folder or hub name) with a fresh head for `labels`; float32."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: k for k, label in enumerate(labels)}}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = pretrained(
-                AutoModelForSequenceClassification, name, num_labels=len(labels), dtype=torch.float32, **names
+            model, _ = network(
+                AutoModelForSequenceClassification, name, device, _examine, num_labels=len(labels), dtype=torch.float32, **names
             )
         return TextClassifier(model, pretrained(AutoTokenizer, name))
 
@@ -122,6 +122,17 @@ class TextClassifier(nn.Module):
 
         kind, dtype = AutoModelForSequenceClassification, self.model.dtype
         load_state(self.model, lambda: kind.from_pretrained(str(folder), dtype=dtype).state_dict())
+
+
+def _head_of(model: PreTrainedModel) -> nn.Linear | None:
+    head = getattr(model, "score", None)
+    return head if isinstance(head, nn.Linear) else None
+
+
+def _examine(model: PreTrainedModel) -> None:
+    """The self-test of a network on a causal body."""
+    if _head_of(model) is not None:
+        examine(model)
 
 
 def labels_of(config: Any) -> list[str]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from tiltlm.jsonl import read_json
+from tiltlm.models import scattered
 from tiltlm.models.folders import located
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -29,6 +34,21 @@ def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
             f"{str(name)!r} is no folder or hub name that transformers can load: {reason} "
             "(without a network, download the model elsewhere and name its folder)"
         ) from None
+
+
+def network(
+    kind: Any, name: str | Path, device: torch.device | str, examine: Callable[[Any], Any], **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The network called `name` on a device, and what transformers says of its loading; in parts where that is wanted
+    (`scattered`). examine: the self-test, which wants the network whole; it raises for one that cannot be used."""
+
+    def read() -> tuple[Any, dict[str, Any]]:
+        return pretrained(kind, name, output_loading_info=True, **options)
+
+    if scattered.is_wanted():
+        return scattered.load(read, device, examine)
+    found, said = read()
+    return found.to(device), said
 
 
 def config_of(name: str | Path) -> Any:

@@ -41,11 +41,13 @@ class RewardModel(nn.Module):
         return RewardModel(found.model, found.tokenizer, most_tokens).eval()
 
     @staticmethod
-    def from_body(name: str | Path, *, seed: int = 0, most_tokens: int | None = None) -> RewardModel:
+    def from_body(
+        name: str | Path, *, seed: int = 0, most_tokens: int | None = None, device: torch.device | str = "cpu"
+    ) -> RewardModel:
         """The body of a language model (folder or hub name) under a fresh head; float32."""
         from transformers import AutoTokenizer
 
-        found = TextClassifier.from_body(name, ("reward",), seed=seed)
+        found = TextClassifier.from_body(name, ("reward",), seed=seed, device=device)
         return RewardModel(found.model, pretrained(AutoTokenizer, name), most_tokens)
 
     @property

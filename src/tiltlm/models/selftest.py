@@ -31,7 +31,7 @@ from torch import Tensor
 
 import tiltlm
 from tiltlm.models.backbone import BackboneState, hidden, hidden_of
-from tiltlm.models.body import Trust, body_of, call, most_positions, trust_of
+from tiltlm.models.body import SCATTERED, Trust, body_of, call, most_positions, trust_of
 from tiltlm.models.look import evaluating, one_line
 from tiltlm.progress import note
 from tiltlm.samples import Samples, Tokens
@@ -56,10 +56,11 @@ def examine(model: PreTrainedModel) -> Trust:
     """How `model` may be run; found by a test before its first use, and remembered.
 
     Raises ValueError, by name and reason, for a network that cannot be used at all. Says once where a cache is not
-    trusted.
+    trusted. A network whose layers are scattered was examined while it was whole, and carries what was found.
     """
     key = _key(model)
-    trust = _FOUND.get(key) or _read(key)
+    carried = vars(model).get("tiltlm_trust") if SCATTERED in vars(model) else None
+    trust = carried or _FOUND.get(key) or _read(key)
     if trust is None:
         trust = run(model)
         _write(key, trust)

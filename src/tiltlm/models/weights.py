@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltlm import ranks
+from tiltlm.models.scattered import refill, scattered_in, together
 from tiltlm.tensors import save_tensors
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def save_pretrained(model: PreTrainedModel | PeftModel, folder: str | Path) -> N
     bytes."""
     source = _source.get()
     if source is None:
-        model.save_pretrained(str(folder))
+        with together(model):
+            model.save_pretrained(str(folder))
     elif hasattr(model, "peft_config"):  # adapters are small
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         model.save_pretrained(str(folder), state_dict=_whole(trained, source))
@@ -95,6 +97,9 @@ def _whole(tensors: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
 
 def load_state(module: nn.Module, read: Callable[[], Mapping[str, Tensor]]) -> None:
     """Put the state that is read into a module; where it is in parts, the first process alone reads."""
+    if scattered_in(module):
+        refill(module, read() if ranks.is_first() else None)
+        return
     own = module.state_dict()
     if not any(in_parts(x) for x in own.values()):
         module.load_state_dict(read())

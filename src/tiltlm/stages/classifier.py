@@ -143,7 +143,7 @@ class Classifier(Recipe):
         s, own, device = self.classify, stream(self.seed, "twisted", "classifier"), device_of(self.device)
         rows, names = s.rows(own)
         body = self.body or best_checkpoint(run.inputs["base"].folder)
-        model = TextClassifier.from_body(body, names, seed=self.seed).to(device)
+        model = TextClassifier.from_body(body, names, seed=self.seed, device=device)
         model.most_tokens = min(model.most_tokens, s.most_tokens)
         order = own.child("split").permutation(len(rows)).tolist()
         held = max(1, int(s.held_out * len(rows)))

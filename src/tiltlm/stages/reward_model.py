@@ -84,7 +84,9 @@ class TrainJudge(OfTask):
     def build(self, run: Run[Any]) -> None:
         read, judge = reading(self.task, run.inputs), self.task.judge
         most = self.task.reader.most_tokens
-        model = RewardModel.from_body(judge.body or read.model, seed=self.seed, most_tokens=most).to(read.device)
+        model = RewardModel.from_body(
+            judge.body or read.model, seed=self.seed, most_tokens=most, device=read.device
+        )
         rows = {split: rows_of(run.inputs["data"], split) for split in SPLITS}
         if are_verdicts(rows["train"]):
             answers = {split: self.verdicts(model, some) for split, some in rows.items()}

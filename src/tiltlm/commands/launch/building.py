@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from tiltlm import ranks
@@ -17,7 +18,7 @@ def build_all(runs: Iterable[Run[Any]], launch: Launch, command: str) -> bool:
     Raises ValueError naming what failed.
     """
     tops = list(runs)
-    if ranks.size() > 1 and launch != Launch():
+    if ranks.size() > 1 and replace(launch, shard=False) != Launch():
         raise ValueError("--jobs and --on start processes of their own: start the command without torchrun")
     for run in tops:
         check_all(run, here=launch.on == "local")

@@ -17,6 +17,7 @@ from typing import Any
 from tiltlm.commands.options import from_json
 from tiltlm.commands.process import prepare
 from tiltlm.mistakes import MISTAKES, one_line
+from tiltlm.models.scattered import in_parts, is_said
 from tiltlm.recipes import recipe
 from tiltlm.rewards.masking import mask
 from tiltlm.run import Recipe, Run, ensure, find
@@ -32,6 +33,7 @@ class Order:
     folder     the run's folder
     command    what the user typed, for provenance.json
     cwd        where relative paths begin
+    shard      whether several processes hold networks in parts
     """
 
     recipe: str
@@ -39,11 +41,12 @@ class Order:
     folder: str
     command: str
     cwd: str
+    shard: bool = False
 
     @staticmethod
     def of(run: Run[Any], command: str) -> Order:
         settings = json.dumps(asdict(run.recipe), default=str)
-        return Order(run.recipe.name, settings, str(run.folder), command, os.getcwd())
+        return Order(run.recipe.name, settings, str(run.folder), command, os.getcwd(), is_said())
 
     @property
     def secret(self) -> bool:
@@ -60,7 +63,7 @@ class Order:
         try:
             if find(value, folder.parents[2]).folder != folder:
                 raise ValueError(f"{folder}: the files that its settings name have changed since it was begun")
-            with listening():
+            with listening(), in_parts(self.shard):
                 ensure(value, folder.parents[2], self.command)
         except Stopped as stopped:
             return stopped.status

@@ -101,6 +101,10 @@ class Launch:
     detach: bool = False
     """Submit to SLURM and return. The same command says how the jobs stand, and shows the results in the end."""
 
+    shard: bool = False
+    """Several processes that work together hold a part each of every network, trained or not, and read no more of it. It
+    changes memory and time, not the result; with one process nothing."""
+
     dry_run: bool = False
     """Build nothing: say what is to be built, the memory that each training takes of a process, and what would lower it."""
 
