@@ -170,6 +170,12 @@ class Engine:
         """Within, this process holds all weights: to draw and to score."""
         return nullcontext() if self.shards is None else self.shards.whole()
 
+    def finish(self) -> None:
+        """The model is trained: from now on it is drawn from and scored."""
+        self.model.eval()
+        if self.shards is not None:
+            self.shards.open()
+
     @property
     def divided(self) -> bool:
         """Whether each of several processes holds a part of the model: a checkpoint then has its `parts`."""

@@ -53,15 +53,20 @@ class Shards:
     def whole(self) -> Iterator[None]:
         """Within, every process may run the network as often as it likes: it holds all weights, or gathers them as layers
         compute."""
-        ranks.meet()
-        for root in self.roots:
-            root.open(self.by_layers)
+        self.open()
         try:
             yield
         finally:
             ranks.meet()
             for root in self.roots:
                 root.close()
+
+
+    def open(self) -> None:
+        """`whole` from now on: what has been trained is asked, and not trained any more."""
+        ranks.meet()
+        for root in self.roots:
+            root.open(self.by_layers)
 
 
 class _Root:

@@ -225,7 +225,7 @@ class Training:
             self._save(step, course)
             if stop is not None:
                 raise Stopped(stop)
-        self.model.eval()
+        self.engine.finish()
         return course
 
     def _log(self, name: str) -> Path:

@@ -10,6 +10,7 @@ from torch import nn
 
 from tiltlm.jsonl import read_json
 from tiltlm.models.merging import CONFIG, WEIGHTS
+from tiltlm.models.scattered import shaped
 from tiltlm.models.weights import put
 from tiltlm.tensors import load_tensors
 
@@ -31,7 +32,8 @@ def adapted(model: PreTrainedModel, rank: int, alpha: float, dropout: float, **o
 
     _refuse_unknown(model, options.get("target_modules"))
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, task_type="CAUSAL_LM", **options)  # type: ignore[arg-type]
-    return get_peft_model(model, config)
+    with shaped(model):  # some layers are asked for their weight's shape
+        return get_peft_model(model, config)
 
 
 def restore(adapters: PeftModel, folder: str | Path, device: torch.device) -> None:

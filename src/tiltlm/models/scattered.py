@@ -197,6 +197,20 @@ def together(module: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def shaped(module: nn.Module) -> Iterator[None]:
+    """Within, weights at rest have the shapes that they have at work, and no numbers."""
+    layers = [layer for each in scattered_in(module) for layer in each.layers]
+    for layer in layers:
+        for p, shape in zip(layer.parameters, layer.shapes, strict=True):
+            p.data = p.data.new_zeros(1).expand(shape)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.rest()
+
+
 def bring_trained(module: nn.Module) -> None:
     """Bring the networks in a module of which something is trained together for good, on every process."""
     for each in module.modules():

@@ -50,15 +50,15 @@ def save_pretrained(model: PreTrainedModel | PeftModel, folder: str | Path) -> N
     """`model.save_pretrained(folder)`; of a model in parts, weights under the names of its modules, in files of `FILE`
     bytes."""
     source = _source.get()
-    if source is None:
-        with together(model):
+    with together(model):
+        if source is None:
             model.save_pretrained(str(folder))
-    elif hasattr(model, "peft_config"):  # adapters are small
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        model.save_pretrained(str(folder), state_dict=_whole(trained, source))
-    else:
-        model.save_pretrained(str(folder), state_dict={})  # all but the weights
-        _save_in_files(model, Path(folder), source)
+        elif hasattr(model, "peft_config"):  # adapters are small
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            model.save_pretrained(str(folder), state_dict=_whole(trained, source))
+        else:
+            model.save_pretrained(str(folder), state_dict={})  # all but the weights
+            _save_in_files(model, Path(folder), source)
 
 
 def save_state(module: nn.Module, path: Path) -> None:

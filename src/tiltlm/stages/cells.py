@@ -45,8 +45,6 @@ class Cell:
         """Why the weights cannot be held in parts, where they are to be."""
         if self.fit.shard and not facts.network:
             return "--fit.shard divides networks of layers, and here tables are trained: leave it off"
-        if self.fit.shard and isinstance(self.feed, Feed) and self.feed.source == "rounds":
-            return "a round is validated by the whole model that it trained: leave --fit.shard off"
         return None
 
     def _unwatched(self, facts: Facts) -> str | None:
