@@ -71,13 +71,13 @@ def tokenizer() -> Any:
     )  # fmt: skip
 
 
-def written(folder: Path, seed: int = 8) -> Path:
+def written(folder: Path, seed: int = 8, layers: int = 1) -> Path:
     """A random GPT-2 with this tokenizer; of seed 8 it answers some questions right, and some draws end."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    size = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 64, "initializer_range": 0.6}
+    size = {"n_layer": layers, "n_head": 2, "n_embd": 16, "n_positions": 64, "initializer_range": 0.6}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(PIECES), bos_token_id=1, eos_token_id=2, **size))
     model.save_pretrained(str(folder))
     tokenizer().save_pretrained(str(folder))

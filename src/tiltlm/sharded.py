@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tiltlm import ranks, turns
 from tiltlm.models import scattered
-from tiltlm.models.body import body_of, layers_of, trust_of
+from tiltlm.models.body import layers_of, trust_of
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.classifier import TextClassifier
 from tiltlm.models.heads import ValueHead
@@ -86,7 +86,7 @@ class _Root:
         fully_shard(module, ignored_params=frozen)
         if self.layers:
             vars(network)["tiltlm_trust"] = replace(trust_of(network), sharing=False)
-            body_of(network).register_forward_pre_hook(self._take, prepend=True)
+            self.layers[0].register_forward_pre_hook(self._take, prepend=True)
             self.number = turns.join(self._lend)
         module.wake = MethodType(lambda self: None, module)
         for name in (*entries_of(module), "wake"):

@@ -116,7 +116,6 @@ class Scattered:
         """layers: with their parameters that are scattered, at rest, and these ones' shapes."""
         self.processes, self.is_held, self.ran = ranks.size(), False, 0
         self.layers = [Layer(self, k, *each) for k, each in enumerate(layers)]
-        body_of(network).register_forward_pre_hook(self._before, prepend=True)
         body_of(network).register_forward_hook(self._after)
         self.number = turns.join(self.lend)
         vars(network)[SCATTERED] = self
@@ -141,12 +140,16 @@ class Scattered:
             layer.rest()
 
     def begin(self, place: int) -> bool:
-        """A layer is about to compute; whether it has to be gathered. Raises RuntimeError where it is not its turn."""
+        """A layer is about to compute; whether it has to be gathered. Raises RuntimeError where it is not next: the others
+        lend layers in their order."""
         if not self.resting:
             return False
-        if place != self.ran:
-            raise RuntimeError(f"layer {place} of this network runs where layer {self.ran} should: leave out --shard")
-        self.ran += 1
+        due = self.ran % len(self.layers)
+        if place != due:
+            raise RuntimeError(f"layer {place} of this network runs where layer {due} should: leave out --shard")
+        if place == 0:
+            turns.take(self.number)
+        self.ran = place + 1
         return True
 
     @contextmanager
@@ -165,11 +168,6 @@ class Scattered:
             self.is_held = False
             for layer in self.layers:
                 layer.rest()
-
-    def _before(self, module: nn.Module, inputs: Any) -> None:
-        if self.resting:
-            turns.take(self.number)
-            self.ran = 0
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self.resting and self.ran != len(self.layers):

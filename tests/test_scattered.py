@@ -1,0 +1,243 @@
+"""Networks that no process holds whole are, to whoever asks them, the whole network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import every_family
+import question_world
+import ranked
+from close import alike
+from families import build
+from side_by_side import side_by_side
+from test_sharing import in_rounds, shortly
+from tiltlm import ranks, turns
+from tiltlm.commands.launch.order import Order
+from tiltlm.jsonl import read_json
+from tiltlm.models.causal import CausalLM, steady
+from tiltlm.models.reward_model import RewardModel
+from tiltlm.models.scattered import Scattered, in_parts, is_wanted, layers_in, refill, scattered_in
+from tiltlm.policies.sft import SFT
+from tiltlm.recipes.preset import Preset
+from tiltlm.recipes.stages import measured
+from tiltlm.run import Recipe, ensure, find
+from tiltlm.samplers.ancestral import draw
+from tiltlm.samples import Samples
+from tiltlm.seeds import stream
+from tiltlm.stages.measure import RulerSettings
+
+OWN = stream(0, "test-scattered")
+FAMILIES = ("gpt2", "opt", "mixtral", "qwen3_next")
+"""Tied weights; a body whose layers are reached in two ways; experts; two kinds of layers."""
+
+
+def both(work: Callable[[], None]) -> None:
+    """`work()` in two processes that hold parts."""
+
+    def inside() -> None:
+        with in_parts():
+            work()
+
+    assert side_by_side(inside) == [0, 0]
+
+
+def equal(found: Tensor, wanted: Tensor) -> None:
+    assert torch.equal(found, wanted), float((found - wanted).abs().max())
+
+
+def rows(n: int = 9) -> Samples:
+    return ranked.ragged(n)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    build("llama", eos_ids=(3,)).save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def numbers(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_process_holds_a_slice_and_asks_the_whole(family, tmp_path):
+    torch.manual_seed(0)
+    every_family.build(family).save_pretrained(tmp_path)
+    whole, samples = CausalLM.load(tmp_path, eos_ids=()).requires_grad_(False), rows()
+    wanted = whole.log_prob(samples)
+
+    def work() -> None:
+        model = CausalLM.load(tmp_path, eos_ids=()).requires_grad_(False)
+        (found,) = scattered_in(model)
+        inside = numbers(whole) - numbers(model)
+        slices = sum(len(x) for layer in found.layers for x in layer.slices.values())
+        assert inside / 2 <= slices <= inside / 2 + 2 * len(found.layers) < inside
+        equal(model.log_prob(samples), wanted)
+        equal(steady(model).log_prob(samples), wanted)
+        assert numbers(model) < numbers(whole) and model.eos_ids == whole.eos_ids
+
+    both(work)
+
+
+def test_processes_may_ask_as_often_as_they_like_and_whichever_they_like(folder):
+    """Rows one by one, five and four of them; one row alone; two networks the other way round; the first alone, drawing."""
+    samples, other = rows(), build("llama", seed=1, eos_ids=(3,)).requires_grad_(False)
+    whole = {"model": CausalLM.load(folder).requires_grad_(False), "other": other}
+    other.save(folder.parent / "other")
+    some = samples.prompts.select(slice(0, 5))
+    how = {"n": 2, "max_new_tokens": 6, "stream": OWN}
+    drawn = draw(whole["model"], some, **how)
+
+    def each(model: CausalLM, begin: int, end: int) -> list[Tensor]:
+        return [model.log_prob(samples.select(slice(k, k + 1))).sum() for k in range(begin, end)]
+
+    def work() -> None:
+        parts = {name: CausalLM.load(folder.parent / name).requires_grad_(False) for name in whole}
+        one = parts["model"]
+        for n in (9, 1):
+            found = ranks.in_shares(n, lambda b, e: each(one, b, e))
+            equal(torch.stack(found), torch.stack(each(whole["model"], 0, n)))
+        mine = samples.select(slice(0, 4 + 3 * ranks.number()))
+        names = sorted(parts, reverse=ranks.is_first())
+        with ranks.alone():
+            got = {name: parts[name].log_prob(mine) for name in names}
+        for name in names:
+            equal(got[name], whole[name].log_prob(mine))
+        again = ranks.from_first(lambda: draw(one, some, **how))
+        equal(again.tokens, drawn.tokens)
+        assert again.log_q is not None and drawn.log_q is not None
+        equal(again.log_q, drawn.log_q)
+
+    both(work)
+
+
+def test_weights_are_written_read_and_adapted(folder):
+    """By one process alone while the others wait; taken back; other weights; adapters beside them, and the reference that is
+    the network without."""
+    samples, whole = rows(), CausalLM.load(folder).requires_grad_(False)
+    wanted = whole.log_prob(samples)
+    other = build("llama", seed=1, eos_ids=(3,))
+    his, theirs = other.log_prob(samples).detach(), other.model.state_dict()
+    torch.manual_seed(0)
+    adapted = CausalLM.load(folder).with_lora(2)
+    before = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
+
+    def work() -> None:
+        model = CausalLM.load(folder).requires_grad_(False)
+        ranks.from_first(lambda: model.save(folder.parent / "copy"))
+        refill(model.model, theirs if ranks.is_first() else None)
+        equal(model.log_prob(samples), his)
+        model.restore(folder.parent / "copy")
+        equal(model.log_prob(samples), wanted)
+        with pytest.raises(RuntimeError, match="missing, or has another shape"):
+            refill(model.model, {name: x[:1] for name, x in theirs.items()})
+        torch.manual_seed(0)
+        mine = model.with_lora(2)
+        equal(mine.log_prob(samples), wanted)
+        for name, p in mine.named_parameters():
+            assert not p.requires_grad or torch.equal(p, before[name])
+
+    both(work)
+    equal(CausalLM.load(folder.parent / "copy").log_prob(samples), wanted)
+
+
+def test_layers_out_of_order_are_refused(folder):
+    """What another process lends comes in the order of the list."""
+
+    def work() -> None:
+        model = CausalLM.load(folder).requires_grad_(False)
+        first, second = (layer.owner for layer in layers_in(model.model)[:2])
+        assert first is second and isinstance(first, Scattered)
+        with pytest.raises(RuntimeError, match="layer 1 of this network runs where layer 0 should"):
+            first.begin(1)
+
+    both(work)
+
+
+def test_a_process_that_fails_at_work_ends_those_that_lend(folder, capfd):
+    def work() -> None:
+        with in_parts():
+            model = CausalLM.load(folder).requires_grad_(False)
+
+        def fails() -> None:
+            model.log_prob(rows())
+            raise ValueError("planted")
+
+        ranks.from_first(fails)
+
+    assert side_by_side(work) == [1, 1]
+    told = capfd.readouterr().err
+    assert "ValueError: planted" in told and "have lost each other" in told
+
+
+def test_one_process_holds_the_whole(folder):
+    with in_parts():
+        assert not is_wanted()
+        assert not scattered_in(CausalLM.load(folder))
+    assert not turns._LENDERS
+
+
+def letters(tmp_path: Path) -> Preset:
+    task = question_world.Letters()
+    place = str(question_world.written(tmp_path / "model", layers=3))
+    task = replace(task, language=replace(task.language, model=place))
+    return Preset(task, ruler=RulerSettings(n=20, batch_size=16, absolute=False))
+
+
+def adapted(made: Any, **net: Any) -> Any:
+    return replace(made, net=replace(made.net, **net))
+
+
+def test_runs_end_where_those_of_one_process_do(tmp_path):
+    """Trained in parts and measured in parts: adapters, an actor and a critic, a head on the reference's own body, rounds;
+    four questions, so that shares are unequal."""
+    preset = letters(tmp_path)
+    made: list[Recipe] = [
+        adapted(shortly(measured(preset, "rloo")), policy="lora"),
+        shortly(measured(preset, "ppo")),
+        adapted(shortly(measured(preset, "fudge")), body="frozen"),
+        in_rounds(preset.task, SFT(), 1, lr=1e-3),
+    ]
+
+    def work() -> None:
+        for recipe in made:
+            ensure(recipe, tmp_path / "two")
+
+    both(work)
+    for recipe in made:
+        report = ensure(recipe, tmp_path / "one").folder / "report.json"
+        alike(read_json(find(recipe, tmp_path / "two").folder / "report.json"), read_json(report), recipe.name)
+
+
+def test_reward_models_are_scattered_too(tmp_path):
+    place = question_world.written(tmp_path / "model", layers=3)
+    whole = RewardModel.from_body(place, seed=0)
+    whole.save(tmp_path / "judge")
+    asked, answers = ["1?\nA 1", "34?"], ["A", " B"]
+    wanted = whole.scores(asked, answers)
+
+    def work() -> None:
+        model = RewardModel.load(tmp_path / "judge")
+        assert scattered_in(model)
+        with ranks.alone():  # as often as each likes
+            for _ in range(1 + 2 * ranks.number()):
+                equal(model.scores(asked, answers), wanted)
+        equal(RewardModel.from_body(place, seed=0).scores(asked, answers), wanted)
+
+    both(work)
+
+
+def test_orders_hand_it_on(tmp_path):
+    run = find(in_rounds(question_world.Letters()), tmp_path)
+    with in_parts():
+        order = Order.of(run, "")
+    assert order.shard and not Order.of(run, "").shard
+    assert json.loads(json.dumps(order.__dict__))["shard"]
