@@ -29,6 +29,7 @@ from tiltlm.feeds.served import Followed, Following
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.reward_model import RewardModel
+from tiltlm.models.scattered import in_parts
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.ppo import PPO, ActorCritic, Valued
 from tiltlm.policies.reinforce import Reinforce
@@ -258,6 +259,7 @@ def judge(optim: Optim) -> Found:
 
 DIVIDED: dict[str, Callable[[Optim], Found]] = {
     "sft": sft, "dpo": dpo, "lora": lora, "rloo": rloo, "ppo": ppo, "ctl": ctl, "values": values, "judge": judge,
+    "served": served,
     "head": partial(tilted, per_token=True), "frozen": partial(tilted, per_token=True, frozen=True),
 }  # fmt: skip
 """Networks, for weights in parts."""
@@ -305,13 +307,14 @@ def broken(folder: Path) -> None:
 
 def main(folder: Path, asked: list[str]) -> None:
     for name in asked:
-        called, _, how = name.removesuffix("+shard").partition("@")
-        shard = name.endswith("+shard")
+        called, _, how = name.removesuffix("+shard").removesuffix("+layers").partition("@")
+        shard = name.endswith(("+shard", "+layers"))
         if called == "broken":
             broken(folder)
         elif called in CASES or (shard and called in DIVIDED):
             FOLDERS.append(folder / f"{name}-saved")
-            found = (DIVIDED if shard else CASES)[called](Optim(lr=1e-2, micro_batch=int(how or 0), shard=shard))
+            with in_parts(name.endswith("+layers")):
+                found = (DIVIDED if shard else CASES)[called](Optim(lr=1e-2, micro_batch=int(how or 0), shard=shard))
             torch.save(vars(found), folder / f"{name}-{ranks.number()}.pt")
         else:
             course(folder / called, int(how), shard).run()

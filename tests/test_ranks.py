@@ -39,8 +39,10 @@ from toy import Toy
 HERE = Path(__file__).resolve().parent
 CASES = (
     *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", *(f"{name}+shard" for name in ranked.DIVIDED), "dpo@7+shard",
+    *(f"{name}+layers" for name in ("lora", "rloo", "ppo", "ctl", "served")),
 )  # fmt: skip
-"""Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights."""
+"""Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights; +layers: and drawing layer by
+layer."""
 
 COURSES = (
     "changing@2", "straight@6", "interrupted@3", "interrupted@6", "parts@2+shard", "halves@3+shard", "halves@6+shard",
@@ -70,8 +72,8 @@ def two(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_end_where_one_does(name, two):
     """Losses, every other metric, drawn rows and weights of four steps; 15 rows, so that shares are unequal."""
-    cases = ranked.DIVIDED if name.endswith("+shard") else ranked.CASES
-    alone = cases[name.removesuffix("+shard").partition("@")[0]](Optim(lr=1e-2))
+    cases = ranked.DIVIDED if name.endswith(("+shard", "+layers")) else ranked.CASES
+    alone = cases[name.partition("+")[0].partition("@")[0]](Optim(lr=1e-2))
     first, second = (torch.load(two / f"{name}-{k}.pt", weights_only=True) for k in range(2))
     assert torch.equal(first["weights"], second["weights"]) and first["metrics"] == second["metrics"]
     close(
@@ -218,8 +220,6 @@ def test_networks_that_cannot_be_divided_say_why():
     whole = default_cell(PPO(), Toy().facts())
     assert "--fit.shard" in (replace(whole, fit=replace(whole.fit, shard=True)).why_not(Toy().facts()) or "")
     facts = Facts(0.1, "several", r_max=1.0)
-    rounds = Cell(DPO(), Feed(source="rounds"), Fit(shard=True))
-    assert "leave --fit.shard off" in (rounds.why_not(facts) or "")
 
 
 def test_with_one_process_nothing_is_set_up():

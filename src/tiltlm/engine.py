@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tiltlm import parts, ranks
 from tiltlm.models.precision import Precision, autocast, wide_attention
 from tiltlm.models.scattered import bring_trained, is_wanted
-from tiltlm.models.weights import part_of, weights_from
+from tiltlm.models.weights import part_of
 from tiltlm.objective import Objective
 from tiltlm.sharded import Shards, all_of, why_not
 
@@ -188,7 +188,7 @@ class Engine:
 
     def saving(self, folder: Path) -> AbstractContextManager[None]:
         """Within, one process may save the model as a whole: one that is divided from the parts in `folder`."""
-        return weights_from(parts.source(folder, self.model)) if self.divided else nullcontext()
+        return parts.saving(folder, self.model) if self.divided else nullcontext()
 
     def restore(self, folder: Path, state: dict[str, Any]) -> None:
         """Take weights and optimizer from a checkpoint, of any number of processes; state: as `state` gave it there."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltlm import ranks
-from tiltlm.models.weights import Source, in_parts
+from tiltlm.models.weights import in_parts, weights_from
 
 FOLDER = "parts"
 """The folder in a checkpoint."""
@@ -27,11 +27,11 @@ def are_in(checkpoint: Path) -> bool:
     return (checkpoint / FOLDER).is_dir()
 
 
-def write(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def write(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Write this process's part, as all others do at the same time. Raises OSError where one cannot."""
     names = _names(model)
     tensors = {f"weight/{name}": p.detach() for p, name in names.items()}
-    for p, numbers in optimizer.state.items():
+    for p, numbers in () if optimizer is None else optimizer.state.items():
         tensors |= {f"{kind}/{names[p]}": x for kind, x in numbers.items()}
     with _library() as dcp:
         dcp.save(tensors, checkpoint_id=checkpoint / FOLDER, process_group=ranks.ready())
@@ -55,8 +55,8 @@ def read(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         dcp.load(tensors, checkpoint_id=checkpoint / FOLDER, no_dist=True)
 
 
-def source(checkpoint: Path, model: nn.Module) -> Source:
-    """What parameters of the model hold as a whole, read from a checkpoint; those that are not in parts are as they are."""
+def saving(checkpoint: Path, model: nn.Module) -> AbstractContextManager[None]:
+    """Within, one process may write the model as a whole: what it does not hold it reads from the parts in a checkpoint."""
     names = _names(model)
 
     def found(some: Sequence[Tensor]) -> list[Tensor]:
@@ -66,7 +66,7 @@ def source(checkpoint: Path, model: nn.Module) -> Source:
             dcp.load(parts, checkpoint_id=checkpoint / FOLDER, no_dist=True)
         return [parts[f"weight/{names[x]}"] if in_parts(x) else x.detach().cpu() for x in some]
 
-    return found
+    return weights_from(found)
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:

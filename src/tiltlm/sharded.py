@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -69,14 +69,31 @@ class Shards:
             root.open(self.by_layers)
 
 
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Within, processes hold their parts of what has been divided of a model, and no more: to write it."""
+    found = [vars(root)["tiltlm_root"] for root in roots_of(model) if "tiltlm_root" in vars(root)]
+    how = [root.is_open for root in found]
+    for root in found:
+        root.close()
+    yield
+    for root, before in zip(found, how, strict=True):
+        if before is not None:
+            root.open(before == "layers")
+
+
 class _Root:
     """The outermost module of what is divided, and its layers, which are divided apart."""
+
+    is_open: Literal["whole", "layers"] | None
+    """How it may be asked: not now; with all weights at hand; layer by layer."""
 
     def __init__(self, module: Any) -> None:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         network, frozen = network_of(module), frozen_in(module)
-        self.module, self.asked = module, False
+        self.module, self.is_open = module, None
+        vars(module)["tiltlm_root"] = self
         self.layers: list[Any] = [] if frozen else layers_of(network)
         resting = scattered.layers_in(network)
         for k, layer in enumerate(self.layers):
@@ -96,20 +113,20 @@ class _Root:
 
     def open(self, by_layers: bool) -> None:
         """Bring together what stands outside the layers and, unless they are gathered as they compute, these."""
-        self.asked = by_layers
+        self.is_open = "layers" if by_layers else "whole"
         for part in [self.module] if by_layers else [*self.layers, self.module]:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
 
     def close(self) -> None:
         """Let go of it all."""
-        self.asked = False
+        self.is_open = None
         self.module.reset_iter_state()  # reshards, and forgets what was run: it differs between processes
         for part in [*self.layers, self.module]:
             part.set_reshard_after_forward(part is not self.module, recurse=False)
 
     def _take(self, module: nn.Module, inputs: Any) -> None:
-        if self.asked:
+        if self.is_open == "layers":
             turns.take(self.number)
 
     def _lend(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltlm import ranks
+from tiltlm import parts, ranks
 from tiltlm.experience import Around
 from tiltlm.feeds.settings import Feed
 from tiltlm.method import Learner
@@ -34,6 +35,7 @@ from tiltlm.samplers.serving import MISMATCH, Drawer, Serving
 from tiltlm.samplers.shared import Scored, draw_batches_shared
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream
+from tiltlm.sharded import at_rest
 
 Send = Callable[[Path], None]
 """Tells a server to take the weights in a folder."""
@@ -82,25 +84,34 @@ class Following:
 
     def follow(self, step: int) -> None:
         """Send the policy's weights if they are due at this step."""
-        if is_divided(self.policy):
-            raise ValueError(
-                "a server follows a policy that one process has in whole: leave out --fit.shard, or --feed.draw.url"
-            )
         every = self.server.how.every
         if self.sent is None or self.sent // every != step // every:
-            ranks.from_first(lambda: self.send(self._written()))
+            self._write()
             self.sent = step
         self.age = step - self.sent
 
-    def _written(self) -> Path:
-        """The policy in the folder, whole or not there."""
+    def _write(self) -> None:
+        """Write the policy to the folder, whole or not there, and say so to the server."""
         here, aside = self.folder.absolute() / "weights", self.folder.absolute() / ".weights.tmp"
-        for old in (aside, here):
-            shutil.rmtree(old, ignore_errors=True)
-        aside.mkdir(parents=True)
-        self.policy.save(aside)
-        aside.rename(here)
-        return here
+        divided = is_divided(self.policy)
+
+        def clear() -> None:
+            for old in (aside, here):
+                shutil.rmtree(old, ignore_errors=True)
+            aside.mkdir(parents=True)
+
+        def save() -> None:
+            with parts.saving(aside, self.policy) if divided else nullcontext():
+                self.policy.save(aside)
+            shutil.rmtree(aside / parts.FOLDER, ignore_errors=True)
+            aside.rename(here)
+            self.send(here)
+
+        with at_rest(self.policy):
+            ranks.from_first(clear)
+            if divided:
+                parts.write(aside, self.policy)
+            ranks.from_first(save)
 
     def __call__(
         self, prompts: Tokens, *, n: int = 1, max_new_tokens: int, stream: Stream, rows: Tensor | None = None

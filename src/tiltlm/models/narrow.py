@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tiltlm import ranks
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.causal import CausalLM
+from tiltlm.models.scattered import scattered_in
 from tiltlm.models.precision import autocast, computing_in
 from tiltlm.samples import Samples, Tokens
 
@@ -77,10 +78,10 @@ class _NarrowState(State):
 
 def _in_parts(model: CausalLM) -> bool:
     if ranks.size() == 1:
-        return False
+        return bool(scattered_in(model))
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or bool(scattered_in(model))
 
 
 @torch.no_grad()
