@@ -38,7 +38,7 @@ from tiltlm.seeds import stream
 from tiltlm.sharded import all_of
 from tiltlm.tensors import load_tensors
 from tiltlm.train import Pace, Training, checkpoints
-from toy import Toy, twos
+from toy import Toy
 
 ENSEMBLE = Judging(
     "reward-model", budget=60, warm=6, window=48, relabels=9, batch_size=5, lr=0.01, select="variance", replay=4,
@@ -126,8 +126,8 @@ def test_two_processes_buy_and_learn_what_one_does(network, courses, alone, tmp_
         assert side_by_side(work, count) == [0] * count
     log, answers, weights = result(folder)
     wanted = result(alone[network])
-    for rows in (log, wanted[0]):
-        rows[0].pop("accuracy")  # the policy is the reference yet: all pairs tie, to rounding
+    for steps in (log, wanted[0]):
+        steps[0].pop("accuracy")  # the policy is the reference yet: all pairs tie, to rounding
     alike(log, wanted[0])
     alike(answers, wanted[1])
     close(weights, wanted[2])
