@@ -183,7 +183,8 @@ class Live:
 
 @dataclass(frozen=True)
 class FromFirst:
-    """Another experience's batches: of several processes the first one makes them, and all get the same."""
+    """Another experience's batches: of several processes the first one makes them (where a reward is paid, say), and all
+    get the same."""
 
     experience: Experience
 

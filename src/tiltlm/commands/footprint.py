@@ -242,7 +242,7 @@ class Learning:
     def drawn(self) -> int:
         """Rows that a process draws and scores for a step; 0 where they are fixed."""
         if isinstance(self.feed, TwistFeed):
-            return self.feed.particles * self.feed.prompts  # the first process draws for all
+            return self.feed.particles * _share(self.feed.prompts, self.processes)  # whole populations
         if not self.new or self.method.fed == "answers":
             return 0
         rows = rows_drawn(self.task.facts(), self.method, self.feed, self.fit.batch_size, self.fit.batch_size)

@@ -123,9 +123,11 @@ class Process:
         for each in self.held:
             for use in each.uses:
                 found.setdefault(use.part, []).append((use.kind, each.beside(use)))
-        return {
-            part: _together(uses) + sum(each.together(part) for each in self.held) for part, uses in found.items()
-        }
+        return {part: _together(uses) + self.gathered(part) for part, uses in found.items()}
+
+    def gathered(self, part: str) -> int:
+        """Bytes of divided networks that are brought together in a part."""
+        return sum(each.together(part) for each in self.held)
 
     @property
     def start(self) -> int:
