@@ -24,7 +24,7 @@ import tiltlm as tl
 from families import build
 from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
-from tiltlm.experience import FromFirst, Keeps, Live, Offline, referenced_pairs
+from tiltlm.experience import Keeps, Live, Offline, referenced_pairs
 from tiltlm.feeds.served import Followed, Following
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
@@ -211,14 +211,14 @@ def ppo(optim: Optim) -> Found:
 
 
 def ctl(optim: Optim) -> Found:
-    """A twist that reads conditions, beside the prompts; its draws are made by the first process."""
+    """A twist that reads conditions, beside the prompts; a population to a process."""
     twist = ValueHead(network(), per_token=True, reads="tokens")
     prompts = Conditioned(*vars(Tokens.of([[1], [2, 3]])).values(), Tokens.of([[4, 5], [6]]))
     target = Target(network(), total, 20.0)
     draws = TwistDraws(
         target, LearnedTwist(twist), lambda stream: (prompts, None), 6, OWN.child("draws"), CTL.needs, particles=7
     )
-    return trained(twist, CTL(), FromFirst(draws), optim)
+    return trained(twist, CTL(), draws, optim)
 
 
 def values(optim: Optim) -> Found:

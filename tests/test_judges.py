@@ -9,11 +9,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForSequenceClassification
 
 from close import close
-from judges import Counting, rows, table_judge
-from tiltlm.data.stories import stories, train_tokenizer
+from judges import Counting, rows, table_judge, text_body
 from tiltlm.judges.base import Conflict
 from tiltlm.judges.discriminator import Discriminator, compared, scores_of, trained
 from tiltlm.judges.learning import LearningJudge
@@ -22,7 +21,6 @@ from tiltlm.judges.making import network_on_texts
 from tiltlm.judges.rows import Pair, Preference
 from tiltlm.judges.selection import selected
 from tiltlm.judges.settings import Judging
-from tiltlm.models.causal import CausalLM
 from tiltlm.rewards.bradley_terry import BradleyTerry
 from tiltlm.seeds import stream
 
@@ -410,15 +408,8 @@ TEXTS = [" a cat.", " a very big and happy dog in the park.", "", " no!"]
 
 @pytest.fixture(scope="module")
 def body(tmp_path_factory):
-    """A GPT-2 of two layers, with dropout, its padding token its end token, and a tokenizer, as a folder."""
-    tokenizer = train_tokenizer(stories(100, stream(0, "test-judges")), 300)
-    size = {"vocab_size": len(tokenizer), "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 64}
-    config = GPT2Config(**size, bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    torch.manual_seed(3)
-    model, folder = CausalLM(GPT2LMHeadModel(config), (0,)), tmp_path_factory.mktemp("body")
-    model.tokenizer = tokenizer
-    model.save(folder)
-    return folder
+    """A GPT-2 with dropout and a tokenizer, as a folder."""
+    return text_body(tmp_path_factory.mktemp("body"))
 
 
 def loud(network: nn.Module) -> None:
@@ -453,6 +444,13 @@ def test_a_text_judge_learns_scores_steadily_and_comes_back(body, tmp_path, kind
     for each in (judge, other):
         each.train(verdicts, 2, stream(3))
     assert other.score(PROMPTS, TEXTS).mean == judge.score(PROMPTS, TEXTS).mean != after
+
+
+def test_a_second_policy_without_an_end_token_reads_completions_as_they_are(tmp_path):
+    network = network_on_texts(Judging("dpo"), text_body(tmp_path, eos_token_id=None), stream(1))
+    rows = network.encode(["A dog"], [" no!"])
+    assert rows.completions.lists() == [network.policy.tokenizer(" no!", add_special_tokens=False)["input_ids"]]
+    assert network.score(rows).tolist() == [0.0]
 
 
 def test_adapters_leave_the_body_as_it_is(body):

@@ -220,11 +220,9 @@ def test_a_process_holds_its_part_and_what_is_brought_together():
     critic = Held("critic", Stub(update=7), uses[1:])
     process = Process((policy, critic))
     assert process.always == 4000 + 16000
-    assert (process.gathered("drawing"), process.gathered("an update"), process.gathered("of a judge")) == (
-        4000,
-        2800,
-        4000,
-    )
+    parts = ("drawing", "an update", "of a judge")
+    assert [policy.together(part) for part in parts] == [4000, 2800, 4000]
+    assert [critic.together(part) for part in parts] == [0, 0, 0]
     assert process.parts == {"drawing": 50 + 4000, "an update": 60 + 4 * 700 + 7}
     assert (process.most, process.when) == (24050, "drawing")
     assert process.start == 4000 + 4000
@@ -232,10 +230,32 @@ def test_a_process_holds_its_part_and_what_is_brought_together():
     assert Process(tuple(scored)).parts == {"scoring": 9}  # one after the other
 
 
+def test_a_judge_in_parts_is_whole_while_it_scores_and_one_member_at_a_time():
+    """By hand: two members of 4000 bytes on four processes, beside a policy that is whole until its own update."""
+    one = Pass(1, 1, 1)
+    uses = (Use("scoring by the judge", "score", one), Use("an update of the judge", "update", one))
+    judge = Held("judge", Stub(score=30, update=40), uses, processes=4, copies=2, apart=True)
+    policy = Held(
+        "policy", Stub(draw=50, update=60), (Use("drawing", "draw", one), Use("an update", "update", one)), 4
+    )
+    assert (judge.weights, judge.moments) == (2000, 4000)
+    assert Process((policy, judge)).parts == {
+        "drawing": 50 + 4000, "an update": 60 + 2800, "scoring by the judge": 30 + 4000 + 4000,
+        "an update of the judge": 40 + 4000 + 2800,
+    }  # fmt: skip
+
+
+def test_a_judges_update_is_shared_out():
+    """Sixteen pairs: four, of two rows each, on each of four processes."""
+    uses = {use.part: use.batch.rows for use in footprint(learning("dialogues/d2po"), 4).held[-1].uses}
+    assert uses["an update of the judge"] == 8
+
+
 def test_whatever_is_trained_is_divided():
-    """A judge of its own and frozen networks are not."""
+    """Frozen networks are not."""
     for name, divided in (
-        ("dialogues/ppo", {"policy", "critic"}), ("animals/ctl", {"head and body"}), ("dialogues/d2po", {"policy"}),
+        ("dialogues/ppo", {"policy", "critic"}), ("animals/ctl", {"head and body"}),
+        ("dialogues/d2po", {"policy", "judge"}),
     ):  # fmt: skip
         held = footprint(learning(name, "--fit.shard"), 4).held
         assert {each.name for each in held if each.processes == 4} == divided

@@ -10,15 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import question_world
+import ranked
 import toy
-from close import alike, close
+from close import NETWORK, alike, close
 from side_by_side import side_by_side
-from tiltlm.feeds import Draws, Feed, Rounds
+from tiltlm import ranks
+from tiltlm.feeds import Draws as Drawing
+from tiltlm.feeds import Feed, Rounds
 from tiltlm.fit import Fit
 from tiltlm.jsonl import read_json, read_rows
+from tiltlm.models.heads import ValueHead
 from tiltlm.nets import Net
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.sft import SFT
@@ -26,16 +31,20 @@ from tiltlm.problem import Problem
 from tiltlm.recipes.preset import Preset
 from tiltlm.recipes.stages import cell, measured
 from tiltlm.run import Recipe, ensure
-from tiltlm.samplers.ancestral import draw_in_batches
+from tiltlm.samplers.ancestral import draw, draw_in_batches
 from tiltlm.samplers.smc import SMC, smc_in_batches
 from tiltlm.samples import Samples, Tokens
-from tiltlm.seeds import stream
+from tiltlm.seeds import Stream, stream
 from tiltlm.stages.answers import Answers
 from tiltlm.stages.exact import ExactSettings
 from tiltlm.stages.examine import Examine, ExamSettings
 from tiltlm.stages.log_z import LogZSettings
 from tiltlm.stages.measure import Measure, RulerSettings
+from tiltlm.target import Target
 from tiltlm.tensors import load_tensors
+from tiltlm.twists.draws import TwistDraws
+from tiltlm.twists.learned import LearnedTwist
+from tiltlm.twists.objective import Draws
 from toy_world import Toy
 
 ONE = toy.Toy(one=True, bounded=True)
@@ -128,7 +137,7 @@ def test_a_chain_of_rounds_is_that_of_one_process_and_half_as_long(tmp_path, mon
 def shortly(made: Measure) -> Measure:
     """Three steps, looked at once."""
     fit = replace(made.fit, steps=3, evaluations=1, batch_size=8)
-    feed = replace(made.feed, draws=Draws(4, batch_size=8)) if isinstance(made.feed, Feed) else made.feed
+    feed = replace(made.feed, draws=Drawing(4, batch_size=8)) if isinstance(made.feed, Feed) else made.feed
     if made.method.trained().fed == "draws":
         fit, feed = replace(fit, evaluations=0, batch_size=64), replace(feed, particles=4)
     return replace(made, fit=fit, feed=feed)
@@ -211,3 +220,64 @@ def test_populations_of_some_prompts_are_those_of_all():
     assert torch.equal(part.samples.tokens, whole.samples.tokens[8:20])
     assert torch.equal(part.log_z, whole.log_z[2:5])
     assert part.samples.prompts.lists() == prompts.lists()[2:5]
+
+
+TWISTS: dict[str, dict[str, Any]] = {
+    "q": {},
+    "resampled": {"drawn_by": "resampled", "tempered": 0.5},
+    "mixed": {"drawn_by": "mixed"},
+    "exact": {"drawn_by": "exact", "positives": "exact", "induced": True, "backups": True},
+    "reference": {"drawn_by": "reference", "positives": "exact", "prefixes": True},
+    "csmc": {"positives": "csmc", "csmc_threshold": 1.0},
+}
+
+
+def twist_draws(count: int) -> list[Draws]:
+    """A step's draws by every setting, for so many prompts of unequal lengths; the supply stands for exact draws."""
+    reference, width = ranked.network().requires_grad_(False), 5
+    twist = ValueHead(ranked.network(), per_token=True)
+    torch.nn.init.normal_(twist.head[-1].weight, generator=torch.Generator().manual_seed(0))
+    prompts = Tokens.of([[1, 2, 4], [5], [6, 7]][:count])
+    found = []
+    for how in TWISTS.values():
+        n = 1 if how.get("positives") == "csmc" else 3
+
+        def scene(own: Stream, n: int = n) -> tuple[Tokens, Samples]:
+            return prompts, draw(reference, prompts, n=n, max_new_tokens=width, stream=own)
+
+        needs = ("proposal", "positives", "reference")
+        target, learnt = Target(reference, ranked.total, 20.0), LearnedTwist(twist)
+        found.append(TwistDraws(target, learnt, scene, width, stream(0), needs, 6, **how).batch(2))
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_twists_draws_are_those_of_one_process(count, tmp_path):
+    """A population to a process, all else row by row; every part answers the very same prompts."""
+
+    def work() -> None:
+        found = twist_draws(count)
+        for each in found:
+            drawn = [x for x in vars(each).values() if isinstance(x, Samples)]
+            assert all(x.prompts is drawn[0].prompts for x in drawn)
+        torch.save([flat(each) for each in found], tmp_path / f"{ranks.number()}.pt")
+
+    assert side_by_side(work) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{k}.pt") for k in range(2))
+    for k, each in enumerate(twist_draws(count)):
+        assert first[k].keys() == second[k].keys() == flat(each).keys()
+        for name, x in flat(each).items():
+            assert torch.equal(first[k][name], second[k][name]), name
+            close(first[k][name].double(), x.double(), NETWORK)
+
+
+def flat(draws: Draws) -> dict[str, torch.Tensor]:
+    """All tensors of a step's draws, by name."""
+    found = {}
+    for name, part in vars(draws).items():
+        if isinstance(part, Samples):
+            found |= {f"{name}.{column}": x for column, x in part.optional().items()}
+            found |= {f"{name}.{column}": getattr(part, column) for column in ("prompt_index", "tokens", "mask")}
+        elif isinstance(part, torch.Tensor):
+            found[name] = part
+    return found

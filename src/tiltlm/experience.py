@@ -42,7 +42,10 @@ class Experience(Protocol):
 
 @runtime_checkable
 class Keeps(Protocol):
-    """An experience that something of its own learns in (a judge): a checkpoint holds that too."""
+    """An experience that something of its own learns in (a judge): a checkpoint holds that too.
+
+    All of several processes come to `save` and `restore`, with the same folder.
+    """
 
     def batch(self, step: int) -> Any: ...
 
@@ -180,7 +183,8 @@ class Live:
 
 @dataclass(frozen=True)
 class FromFirst:
-    """Another experience's batches: of several processes the first one makes them, and all get the same."""
+    """Another experience's batches: of several processes the first one makes them (where a reward is paid, say), and all
+    get the same."""
 
     experience: Experience
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tiltlm import ranks
 from tiltlm.jsonl import read_json
 from tiltlm.judges.base import Judge
 from tiltlm.judges.discriminator import Discriminator
@@ -238,8 +239,9 @@ def head(problem: Problem, net: Net, width: int = 1) -> Any:
     )  # fmt: skip
 
 
-def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path) -> Judge:
+def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path, shard: bool = False) -> Judge:
     """The judge that the settings describe, its journal in `folder`; own: for first weights, and for what it chooses.
+    shard: several processes hold a part of it each.
 
     Without a model of its own it begins as the reference's body: on texts where the problem has a tokenizer, else on ids.
     """
@@ -255,10 +257,10 @@ def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path) -> Judge
         )
     if problem.tokenizer is None:
         networks = [_last_value(problem, how, own.child("member", k)) for k in range(how.members)]
-        discriminator = Discriminator(networks, how.lr, how.batch_size)
+        discriminator = Discriminator(networks, how.lr, how.batch_size, shard)
         return LearningJudge(discriminator, problem.reward_of_texts, how, own, folder)
-    body = how.start or _written(problem, folder)
-    return judge_on_texts(how, body, problem.reward_of_texts, own, folder, problem.device)
+    body = how.start or ranks.first_then_others(lambda: _written(problem, folder))
+    return judge_on_texts(how, body, problem.reward_of_texts, own, folder, problem.device, shard)
 
 
 def _last_value(problem: Problem, how: Judging, own: Stream) -> LastValue:

@@ -274,10 +274,12 @@ class Training:
         if ranks.is_first():
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir()
-        if self.engine.divided:
-            ranks.wait()
+        ranks.wait()
         with writing(final):
             self.engine.write_part(aside)
+            if isinstance(self.experience, Keeps):
+                self.experience.save(aside / EXPERIENCE)
+        ranks.wait()
         if ranks.is_first():
             self._write(step, course, aside, final)
         ranks.wait()
@@ -289,8 +291,6 @@ class Training:
                 with self.engine.saving(aside):
                     self.model.save(aside)
             torch.save({"step": step, "course": asdict(course), "engine": self.engine.state()}, file)
-            if isinstance(self.experience, Keeps):
-                self.experience.save(aside / EXPERIENCE)
         (aside / "COMPLETE").touch()
         aside.rename(final)
         for old in checkpoints(self.folder)[:-1]:
@@ -318,9 +318,9 @@ class Training:
     def _resume(self, checkpoint: Path) -> tuple[int, Course]:
         state = state_in(checkpoint)
         self.engine.restore(checkpoint, state["engine"])
+        if isinstance(self.experience, Keeps):
+            self.experience.restore(checkpoint / EXPERIENCE)
         if ranks.is_first():
-            if isinstance(self.experience, Keeps):
-                self.experience.restore(checkpoint / EXPERIENCE)
             _forget_from(self.folder / "metrics.jsonl", state["step"])
             _forget_from(self.folder / "evals.jsonl", state["step"] + 1)  # the one at its own step came before it
         return state["step"], Course(**state["course"])

@@ -242,7 +242,7 @@ class Learning:
     def drawn(self) -> int:
         """Rows that a process draws and scores for a step; 0 where they are fixed."""
         if isinstance(self.feed, TwistFeed):
-            return self.feed.particles * self.feed.prompts  # the first process draws for all
+            return self.feed.particles * _share(self.feed.prompts, self.processes)  # whole populations
         if not self.new or self.method.fed == "answers":
             return 0
         rows = rows_drawn(self.task.facts(), self.method, self.feed, self.fit.batch_size, self.fit.batch_size)
@@ -325,7 +325,7 @@ class Learning:
         named = Named(how.start) if how.start else reference_of(self.task)
         adapters = Adapters(how.lora_rank, "all-linear") if how.lora_rank else None
         length = min(how.most_tokens, scored.length) if how.start == "" else how.most_tokens
-        batch = Pass(2 * how.batch_size, length, min(length, scored.read))
+        batch = Pass(2 * _share(how.batch_size, self.processes), length, min(length, scored.read))
         uses = (Use("scoring by the judge", "score", replace(batch, rows=scored.rows)),
                 Use("an update of the judge", "update", batch))  # fmt: skip
         pair = how.kind == "dpo"
@@ -336,7 +336,7 @@ class Learning:
             language=pair,
             labels=0 if pair else 1,
         )
-        found = [Held("judge", judge, uses, copies=how.members)]
+        found = [Held("judge", judge, uses, self.parts, copies=how.members, apart=True)]
         if pair and not how.lora_rank:
             found.append(Held("judge's start", network(named), (uses[0],), copies=how.members))
         return found

@@ -22,10 +22,9 @@ from tiltlm.judges.judged import JudgedBy, as_rows
 from tiltlm.judges.settings import Judging
 from tiltlm.method import Learner, Lesson, Method
 from tiltlm.problem import Problem
-from tiltlm.samplers.ancestral import draw_in_batches
 from tiltlm.samplers.scenes import Scene
 from tiltlm.samplers.serving import Drawer
-from tiltlm.samplers.shared import draw_shared
+from tiltlm.samplers.shared import draw_batches_shared, draw_shared
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream
 
@@ -68,9 +67,9 @@ def _judged_by(
     beta_pi = getattr(method, "beta_pi", problem.beta_pi)
 
     def begin() -> Samples:
-        prompts = problem.scene(judging.warm)(own.child("warm", "prompts"))[0]
+        prompts = ranks.from_first(lambda: problem.scene(judging.warm)(own.child("warm", "prompts"))[0])
         n = 2 * -(-judging.warm // len(prompts))
-        drawn = draw_in_batches(
+        drawn = draw_batches_shared(
             problem.reference, prompts, n=n, max_new_tokens=problem.width, stream=own.child("warm"), batch_size=256
         )
         return drawn.select(slice(0, 2 * judging.warm))

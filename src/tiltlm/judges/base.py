@@ -3,6 +3,8 @@
 Rows are prompts and completions, texts or lists of token ids; rows 2k and 2k+1 are pair k and answer one prompt. A request
 has an id: asked again with the same id and the same rows (after an interruption, say), a judge answers what it answered
 before and buys nothing.
+
+Several processes (`ranks`) all come to a judge, with the same requests in the same order, and get the same answers.
 """
 
 from __future__ import annotations

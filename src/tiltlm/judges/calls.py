@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tiltlm import ranks
 from tiltlm.jsonl import read_rows, whole_lines
 from tiltlm.judges.base import Conflict, Labelled, Row
 from tiltlm.judges.ledger import append
@@ -64,10 +65,11 @@ class Calls:
         """Forget all but the first `n`: the judge has gone back to where it had answered these."""
         if n >= len(self):
             return
-        with self.path.open("r+b") as file:
-            for _ in range(n):
-                file.readline()
-            file.truncate(file.tell())
+        if ranks.is_first():
+            with self.path.open("r+b") as file:
+                for _ in range(n):
+                    file.readline()
+                file.truncate(file.tell())
         self._answers = dict(list(self._answers.items())[:n])
 
     def after(self, n: int) -> Iterator[tuple[Call, Labelled]]:

@@ -1,7 +1,8 @@
 """`RemoteJudge`: a judge that runs elsewhere (`tiltlm serve`), with the interface of one in this process.
 
 Requests are sent again, with their ids, while the judge is busy or away (see `rewards.posting`); it answers a repeated one
-as before. So it need not go back when this side does: after an interruption the same requests get the same answers.
+as before. So it need not go back when this side does: after an interruption the same requests get the same answers. Of
+several processes the first one asks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tiltlm import ranks
 from tiltlm.judges.base import GoldOfRows, Labelled, Row
 from tiltlm.judges.calls import labelled
 from tiltlm.judges.rows import check_rows
@@ -67,5 +69,9 @@ class RemoteJudge:
     def _ask(self, what: str, prompts: Sequence[Row], completions: Sequence[Row], **more: Any) -> Any:
         url, token = f"{self.url.rstrip('/')}/{what}", os.environ.get(TOKEN, "")
         posting = Posting(url, token, TOKEN, self.tries, self.pause, self.timeout, most_bytes=1 << 26)
-        with posting.client() as client:
-            return posting.ask(client, {"prompts": list(prompts), "completions": list(completions), **more})
+
+        def ask() -> Any:
+            with posting.client() as client:
+                return posting.ask(client, {"prompts": list(prompts), "completions": list(completions), **more})
+
+        return ranks.from_first(ask)

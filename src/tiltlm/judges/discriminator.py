@@ -4,6 +4,9 @@
 
 Scoring runs in evaluation mode, without dropout, and reads rows by their true lengths: a row's score depends on no other
 row.
+
+Several processes (`ranks`) share out the rows that are scored and those of every update; all come to each call here, with
+the same arguments.
 """
 
 from __future__ import annotations
@@ -17,16 +20,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tiltlm import parts, ranks
 from tiltlm.engine import Engine, Optim
 from tiltlm.judges.base import Row
+from tiltlm.judges.networks import TOGETHER
 from tiltlm.judges.rows import Preference
+from tiltlm.models.weights import put
 from tiltlm.rewards.bradley_terry import BradleyTerry, Comparisons
 from tiltlm.samples import Pairs, Samples
 from tiltlm.seeds import Stream
 from tiltlm.tensors import load_tensors, save_tensors
-
-TOGETHER = 64
-"""Rows of like length that are scored in one forward pass."""
 
 
 class Network(Protocol):
@@ -48,20 +51,30 @@ class Scores:
 
 
 class Discriminator:
-    """`networks` (modules, one a member), each trained by itself on the same verdicts, in orders of its own."""
+    """`networks` (modules, one a member), each trained by itself on the same verdicts, in orders of its own.
 
-    def __init__(self, networks: Sequence[Any], lr: float = 1e-4, batch_size: int = 16) -> None:
+    shard: several processes hold a part of every network each, and all of one at a time while it scores.
+    """
+
+    def __init__(
+        self, networks: Sequence[Any], lr: float = 1e-4, batch_size: int = 16, shard: bool = False
+    ) -> None:
         self.networks, self.batch_size = [network.eval() for network in networks], batch_size
-        self.engines = [Engine(network, Optim(lr=lr)) for network in self.networks]
+        self.engines = [Engine(network, Optim(lr=lr, shard=shard)) for network in self.networks]
 
     def score(self, prompts: Sequence[Row], completions: Sequence[Row]) -> Scores:
         """r of every row."""
-        return scores_of(self.networks, prompts, completions)
+        members = []
+        for network, engine in zip(self.networks, self.engines, strict=True):
+            with engine.whole():
+                members.append(_shared(network, prompts, completions))
+        return averaged(members)
 
     def train(self, preferences: Sequence[Preference], epochs: int, own: Stream) -> None:
         """So many passes over the verdicts, every one in a new order. Raises FloatingPointError where one diverges."""
         for member, (network, engine) in enumerate(zip(self.networks, self.engines, strict=True)):
-            data = compared(network, preferences, engine.device)
+            with engine.whole():
+                data = compared(network, preferences, engine.device)
             with torch.random.fork_rng([engine.device] if engine.device.type == "cuda" else []):
                 network.train()
                 self._passes(engine, data, epochs, own.child(member))
@@ -71,7 +84,7 @@ class Discriminator:
         for epoch in range(epochs):
             order = own.child("order", epoch).permutation(len(data))
             for k, some in enumerate(order.split(self.batch_size)):
-                own.child("dropout", epoch, k).seed_everything()
+                own.child("dropout", epoch, k, *ranks.others()).seed_everything()
                 engine.update(BradleyTerry(), data.select(some.to(engine.device)))
 
     def snapshot(self) -> list[Any]:
@@ -79,25 +92,29 @@ class Discriminator:
         return [copy.deepcopy(network).requires_grad_(False) for network in self.networks]
 
     def save(self, folder: Path) -> None:
-        """Write what is trained, and the optimizers, to a new folder."""
+        """Write what is trained, and the optimizers, to a new folder: of networks in parts, every process its own."""
         for member, (network, engine) in enumerate(zip(self.networks, self.engines, strict=True)):
             place = folder / f"member-{member}"
-            place.mkdir(parents=True)
-            save_tensors(trained(network), place / "trained.safetensors")
-            torch.save(engine.state(), place / "optimizer.pt")
+            if engine.divided:
+                engine.write_part(place)
+            elif ranks.is_first():
+                place.mkdir(parents=True)
+                save_tensors(trained(network), place / "trained.safetensors")
+                torch.save(engine.state(), place / "optimizer.pt")
 
     def restore(self, folder: Path) -> None:
-        """Take what `save` wrote, bit by bit. Raises ValueError where it is of other networks."""
+        """Take what `save` wrote, whoever did, bit by bit. Raises ValueError where it is of other networks."""
         for member, (network, engine) in enumerate(zip(self.networks, self.engines, strict=True)):
             place, own = folder / f"member-{member}", trained(network)
+            if parts.are_in(place):
+                parts.read(place, network, engine.optimizer)
+                continue
             found = load_tensors(place / "trained.safetensors", engine.device)
             if {name: x.shape for name, x in found.items()} != {name: x.shape for name, x in own.items()}:
                 raise ValueError(
                     f"{place} holds another judge: name the model, members and lora-rank it was made of"
                 )
-            with torch.no_grad():
-                for name, parameter in own.items():
-                    parameter.copy_(found[name])
+            put(own, found)
             engine.load_state(torch.load(place / "optimizer.pt", weights_only=True))
 
 
@@ -115,14 +132,25 @@ def compared(network: Network, preferences: Sequence[Preference], device: torch.
     return Comparisons(pairs, torch.zeros(n, device=device))
 
 
-@torch.no_grad()
 def scores_of(networks: Sequence[Network], prompts: Sequence[Row], completions: Sequence[Row]) -> Scores:
     """r of every row by every network, and their mean."""
-    members = [_scored(network, prompts, completions) for network in networks]
+    return averaged([_scored(network, prompts, completions) for network in networks])
+
+
+def averaged(members: list[list[float]]) -> Scores:
+    """What each member says of the rows, and their mean."""
     mean = members[0] if len(members) == 1 else torch.tensor(members, dtype=torch.float64).mean(0).tolist()
     return Scores(mean, members)
 
 
+def _shared(network: Network, prompts: Sequence[Row], completions: Sequence[Row]) -> list[float]:
+    """`_scored`, of several processes each scoring its share of the rows."""
+    return ranks.in_shares(
+        len(prompts), lambda begin, end: _scored(network, prompts[begin:end], completions[begin:end])
+    )
+
+
+@torch.no_grad()
 def _scored(network: Network, prompts: Sequence[Row], completions: Sequence[Row]) -> list[float]:
     """Rows of like length together: as little padding as may be."""
     order = sorted(range(len(prompts)), key=lambda k: len(prompts[k]) + len(completions[k]))

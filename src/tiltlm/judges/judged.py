@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tiltlm import ranks
 from tiltlm.experience import Keeps
 from tiltlm.groups import Groups
 from tiltlm.judges.base import GoldOfRows, Judge
 from tiltlm.models.base import without_end
+from tiltlm.samplers.shared import of_rows
 from tiltlm.samples import Samples
 from tiltlm.target import Reward
 
@@ -66,13 +66,12 @@ class JudgedBy:
     _numbers: dict[str, float] = field(default_factory=dict, init=False)
 
     def batch(self, step: int, again: int = 0) -> Any:
-        ranks.from_first(self._warmed)
+        self._warm()
         batch = self.experience.batch(step, again) if again else self.experience.batch(step)
         request = f"step-{step}-{again}" if again else f"step-{step}"
-        judged, self._numbers = ranks.from_first(lambda: (self._judged(batch, request), self._numbers))
-        return judged
+        return self._judged(batch, request)
 
-    def _warmed(self) -> None:
+    def _warm(self) -> None:
         if not self._begun and self.begin is not None:
             first = self.begin()
             self.judge.warm("warm", *self.rows(first), self._gold(first))
@@ -115,7 +114,7 @@ class JudgedBy:
 
     def _looked_at(self, samples: Samples, scores: Tensor) -> dict[str, float]:
         """How often the judge puts a pair in gold's order (its own ties count half; of gold's ties none), and mean gold."""
-        gold = self.reward(samples).double()
+        gold = of_rows(samples, self.reward).double()
         gaps = [x.double().reshape(-1, 2).diff(dim=1)[:, 0].sign() for x in (gold, scores)]
         told = gaps[0] != 0
         right = (gaps[0] == gaps[1]).double() + 0.5 * (gaps[1] == 0)
@@ -127,7 +126,7 @@ class JudgedBy:
         return inner | self._numbers
 
     def save(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.judge.save(folder)
 
     def restore(self, folder: Path) -> None:

@@ -8,6 +8,9 @@ D2PO (Singhal et al. 2024, arXiv:2405.01511, algorithm 1), request by request:
     4. the window is full: begin the next one
 
 The scores that are answered are those of step 1. A verdict overrides their order, in the label itself: no score is changed.
+
+Of several processes (`ranks`) each is asked the same and goes through the same steps: rows to score and updates are shared
+out, and the first one alone asks gold, and writes.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tiltlm import ranks
 from tiltlm.jsonl import read_json, write_whole
 from tiltlm.judges.base import Gold, GoldOfRows, Labelled, Row
 from tiltlm.judges.calls import Call, Calls
@@ -61,7 +65,9 @@ class LearningJudge:
     ) -> None:  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         self.discriminator, self.gold, self.settings, self.stream = discriminator, gold, settings, stream
-        self.purchases, self.calls = Purchases(folder / "purchases.jsonl"), Calls(folder / "calls.jsonl")
+        self.purchases, self.calls = ranks.from_first(
+            lambda: (Purchases(folder / "purchases.jsonl"), Calls(folder / "calls.jsonl"))
+        )
         self.now = Standing(Ledger(settings.budget))
         self.broken = ""
         """Why it can learn no more: half a training is in the weights, and half a request in the ledger."""
@@ -88,7 +94,8 @@ class LearningJudge:
         folder.mkdir(parents=True, exist_ok=True)
         if self.discriminator is not None:
             self.discriminator.save(folder / "discriminator")
-        write_whole(folder / "judge.json", json.dumps(asdict(self.now)))
+        if ranks.is_first():
+            write_whole(folder / "judge.json", json.dumps(asdict(self.now)))
 
     def restore(self, folder: Path) -> None:
         self.now, self.broken = standing(read_json(folder / "judge.json"), folder), ""
@@ -185,7 +192,7 @@ class LearningJudge:
                 f"{len(self.purchases)} of {budget} verdicts are paid for, in {self.purchases.path}, and this run would "
                 f"buy {len(pairs)} others: it is not the run that bought those; begin in a new folder, or raise the budget"
             )
-        rewards = gold(pairs)
+        rewards = ranks.from_first(lambda: gold(pairs))
         bad = [k for k, two in enumerate(rewards) if not all(map(math.isfinite, two))]
         if bad or len(rewards) != len(pairs):
             raise ValueError(

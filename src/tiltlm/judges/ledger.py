@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tiltlm import ranks
 from tiltlm.jsonl import read_rows, whole_lines
 
 Rewards = tuple[float, float]
@@ -78,7 +79,9 @@ class Purchases:
 
 
 def append(path: Path, lines: Sequence[str]) -> None:
-    """Add whole lines to a file, and wait until the disk has them."""
+    """Add whole lines to a file, and wait until the disk has them; of several processes the first one does."""
+    if not ranks.is_first():
+        return
     with path.open("a", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
         file.flush()

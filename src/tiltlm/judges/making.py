@@ -25,11 +25,13 @@ ADAPTED = "all-linear"
 
 
 def judge_on_texts(
-    how: Judging, body: str | Path, gold: Gold | None, own: Stream, folder: Path, device: Any = "cpu"
-) -> LearningJudge:
-    """A judge of texts that begins as the model called `body`; the other arguments as `LearningJudge` takes them."""
+    how: Judging, body: str | Path, gold: Gold | None, own: Stream, folder: Path, device: Any = "cpu",
+    shard: bool = False,
+) -> LearningJudge:  # fmt: skip
+    """A judge of texts that begins as the model called `body`; the other arguments as `Discriminator` and `LearningJudge`
+    take them."""
     networks = [network_on_texts(how, body, own.child("member", k), device) for k in range(how.members)]
-    return LearningJudge(Discriminator(networks, how.lr, how.batch_size), gold, how, own, folder)
+    return LearningJudge(Discriminator(networks, how.lr, how.batch_size, shard), gold, how, own, folder)
 
 
 def network_on_texts(how: Judging, body: str | Path, own: Stream, device: Any = "cpu") -> Any:

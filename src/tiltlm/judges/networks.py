@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from tiltlm.data.encoding import Encoder
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.models.causal import CausalLM
+from tiltlm.samplers.shared import of_rows
 from tiltlm.samples import Samples, Tokens
+
+TOGETHER = 64
+"""Rows that are scored in one forward pass."""
 
 
 class LogRatio(nn.Module):
-    """beta·h of texts under `policy`, h taken against `base`, which stays as it is.
+    """beta·h of texts under `policy`, h taken against `base`, which stays as it is, and is asked where rows are encoded.
 
     Completions end in the model's end token, where it has one. Prompts and completions are cut to half of `most_tokens`
     each.
@@ -35,25 +39,37 @@ class LogRatio(nn.Module):
         self.encoder = Encoder(policy.tokenizer, policy.eos_ids, most_tokens, most_tokens // 2)
 
     def encode(self, prompts: Sequence[str], completions: Sequence[str], together: int = 1) -> Samples:
-        """Rows in the policy's tokens; every row's prompt has the same room, whatever it is `together` with."""
+        """Rows in the policy's tokens, with the base's log-probabilities; every row's prompt has the same room, whatever it
+        is `together` with."""
         number = {text: k for k, text in enumerate(dict.fromkeys(prompts))}
         finished = [bool(self.policy.eos_ids)] * len(completions)
         encoder, index = self.encoder, [number[text] for text in prompts]
         asked = encoder.prompts(list(number))
-        ends = [encoder.end_after(ids) if self.policy.eos_ids else None for ids in asked.lists()]
+        ends = [
+            encoder.end_after(ids) if self.policy.eos_ids else -1 for ids in asked.lists()
+        ]  # -1: none is written
         found = [
             encoder.completion(text, done, ends[k])[0]
             for text, done, k in zip(completions, finished, index, strict=True)
         ]
         done = Tokens.of(found)
         samples = Samples(asked, torch.tensor(index, dtype=torch.int64), done.ids, done.mask)
-        return samples.to(self.policy.device)
+        return self._referred(samples.to(self.policy.device))
 
     def score(self, samples: Samples) -> Tensor:
-        """beta·h, [N]."""
-        with torch.no_grad():
-            log_ref = self._base[0].log_prob(samples)
-        return self.beta * (self.policy.log_prob(samples) - log_ref).sum(1)
+        """beta·h, [N], of rows that `encode` made."""
+        assert samples.log_ref is not None
+        return self.beta * (self.policy.log_prob(samples) - samples.log_ref).sum(1)
+
+    @torch.no_grad()
+    def _referred(self, samples: Samples) -> Samples:
+        """`samples` with log_ref, `TOGETHER` rows at a time, of several processes each its share of them."""
+
+        def log_ref(some: Samples) -> Tensor:
+            starts = range(0, len(some), TOGETHER)
+            return torch.cat([self._base[0].log_prob(some.select(slice(b, b + TOGETHER))) for b in starts])
+
+        return samples.with_(log_ref=of_rows(samples, log_ref))
 
 
 class LastValue(nn.Module):

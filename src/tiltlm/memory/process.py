@@ -5,7 +5,7 @@
 
 With weights in parts (`sharded`) a process holds its share of them, and beside it two layers and what stands outside the
 layers while an update computes, their gradients with them, and the whole of all divided networks while new rows are drawn
-and scored. Before they are divided every process holds the whole.
+and scored; of a judge's while it scores. Before they are divided every process holds the whole.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Held:
     processes   that hold a part of its weights each
     copies      held and trained side by side, used one by one (the members of an ensemble)
     inside      its weights are another network's, counted there (a head on the reference's own body)
+    apart       divided, it is whole while it scores alone, and a copy at a time; what the step trains is whole from the
+                drawing of new rows to its update
     """
 
     name: str
@@ -44,6 +46,7 @@ class Held:
     processes: int = 1
     copies: int = 1
     inside: bool = False
+    apart: bool = False
 
     @property
     def parameters(self) -> int:
@@ -76,6 +79,15 @@ class Held:
             return FLOAT * 2 * self.network.own
         layer, rest = self.network.parts
         return FLOAT * (2 * layer + rest + sum(self.network.trained_parts))
+
+    def together(self, part: str) -> int:
+        """Bytes of it that are brought together in a part of a step."""
+        kinds = {use.kind for use in self.uses if use.part == part}
+        if "update" in kinds:
+            return self.gathered
+        if self.apart:
+            return self.undivided // self.copies if kinds else 0
+        return self.undivided
 
     def beside(self, use: Use) -> int:
         """Bytes that a use needs beside weights, gradients and moments."""
@@ -114,15 +126,8 @@ class Process:
         return {part: _together(uses) + self.gathered(part) for part, uses in found.items()}
 
     def gathered(self, part: str) -> int:
-        """Bytes of divided networks that are brought together in a part: of those that learn in it what computes, or else
-        all of all."""
-        learning = [
-            each
-            for each in self.held
-            for use in each.uses
-            if (use.part, use.kind) == (part, "update") and each.undivided
-        ]
-        return sum(each.gathered for each in learning) if learning else sum(each.undivided for each in self.held)
+        """Bytes of divided networks that are brought together in a part."""
+        return sum(each.together(part) for each in self.held)
 
     @property
     def start(self) -> int:

@@ -81,6 +81,11 @@ def smc_shared(target: Target, twist: Twist | None, prompts: Tokens, settings: S
     return parts[0] if len(parts) == 1 else cat_particles(parts, prompts)
 
 
+def scored_shared(samples: Samples, scored: Scored) -> Samples:
+    """`scored(samples)`."""
+    return _joined(ranks.in_shares(len(samples), lambda begin, end: [scored(samples.select(slice(begin, end)))]))
+
+
 def of_rows(samples: Samples, ask: Callable[[Samples], Tensor]) -> Tensor:
     """`ask(samples)`, [N] or [N, T], where every row's entry depends on that row alone."""
     return torch.cat(ranks.in_shares(len(samples), lambda begin, end: [ask(samples.select(slice(begin, end)))]))

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tiltlm import ranks
 from tiltlm.experience import Keeps
 from tiltlm.feeds import Feed, Stores, TwistFeed, course_of, source_of
 from tiltlm.fit import Fit
@@ -133,7 +132,7 @@ class Learn(OfTask):
     def judge(self, run: Run[Any], problem: Problem) -> Judge:
         """The judge of new rows; its journal outlives interruptions."""
         own = problem.stream.child(self.stage, "judge")
-        return ranks.first_then_others(lambda: judge_of(problem, self.feed.judge, own, run.folder / "judge"))
+        return judge_of(problem, self.feed.judge, own, run.folder / "judge", self.fit.shard)
 
     def learnt(self, run: Run[Any], problem: Problem, folder: Path | None = None) -> Learner:
         """What the best checkpoint, or the one in `folder`, holds."""

@@ -1,21 +1,25 @@
 """Where a twist's training draws come from: the experience of every twist objective.
 
-A *scene* gives each step its prompts, and exact draws of pi* for them where there are any (`samplers.scenes`).
+A *scene* gives each step its prompts, and exact draws of pi* for them where there are any (`samplers.scenes`). Several
+processes (`samplers.shared`) draw the population of a prompt each, and share out all other rows one by one.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from tiltlm import ranks
 from tiltlm.models.base import LanguageModel, Twist
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samplers.guided import Guided
 from tiltlm.samplers.scenes import Infilling, Scene
+from tiltlm.samplers.shared import draw_shared, of_rows, scored_shared, smc_shared
 from tiltlm.samplers.smc import IMPORTANCE, SMC, Particles, smc
 from tiltlm.samples import Samples, Tokens, cat_samples
 from tiltlm.seeds import Stream
@@ -71,7 +75,7 @@ class TwistDraws:
     def batch(self, step: int) -> Draws:
         """The draws of a step, made without gradients."""
         stream = self.stream.child(step)
-        prompts, exact = self.scene(stream.child("scene"))
+        prompts, exact = ranks.from_first(lambda: self.scene(stream.child("scene")))
         exact = None if exact is None else replace(exact, prompts=prompts)
         if exact is None and (self.positives != "particles" or self.drawn_by == "exact"):
             raise ValueError("these settings want exact draws of pi*, but the scene supplies none")
@@ -79,7 +83,8 @@ class TwistDraws:
         positives = self._positives(prompts, exact, stream.child("csmc"))
         reference = self._reference(prompts, stream.child("reference")) if "reference" in self.needs else None
         proposal, positives, reference = (
-            widened(x, self.max_new_tokens) for x in (proposal, positives, reference)
+            None if x is None else replace(widened(x, self.max_new_tokens), prompts=prompts)
+            for x in (proposal, positives, reference)
         )
         prefixes = None
         if self.prefixes and positives is not None:
@@ -90,7 +95,7 @@ class TwistDraws:
     def _backups(self, samples: Samples | None) -> Tensor | None:
         if samples is None or not self.backups:
             return None
-        return mean_backups(self.target.reference, self.twist, samples)
+        return of_rows(samples, partial(mean_backups, self.target.reference, self.twist))
 
     def _proposal(self, prompts: Tokens, exact: Samples | None, stream: Stream) -> Samples:
         if self.drawn_by == "exact":
@@ -110,11 +115,14 @@ class TwistDraws:
         return self._mixed(q.samples, stream.child("mixed")) if self.drawn_by == "mixed" else q.samples
 
     def _particles(self, prompts: Tokens, stream: Stream, proposal: LanguageModel | None) -> Particles:
-        settings = replace(IMPORTANCE, particles=self.particles)
-        width = self.max_new_tokens
-        return smc(
-            self.target, self.twist, prompts, settings, max_new_tokens=width, stream=stream, proposal=proposal
-        )
+        return self._population(prompts, replace(IMPORTANCE, particles=self.particles), stream, proposal=proposal)
+
+    def _population(self, prompts: Tokens, settings: SMC, stream: Stream, **how: Any) -> Particles:
+        found = smc_shared(
+            self.target, self.twist, prompts, settings, max_new_tokens=self.max_new_tokens, stream=stream,
+            batch_size=len(prompts) * self.particles, **how,
+        )  # fmt: skip
+        return replace(found, samples=replace(found.samples, prompts=prompts))
 
     def _tempered(self) -> LanguageModel | None:
         """The proposal, if it is not the twist-induced one."""
@@ -123,7 +131,10 @@ class TwistDraws:
         return Guided(self.target.reference, Scaled(self.twist, self.tempered))
 
     def _along(self, samples: Samples) -> Samples:
-        return along(self.target.reference, self.twist, self.target.scored(samples), self.max_new_tokens)
+        def scored(some: Samples) -> Samples:
+            return along(self.target.reference, self.twist, self.target.scored(some), self.max_new_tokens)
+
+        return scored_shared(samples, scored)
 
     def _mixed(self, q: Samples, stream: Stream) -> Samples:
         """The first half of q's rows of every prompt, and as many of the reference."""
@@ -131,7 +142,7 @@ class TwistDraws:
         p = self._particles(q.prompts, stream, self.target.reference).samples.select(~half)
         proposal = Guided(self.target.reference, Scaled(self.twist, self.tempered))
         with torch.no_grad():
-            p = p.with_(log_q=proposal.log_prob(p))
+            p = p.with_(log_q=of_rows(p, proposal.log_prob))
         return weighed_as_mixture(cat_samples([q.select(half), p]), self.target.beta)
 
     def _positives(self, prompts: Tokens, exact: Samples | None, stream: Stream) -> Samples | None:
@@ -139,25 +150,23 @@ class TwistDraws:
             return None
         assert exact is not None
         if self.positives == "exact":
-            return self._along(exact) if self.induced else self.target.scored(exact)
+            return self._along(exact) if self.induced else scored_shared(exact, self.target.scored)
         if len(exact) != len(prompts):
             raise ValueError(f"conditional SMC pins one exact draw per prompt; the scene supplies {len(exact)}")
         settings = SMC(self.particles, threshold=self.csmc_threshold)
-        width = self.max_new_tokens
-        return smc(
-            self.target, self.twist, prompts, settings, max_new_tokens=width, stream=stream, pinned=exact
-        ).samples
+        return self._population(prompts, settings, stream, pinned=exact).samples
 
     def _reference(self, prompts: Tokens, stream: Stream) -> Samples:
-        drawn = draw(
-            self.target.reference, prompts, n=self.particles, max_new_tokens=self.max_new_tokens, stream=stream
-        )
-        return self.target.scored(drawn.with_(log_ref=drawn.log_q))
+        def scored(drawn: Samples) -> Samples:
+            return self.target.scored(drawn.with_(log_ref=drawn.log_q))
+
+        reference, width = self.target.reference, self.max_new_tokens
+        return draw_shared(reference, prompts, scored, n=self.particles, max_new_tokens=width, stream=stream)
 
 
-def widened(samples: Samples | None, width: int) -> Samples | None:
+def widened(samples: Samples, width: int) -> Samples:
     """`samples` [N, T] with padding up to `width` columns."""
-    if samples is None or samples.tokens.shape[1] == width:
+    if samples.tokens.shape[1] == width:
         return samples
     more = (0, width - samples.tokens.shape[1])
     flat = {name: x for name, x in samples.optional().items() if x.ndim == 1}
@@ -197,21 +206,29 @@ def weighed_as_mixture(samples: Samples, beta: float) -> Samples:
 
 def rollouts_behind(target: Target, samples: Samples, max_new_tokens: int, stream: Stream) -> Tensor:
     """log phi of a fresh reference rollout behind every prefix of every row, [N, T]; its own where it is whole."""
-    lengths, whole = samples.mask.sum(1), target.log_potential(target.scored(samples)).double()
-    columns = []
-    for t in range(1, samples.tokens.shape[1] + 1):
-        rows = (lengths > t).nonzero()[:, 0] if t < max_new_tokens else lengths.new_empty(0)
-        column = whole.clone()
-        if len(rows):
-            begun = samples.select(rows)
-            column[rows] = _finished(target, begun, t, max_new_tokens, stream.child(t)).double()
-        columns.append(column)
-    return torch.where(samples.mask, torch.stack(columns, 1), 0.0)
+    lengths = samples.mask.sum(1)
+
+    def part(begin: int, end: int) -> list[Tensor]:
+        own = samples.select(slice(begin, end))
+        whole, columns = target.log_potential(target.scored(own)).double(), []
+        for t in range(1, samples.tokens.shape[1] + 1):
+            going_on = (lengths > t) & (t < max_new_tokens)
+            rows, numbers = going_on[begin:end].nonzero()[:, 0], (going_on.cumsum(0) - 1)[begin:end]
+            column = whole.clone()
+            if len(rows):
+                ended = _finished(target, own.select(rows), t, max_new_tokens, stream.child(t), numbers[rows])
+                column[rows] = ended.double()
+            columns.append(column)
+        return [torch.where(own.mask, torch.stack(columns, 1), 0.0)]
+
+    return torch.cat(ranks.in_shares(len(samples), part))
 
 
-def _finished(target: Target, samples: Samples, t: int, width: int, stream: Stream) -> Tensor:
-    """log phi of the first t tokens of every row with a fresh ending by the reference, [N]."""
+def _finished(target: Target, samples: Samples, t: int, width: int, stream: Stream, numbers: Tensor) -> Tensor:
+    """log phi of the first t tokens of every row with a fresh ending by the reference, [N]; numbers: the rows' own among
+    all that are ended there."""
     head = Tokens.full(samples.tokens[:, :t])
-    tail = draw(target.reference, samples.row_prompts.followed_by(head), max_new_tokens=width - t, stream=stream)
+    begun = samples.row_prompts.followed_by(head)
+    tail = draw(target.reference, begun, max_new_tokens=width - t, stream=stream, rows=numbers.cpu())
     whole = head.followed_by(tail.completions)
     return target.log_potential(Samples(samples.prompts, samples.prompt_index, whole.ids, whole.mask))
