@@ -134,6 +134,7 @@ class Row:
     method: str
     way: str
     processes: int
+    parts: str
     needed: Process
 
 
@@ -154,9 +155,11 @@ def rows(root: Path, models: list[str]) -> Iterator[Row]:
         for method in METHODS:
             for way, more in (("full", []), ("LoRA", LORA)):
                 for processes in RANKS[model]:
-                    shard = ["--fit.shard"] if processes > 1 else []
-                    needed = footprint(learning(method, folder, [*more, *shard]), processes)
-                    yield Row(model, method, way, processes, needed)
+                    ways = ("--fit.shard", "--shard") if processes > 1 else ("",)
+                    for parts in ways:
+                        shard = [parts] if parts == "--fit.shard" else []
+                        made = learning(method, folder, [*more, *shard])
+                        yield Row(model, method, way, processes, parts, footprint(made, processes, parts == "--shard"))
 
 
 def line(row: Row) -> str:
@@ -168,13 +171,13 @@ def line(row: Row) -> str:
     needed, parts = row.needed, row.needed.parts
     others = max((value for name, value in parts.items() if name != "an update"), default=0)
     cells = (needed.always, needed.start, others, parts["an update"])
-    names = (row.model, row.method, row.way, str(row.processes))
+    names = (row.model, row.method, row.way, str(row.processes), row.parts.removeprefix("--"))
     return f"| {' | '.join([*names, *map(gb, cells), gb(needed.most)])} |"
 
 
 def table(models: list[str]) -> None:
-    print("| model | method | trains | processes | always | start | new rows | update | most |")
-    print("|---|---|---|--:|--:|--:|--:|--:|--:|")
+    print("| model | method | trains | processes | in parts | always | start | new rows | update | most |")
+    print("|---|---|---|--:|---|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as root:
         for row in rows(Path(root), models):
             print(line(row), flush=True)

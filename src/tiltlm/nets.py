@@ -259,7 +259,7 @@ def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path, shard: b
         networks = [_last_value(problem, how, own.child("member", k)) for k in range(how.members)]
         discriminator = Discriminator(networks, how.lr, how.batch_size, shard)
         return LearningJudge(discriminator, problem.reward_of_texts, how, own, folder)
-    body = how.start or ranks.first_then_others(lambda: _written(problem, folder))
+    body = how.start or _written(problem, folder)
     return judge_on_texts(how, body, problem.reward_of_texts, own, folder, problem.device, shard)
 
 
@@ -276,10 +276,15 @@ def _last_value(problem: Problem, how: Judging, own: Stream) -> LastValue:
 def _written(problem: Problem, folder: Path) -> Path:
     """The reference as a folder, for a judge to begin with. (With adapters, problem.reference is no model of its own.)"""
     body, aside = folder / "body", folder / ".body.tmp"
-    if not body.is_dir():
+
+    def write(model: Any) -> None:
         shutil.rmtree(aside, ignore_errors=True)
-        problem.copy().save(aside)
+        model.save(aside)
         aside.rename(body)
+
+    if not ranks.from_first(body.is_dir):
+        model = problem.copy()  # by every process: what is in parts is copied by all
+        ranks.from_first(lambda: write(model))
     return body
 
 

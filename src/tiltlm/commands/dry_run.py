@@ -40,10 +40,22 @@ class Change:
     alike: bool
 
 
+@dataclass(frozen=True)
+class Several:
+    """How many processes train together, and whether they hold every network in parts (`--shard`)."""
+
+    processes: int
+    shard: bool = False
+
+
+SHARD = "shard"
+"""An option of the command, not of a recipe's."""
+
 CHANGES = (
     Change(("fit.micro-batch", "1"), True),
     Change(("net.checkpointing",), True),
     Change(("fit.shard",), True),
+    Change((SHARD,), True),
     Change(("fit.precision", "bfloat16"), False),
     Change(("net.policy", "lora"), False),
     Change(("net.body", "lora"), False),
@@ -61,8 +73,9 @@ OWN_NAMES: dict[type, dict[str, str]] = {
 }
 
 
-def dry_run(runs: Iterable[Run[Any]], processes: int) -> None:
-    """Print it for everything that is still to be built for `runs`; where training is shared out, by so many processes."""
+def dry_run(runs: Iterable[Run[Any]], processes: int, shard: bool = False) -> None:
+    """Print it for everything that is still to be built for `runs`; where training is shared out, by so many processes, who
+    hold every network in parts if `shard`."""
     out = Console(width=130, highlight=False)
     found = {run.folder: run for top in runs for run in reversed(unfinished(top))}
     if not found:
@@ -82,7 +95,7 @@ def dry_run(runs: Iterable[Run[Any]], processes: int) -> None:
     for run in found.values():
         if isinstance(run.recipe, Round) or run.recipe.together:
             out.print("")
-            _say(out, run.recipe, processes, troubles)
+            _say(out, run.recipe, Several(processes, shard), troubles)
 
 
 def trouble(recipe: Any) -> str:
@@ -94,10 +107,10 @@ def trouble(recipe: Any) -> str:
     return ""
 
 
-def _say(out: Console, recipe: Any, processes: int, known: Collection[str]) -> None:
+def _say(out: Console, recipe: Any, several: Several, known: Collection[str]) -> None:
     """known: reasons that were said above, and are not said again."""
     try:
-        needed = footprint(recipe, processes)
+        needed = footprint(recipe, several.processes, several.shard)
         most = needed.most
     except MISTAKES as error:
         why = one_line(error)
@@ -106,7 +119,7 @@ def _say(out: Console, recipe: Any, processes: int, known: Collection[str]) -> N
     out.print(f"[bold]{recipe.name}[/]  {size(most)} at most, in {needed.when}")
     out.print(_networks(needed))
     out.print(_parts(needed))
-    lower = list(savings(recipe, processes, most))
+    lower = list(savings(recipe, several, most))
     if lower:
         out.print(_lower(lower, most))
 
@@ -124,7 +137,7 @@ def _networks(needed: Process) -> Table:
 def _parts(needed: Process) -> Table:
     table = _table("beside it, in turn", "bytes", "rows", "tokens a row", "of it gathered")
     if needed.start:
-        table.add_row("(the start, all whole)", size(needed.start))
+        table.add_row("(the start, all whole)" if any(each.undivided for each in needed.held) else "(the start, one of them whole)", size(needed.start))
     for name, value in needed.parts.items():
         batch = next(use.batch for each in needed.held for use in each.uses if use.part == name)
         gathered = needed.gathered(name)
@@ -149,25 +162,29 @@ def _table(*heads: str) -> Table:
 # ---- what would lower it ----------------------------------------------------------------------------------------
 
 
-def savings(recipe: Any, processes: int, most: int) -> Iterator[tuple[str, bool, int]]:
+def savings(recipe: Any, several: Several, most: int) -> Iterator[tuple[str, bool, int]]:
     """(what to type, whether the result stays the same, the most bytes then) of every change that is worth it; the last one
     is all that keep the result."""
     together: list[list[str]] = []
     for change in CHANGES:
-        words = words_of(recipe, change, processes)
-        value = _with(recipe, words, processes) if words else None
+        words = words_of(recipe, change, several)
+        value = _with(recipe, words, several) if words else None
         if value is None or value > (1 - WORTH) * most:
             continue
         yield " ".join(words), change.alike, value
         together += [words] if change.alike else []
     every = [word for words in together for word in words]
-    value = _with(recipe, every, processes) if len(together) > 1 else None
+    if f"--{SHARD}" in every:  # which has the weights of what is trained in parts as well
+        every = [word for word in every if not word.endswith(".shard")]
+    value = _with(recipe, every, several) if len(together) > 1 else None
     if value is not None:
         yield " ".join(every), True, value
 
 
-def words_of(recipe: Any, change: Change, processes: int) -> list[str]:
+def words_of(recipe: Any, change: Change, several: Several) -> list[str]:
     """A change as options of this recipe; none where it has no such option, or only one process would have parts."""
+    if change.words == (SHARD,):
+        return [] if several.shard or several.processes == 1 else [f"--{SHARD}"]
     said = " ".join(change.words)
     for general, own in OWN_NAMES.get(type(recipe), {}).items():
         if said.startswith(general):
@@ -175,18 +192,18 @@ def words_of(recipe: Any, change: Change, processes: int) -> list[str]:
             break
     name, *values = said.split()
     here = by_flag(recipe)
-    if name not in here or (name.endswith(".shard") and processes == 1):
+    if name not in here or (name.endswith(".shard") and (several.shard or several.processes == 1)):
         return []
     return [f"--{name}", *values] if all(str(each.value) != (values or ["True"])[0] for each in here[name]) else []
 
 
-def _with(recipe: Any, words: list[str], processes: int) -> int | None:
+def _with(recipe: Any, words: list[str], several: Several) -> int | None:
     """The most bytes with these options; None where they do not go with the others."""
     try:
-        changed = parsed(recipe, words)
+        changed = parsed(recipe, [word for word in words if word != f"--{SHARD}"])
         if isinstance(changed, Learn | Round) and changed.cell.why_not(changed.task.facts()):
             return None
-        return footprint(changed, processes).most
+        return footprint(changed, several.processes, several.shard or f"--{SHARD}" in words).most
     except MISTAKES:
         return None
 

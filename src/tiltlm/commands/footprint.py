@@ -80,14 +80,16 @@ def network(
     )
 
 
-def footprint(recipe: Any, processes: int = 1) -> Process:
-    """What one of `processes` holds while it builds `recipe`. Raises ValueError, with the reason, where nobody knows."""
+def footprint(recipe: Any, processes: int = 1, by_layers: bool = False) -> Process:
+    """What one of `processes` holds while it builds `recipe`. by_layers: with `--shard`. Raises ValueError, with the reason,
+    where nobody knows."""
+    by_layers = by_layers and processes > 1
     if isinstance(recipe, Learn | Round):
-        return Process(tuple(Learning.of(recipe, processes).held()))
+        return Process(tuple(Learning.of(recipe, processes, by_layers).held()))
     if isinstance(recipe, Sft):
-        return _fine_tuning(recipe, processes)
+        return _fine_tuning(recipe, processes, by_layers)
     if isinstance(recipe, TrainJudge):
-        return _reward_model(recipe, processes)
+        return _reward_model(recipe, processes, by_layers)
     raise ValueError("not counted: it trains nothing, or the project's own small model")
 
 
@@ -166,7 +168,7 @@ def _micro(fit: Fit, units: int, processes: int) -> int:
 # ---- the stages -------------------------------------------------------------------------------------------------
 
 
-def _fine_tuning(recipe: Sft, processes: int) -> Process:
+def _fine_tuning(recipe: Sft, processes: int, by_layers: bool) -> Process:
     task, how = recipe.task, recipe.task.sft
     adapters = Adapters(how.lora) if how.lora else None
     trains: Trains = "adapters" if how.lora else "all"
@@ -177,10 +179,11 @@ def _fine_tuning(recipe: Sft, processes: int) -> Process:
     ]
     if fit.evaluations:
         uses.append(Use("validation", "score", rows.batch(TOGETHER)))
-    return Process((Held("model", model, tuple(uses), processes if fit.shard else 1),))
+    parts = processes if fit.shard or by_layers else 1
+    return Process((Held("model", model, tuple(uses), parts, by_layers=by_layers),))
 
 
-def _reward_model(recipe: TrainJudge, processes: int) -> Process:
+def _reward_model(recipe: TrainJudge, processes: int, by_layers: bool) -> Process:
     task, fit = recipe.task, recipe.task.judge.fit
     model = network(Named(task.judge.body or task.reader.named), "all", language=False, labels=1)
     rows, each = lengths_of(task), 1 if "label" in task.columns() else 2
@@ -188,7 +191,8 @@ def _reward_model(recipe: TrainJudge, processes: int) -> Process:
     uses = [Use("an update", "update", batch)]
     if fit.evaluations:
         uses.append(Use("validation", "score", rows.batch(each * TOGETHER)))
-    return Process((Held("reward model", model, tuple(uses), processes if fit.shard else 1),))
+    parts = processes if fit.shard or by_layers else 1
+    return Process((Held("reward model", model, tuple(uses), parts, by_layers=by_layers),))
 
 
 @dataclass(frozen=True)
@@ -201,15 +205,19 @@ class Learning:
     fit: Fit
     net: Net
     processes: int
+    by_layers: bool
 
     @staticmethod
-    def of(recipe: Learn | Round, processes: int) -> Learning:
-        return Learning(recipe.task, recipe.method, recipe.feed, recipe.fit, recipe.net, processes)
+    def of(recipe: Learn | Round, processes: int, by_layers: bool) -> Learning:
+        return Learning(recipe.task, recipe.method, recipe.feed, recipe.fit, recipe.net, processes, by_layers)
 
     def held(self) -> list[Held]:
         """Every network of a process."""
         learns = self.policies() if self.method.trains == "policy" else self.values()
-        return [*learns, *self.scorers()]
+        found = [*learns, *self.scorers()]
+        if self.by_layers:  # what is not trained, too
+            return [replace(each, processes=self.processes, by_layers=True) for each in found]
+        return found
 
     # ---- rows -----------------------------------------------------------------------------------------------------
 
@@ -225,7 +233,7 @@ class Learning:
     @property
     def parts(self) -> int:
         """Processes that hold a part of what is trained each."""
-        return self.processes if self.fit.shard else 1
+        return self.processes if self.fit.shard or self.by_layers else 1
 
     @property
     def updated(self) -> Pass:

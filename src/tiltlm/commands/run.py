@@ -105,7 +105,7 @@ def foreseen(recipes: Sequence[Recipe], launch: Launch) -> int:
 
     if ranks.is_first():
         asked = launch.slurm.nodes * launch.slurm.processes if launch.on == "slurm" else ranks.size()
-        dry_run([find(value, runs_root()) for value in recipes], launch.processes or asked)
+        dry_run([find(value, runs_root()) for value in recipes], launch.processes or asked, launch.shard)
     return 0
 
 

@@ -6,6 +6,9 @@
 With weights in parts (`sharded`) a process holds its share of them, and beside it two layers and what stands outside the
 layers while an update computes, their gradients with them, and the whole of all divided networks while new rows are drawn
 and scored; of a judge's while it scores. Before they are divided every process holds the whole.
+
+With `--shard` no network is ever whole: of those that are not trained a process holds its slice of the layers and what stands
+outside these, and beside that a layer while it computes. On a CPU the first process reads one network after the other.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Held:
     inside      its weights are another network's, counted there (a head on the reference's own body)
     apart       divided, it is whole while it scores alone, and a copy at a time; what the step trains is whole from the
                 drawing of new rows to its update
+    by_layers   it is never whole (`--shard`)
     """
 
     name: str
@@ -47,6 +51,7 @@ class Held:
     copies: int = 1
     inside: bool = False
     apart: bool = False
+    by_layers: bool = False
 
     @property
     def parameters(self) -> int:
@@ -55,7 +60,9 @@ class Held:
     @property
     def weights(self) -> int:
         """Bytes all the time."""
-        return FLOAT * self.parameters // self.processes
+        frozen = self.by_layers and not self.network.trained
+        everywhere = self.copies * self.network.parts[1] if frozen else 0
+        return FLOAT * (everywhere + (self.parameters - everywhere) // self.processes)
 
     @property
     def gradients(self) -> int:
@@ -67,8 +74,8 @@ class Held:
 
     @property
     def undivided(self) -> int:
-        """Bytes that are there beside its share, before its weights are divided."""
-        return FLOAT * self.parameters if self.processes > 1 else 0
+        """Bytes of it in whole, where it is whole before its weights are divided, and while it is asked; else 0."""
+        return FLOAT * self.parameters if self.processes > 1 and not self.by_layers else 0
 
     @property
     def gathered(self) -> int:
@@ -76,7 +83,7 @@ class Held:
         if self.processes == 1:
             return 0
         if self.inside:
-            return FLOAT * 2 * self.network.own
+            return FLOAT * 2 * self.network.own + (self._layer(True) if self.by_layers else 0)
         layer, rest = self.network.parts
         return FLOAT * (2 * layer + rest + sum(self.network.trained_parts))
 
@@ -85,9 +92,20 @@ class Held:
         kinds = {use.kind for use in self.uses if use.part == part}
         if "update" in kinds:
             return self.gathered
+        if self.by_layers:
+            return self._layer(bool(kinds))
         if self.apart:
             return self.undivided // self.copies if kinds else 0
         return self.undivided
+
+    def _layer(self, asked: bool) -> int:
+        """Bytes of it that are together while a layer computes: of what is trained with what stands outside the layers."""
+        layer, rest = self.network.parts
+        if self.inside:
+            return FLOAT * (layer * asked + self.network.own)
+        if not self.network.trained:
+            return FLOAT * layer if asked else 0
+        return FLOAT * (2 * layer * asked + rest) if asked or not self.apart else 0
 
     def beside(self, use: Use) -> int:
         """Bytes that a use needs beside weights, gradients and moments."""
@@ -133,8 +151,16 @@ class Process:
     def start(self) -> int:
         """While the weights are still to be divided: all networks whole, nothing trained yet; 0 where nothing is."""
         if not any(each.undivided for each in self.held):
-            return 0
+            return self._reading
         return sum(each.undivided or each.weights for each in self.held)
+
+    @property
+    def _reading(self) -> int:
+        """Bytes of the first process on a CPU, where every network is read by it alone: the largest whole, the others in
+        parts. (For GPUs it reads into its machine's memory.)"""
+        read = [FLOAT * each.parameters // each.copies for each in self.held if each.by_layers]
+        gpu = any(use.batch.gpu for each in self.held for use in each.uses)
+        return 0 if gpu or not read else max(read) + sum(each.weights for each in self.held)
 
     @property
     def when(self) -> str:

@@ -121,7 +121,9 @@ class Scattered:
         vars(network)[SCATTERED] = self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Scattered:
-        """A copy of the network is another one, with turns of its own."""
+        """A copy of the network is another one, with turns of its own: all processes make it."""
+        if ranks.size() != self.processes:
+            raise RuntimeError("a network in parts is copied by all processes together, not by one alone")
         new = object.__new__(Scattered)
         memo[id(self)] = new
         vars(new).update(copy.deepcopy(vars(self), memo))
