@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, LlamaConfig, OPTConfig
 
 from tiltlm.cli import main
-from tiltlm.commands.dry_run import CHANGES, savings
+from tiltlm.commands.dry_run import CHANGES, SHARD, Several, savings
 from tiltlm.commands.footprint import footprint
 from tiltlm.commands.options import parsed
 from tiltlm.memory.counting import Counted
@@ -274,6 +274,10 @@ def learning(name: str, *words: str) -> Learn:
     return next(each for each in measured.inputs().values() if isinstance(each, Learn))
 
 
+WAYS = ((("--fit.shard",), False), ((), True))
+"""Options of a recipe, and whether --shard is said."""
+
+
 def names(name: str, *words: str) -> list[str]:
     return [each.name for each in footprint(learning(name, *words)).held]
 
@@ -295,7 +299,7 @@ def test_more_processes_take_less_each_and_savings_are_what_they_say(monkeypatch
     recipe_ = learning("dialogues/dpo")
     one, two = (footprint(recipe_, n).most for n in (1, 2))
     assert two < one
-    found = {words: value for words, _, value in savings(recipe_, 2, two)}
+    found = {words: value for words, _, value in savings(recipe_, Several(2), two)}
     assert found["--fit.micro-batch 1"] == footprint(parsed(recipe_, ["--fit.micro-batch", "1"]), 2).most < two
     assert list(found) == [
         "--fit.micro-batch 1",
@@ -304,6 +308,25 @@ def test_more_processes_take_less_each_and_savings_are_what_they_say(monkeypatch
         "--fit.micro-batch 1 --fit.shard",
     ]
     assert min(found.values()) == found["--fit.micro-batch 1 --fit.shard"]
+    monkeypatch.setattr("tiltlm.commands.dry_run.CHANGES", [each for each in CHANGES if each.words[0] in (*SOME, SHARD)])
+    found = {words: value for words, _, value in savings(recipe_, Several(2), two)}
+    assert found["--fit.micro-batch 1 --shard"] == min(found.values())
+    assert not any("shard" in words for words, _, _ in savings(recipe_, Several(2, shard=True), two))
+
+
+def test_with_shard_what_is_not_trained_is_in_parts_too():
+    """Of eight processes each holds an eighth of the reference's layers and all that stands outside them; in an update a
+    network that is not asked takes nothing more."""
+    whole, parts = (footprint(learning("dialogues/dpo", *words), 8, by_layers) for words, by_layers in WAYS)
+    (policy, reference), (_, other) = parts.held, whole.held
+    layer, rest = reference.network.parts
+    assert reference.weights == 4 * (rest + (reference.parameters - rest) // 8) < other.weights
+    assert policy.weights == 4 * policy.parameters // 8
+    assert whole.always - parts.always == other.weights - reference.weights and whole.parts == parts.parts
+    assert parts.start == 4 * reference.parameters + policy.weights + reference.weights  # on a CPU
+    live = footprint(learning("dialogues/rloo", "--fit.shard"), 8), footprint(learning("dialogues/rloo"), 8, True)
+    drawn = [each.gathered("drawing") for each in live]
+    assert drawn == [4 * policy.parameters, 4 * (2 * layer + rest)]
 
 
 def test_a_dry_run_says_all_this_of_a_model_without_weights_and_writes_nothing(tmp_path, monkeypatch, capsys):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tiltlm import parts, ranks
+from tiltlm.models.body import recomputes
 from tiltlm.models.precision import Precision, autocast, wide_attention
 from tiltlm.models.scattered import bring_trained, is_wanted
 from tiltlm.models.weights import part_of
@@ -144,7 +145,7 @@ class Engine:
         return [part for _, parts in found for part in parts]
 
     def _accumulate(self, objective: Objective, batch: Any, part: slice, total: float) -> dict[str, Tensor]:
-        with autocast(self.device, self.optim.precision):
+        with self._autocast():
             outcome = objective.loss(self.model, batch.select(part))
         if not bool(torch.isfinite(outcome.loss).all()):
             row = int((~torch.isfinite(outcome.loss)).nonzero()[0])
@@ -154,6 +155,10 @@ class Engine:
         (share * outcome.loss.sum() / total).backward()
         return {**outcome.metrics, "loss": outcome.loss.detach()}
 
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Layers that are computed again round their weights again: a copy of every weight would wait for nobody."""
+        return autocast(self.device, self.optim.precision, keeps=not recomputes(self.model))
+
     def _keep_step(self, objective: Objective, batch: Any, done: int) -> None:
         """Run the network as often as the process with the most micro-batches does, on a row that counts nothing.
 
@@ -162,7 +167,7 @@ class Engine:
         """
         largest = -(-len(batch) // ranks.size())
         for _ in range(done, -(-largest // (self.optim.micro_batch or largest))):
-            with autocast(self.device, self.optim.precision):
+            with self._autocast():
                 loss = objective.loss(self.model, batch.select(slice(0, 1))).loss
             (0.0 * loss.sum()).backward()
 

@@ -304,7 +304,8 @@ def _body(problem: Problem, net: Net) -> CausalLM:
         body: Any = problem.untrained()
     else:
         body = problem.copy()
-    return net.adapted(body) if net.body == "lora" else body
+    body = net.adapted(body) if net.body == "lora" else body
+    return body.with_checkpointing() if net.checkpointing else body
 
 
 def _critic(problem: Problem, net: Net) -> nn.Module:
@@ -312,8 +313,9 @@ def _critic(problem: Problem, net: Net) -> nn.Module:
     reference = problem.reference
     if isinstance(reference, TableLM):
         return TableCritic(reference.n_prompts, reference.vocab_size, reference.horizon)
+    body = problem.copy()
     return ValueHead(
-        problem.copy(),
+        body.with_checkpointing() if net.checkpointing else body,
         per_token=False,
         mlp_layers=net.mlp_layers,
         mlp_factor=net.mlp_factor,

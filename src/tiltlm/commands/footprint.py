@@ -293,7 +293,8 @@ class Learning:
         kinds: dict[str, Trains] = {"copy": "all", "frozen": "head", "lora": "adapters"}
         outputs: Outputs = "vocabulary" if net.judges == "next" else "number"
         adapters = self._adapters if net.body == "lora" else None
-        values = network(named, kinds[net.body], outputs, adapters=adapters)
+        recomputes = net.checkpointing and net.body != "frozen"
+        values = network(named, kinds[net.body], outputs, adapters=adapters, recomputes=recomputes)
         guided = self.method.trains == "twist" or self.source == "live"
         return [
             Held("head" if net.body == "frozen" else "head and body", values,
@@ -305,8 +306,9 @@ class Learning:
         if not self.method.critic:
             return []
         return [
-            Held("critic", network(named, "all", "number"), self.uses(scores="critic", updates=True), self.parts)
-        ]
+            Held("critic", network(named, "all", "number", recomputes=self.net.checkpointing),
+                 self.uses(scores="critic", updates=True), self.parts)
+        ]  # fmt: skip
 
     @property
     def _adapters(self) -> Adapters:

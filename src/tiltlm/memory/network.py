@@ -141,7 +141,7 @@ class Network:
         """The most bytes, beside weights and gradients, that forward and backward pass hold."""
         _, forward, backward = self._head(batch)
         with self._counted(learning=True) as counted:
-            with autocast(CPU, batch.precision):  # whose copies of weights are there until the loss is made
+            with autocast(CPU, batch.precision, keeps=not self.recomputes):  # copies of weights are kept until the loss
                 states, theirs = self._states(batch), None
                 if self.outputs == "vocabulary" and self.trains != "head":
                     with torch.no_grad():  # the reference's, of a body of its own
@@ -229,7 +229,7 @@ class Network:
 
     def _states(self, batch: Pass) -> Tensor:
         wide = nullcontext() if batch.gpu else wide_attention(self.model, CPU, batch.precision)
-        with wide, autocast(CPU, batch.precision):
+        with wide, autocast(CPU, batch.precision, keeps=not self.recomputes):
             return run_body(self.body, *_ids(batch.rows, batch.length))
 
     def _head(self, batch: Pass) -> tuple[int, int, int]:

@@ -23,9 +23,9 @@ from tiltlm.models.body import recomputes
 Precision = Literal["float32", "bfloat16"]
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Within, matrix products are made in `precision`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def autocast(device: torch.device, precision: str, keeps: bool = True) -> torch.autocast:
+    """Within, matrix products are made in `precision`; keeps: rounded copies of trained weights stay for later products."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=keeps)
 
 
 def wide_attention(model: nn.Module, device: torch.device, precision: str) -> AbstractContextManager[Any]:
