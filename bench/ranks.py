@@ -2,6 +2,7 @@
 
     python bench/ranks.py            # all of it
     python bench/ranks.py save       # checkpoints alone
+    python bench/ranks.py deep       # weights in parts alone
 
 The work: a GPT-2 of 6 layers of width 256 over 8,192 tokens (7 million parameters), float32, AdamW. DPO: 16 pairs, 64 + 64
 tokens, fixed rows. RLOO: 4 draws of 8 prompts of 32 tokens, 32 new tokens, drawn, scored and learnt from. Each process has
@@ -11,6 +12,11 @@ highest that one process held, less what it held once the model was read.
 Checkpoints: a GPT-2 of 8 layers of width 512 over 50,257 tokens (51 million parameters) that two processes hold in parts;
 what one process held at most while it was written, beyond what it held before. "gathered": the first process has weights
 and moments in whole and writes them. "in parts": each writes its own. "and a folder": from these, for `from_pretrained`.
+
+Weights: a GPT-2 of 24 layers of width 512 over 8,192 tokens (80 million parameters, 320 MB) is read twice, as a policy and
+as its reference, and takes two RLOO steps (2 draws of 4 prompts, 8 + 8 tokens) on two processes: in whole; what is trained in
+parts (`--fit.shard`); everything in parts (`--shard`). Memory is what a process held at most beyond what it held before the
+first was read: at the start, and in all; the first process and the second.
 
 With as many processors as processes, wall time is what one is after; on a busy machine only CPU-seconds say something.
 """
@@ -35,7 +41,8 @@ from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Live, Offline, referenced_pairs
 from tiltlm.models import weights
-from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.models.causal import CausalLM, copy_of, steady
+from tiltlm.models.scattered import in_parts as divided
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.reinforce import Reinforce
 from tiltlm.policies.sft import SFT
@@ -45,8 +52,8 @@ from tiltlm.sharded import all_of
 
 SIZE, STEPS, OWN = Size(6, 256, 8192), 4, stream(0, "bench", "ranks")
 LARGE = Size(8, 512, 50257)
-WAYS = ((1, False), (2, False), (2, True))
-"""Processes, and whether each holds a part of the weights."""
+WAYS = ((1, "whole"), (2, "whole"), (2, "fit.shard"), (2, "shard"))
+"""Processes, and what each holds a part of: nothing; what is trained, which is whole while it draws; everything, always."""
 
 
 def dpo(model: CausalLM) -> tuple[Any, Any]:
@@ -71,13 +78,14 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def worker(kind: str, shard: bool) -> None:
+def worker(kind: str, way: str) -> None:
     """One process: its steps' wall and CPU-seconds, and the memory that they took."""
     torch.set_num_threads(1)
     model = CausalLM.from_config(SIZE.config(), seed=0)
     objective, experience = KINDS[kind](model)
     before = memory("VmRSS")
-    engine, took = Engine(model, Optim(lr=1e-5, shard=shard)), []
+    with divided(way == "shard"):
+        engine, took = Engine(model, Optim(lr=1e-5, shard=way == "fit.shard")), []
     for step in range(STEPS + 1):
         wall, cpu = time.perf_counter(), time.process_time()
         model.eval()
@@ -96,6 +104,45 @@ def worker(kind: str, shard: bool) -> None:
             + json.dumps([max(x[0] for x in found), sum(x[1] for x in found), max(x[2] for x in found), first])
         )
     ranks.leave()
+
+
+DEEP = Size(24, 512, 8192)
+EAGER = {"MALLOC_MMAP_THRESHOLD_": "200000"}
+"""Has the C library hand back to the system what is let go of, at the cost of time: what is held shows."""
+
+
+def reader(way: str, folder: str) -> None:
+    """One of two processes, from reading two networks to two steps of one of them."""
+    torch.set_num_threads(1)
+    ranks.wait()
+    Path("/proc/self/clear_refs").write_text("5")  # the highest is what is held now
+    before = memory("VmRSS")
+    with divided(way == "shard"):
+        reference = CausalLM.load(folder, eos_ids=()).requires_grad_(False)
+        model = steady(reference)
+        asked = Tokens.full(random_ids(0, 4, 8, DEEP.vocab))
+        live = Live(model, lambda s: s.tokens.float().mean(1), asked, 4, 8, OWN, n=2, reference=reference)
+        engine = Engine(model, Optim(lr=1e-5, shard=way == "fit.shard"))
+        start = memory("VmHWM") - before
+        for step in range(2):
+            with engine.whole():
+                batch = live.batch(step)
+            loss = engine.update(Reinforce("leave_one_out", beta=0.1), batch)["loss"]
+    both = ranks.gathered([(start, memory("VmHWM") - before)])
+    if ranks.is_first():
+        megabytes = "".join(f"{each[k] / 1e6:>11.0f}" for k in range(2) for each in both)
+        print(f"FOUND {way:<11}{megabytes}{loss:>13.4f}")
+    ranks.leave()
+
+
+def deep() -> None:
+    """Print what `reader` found."""
+    heads = "".join(f"{head:>11}" for head in ("start, 1st", "2nd", "most, 1st", "2nd"))
+    print(f"{'':<11}{heads}{'second loss':>13}   (MB)")
+    with tempfile.TemporaryDirectory() as folder:
+        CausalLM.from_config(DEEP.config(), seed=0).save(folder)
+        for way in ("whole", "fit.shard", "shard"):
+            found(["deep", way, folder], EAGER)
 
 
 def gathered(engine: Engine, folder: Path) -> None:
@@ -151,27 +198,27 @@ def saver(folder: Path) -> None:
     ranks.leave()
 
 
-def saved() -> None:
-    """Print what `saver` found."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [*command, __file__, "save", folder],
-            capture_output=True,
-            text=True,
-            env=os.environ | ONE_THREAD | QUIET,
-        )
+def found(args: list[str], more: dict[str, str] = {}) -> None:  # noqa: B006
+    """Print what two processes find."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    done = subprocess.run([*command, *args], capture_output=True, text=True, env=os.environ | ONE_THREAD | QUIET | more)
     if done.returncode:
         raise SystemExit(done.stderr)
     for line in done.stdout.splitlines():
         if line.startswith("FOUND "):
-            print(line.removeprefix("FOUND "))
+            print(line.removeprefix("FOUND "), flush=True)
 
 
-def measured(kind: str, processes: int, shard: bool) -> list[float]:
+def saved() -> None:
+    """Print what `saver` found."""
+    with tempfile.TemporaryDirectory() as folder:
+        found(["save", folder])
+
+
+def measured(kind: str, processes: int, way: str) -> list[float]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*command, __file__, kind, "shard" if shard else "whole"], capture_output=True, text=True,
+        [*command, __file__, kind, way], capture_output=True, text=True,
         env=os.environ | ONE_THREAD | QUIET,
     )  # fmt: skip
     if done.returncode:
@@ -183,20 +230,23 @@ def main() -> None:
     print(f"{'':<28}{'wall s':>9}{'CPU s':>9}{'memory MB':>11}{'first loss':>13}")
     for kind in KINDS:
         losses = []
-        for processes, shard in WAYS:
-            wall, cpu, most, loss = measured(kind, processes, shard)
-            name = f"{kind}, {processes} process{'es' if processes > 1 else ''}{', in parts' if shard else ''}"
+        for processes, way in WAYS:
+            wall, cpu, most, loss = measured(kind, processes, way)
+            name = f"{kind}, {processes} process{'es' if processes > 1 else ''}{'' if way == 'whole' else f', {way}'}"
             print(f"{name:<28}{wall:>9.2f}{cpu:>9.2f}{most / 1e6:>11.0f}{loss:>13.7f}", flush=True)
             losses.append(loss)
         if max(losses) - min(losses) > 1e-5 * max(1.0, abs(losses[0])):
             raise SystemExit(f"{kind}: the first losses differ: {losses}")
     saved()
+    deep()
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["save"]:
         saver(Path(sys.argv[2])) if sys.argv[2:] else saved()
+    elif sys.argv[1:2] == ["deep"]:
+        reader(*sys.argv[2:]) if sys.argv[2:] else deep()
     elif len(sys.argv) == 3:
-        worker(sys.argv[1], sys.argv[2] == "shard")
+        worker(*sys.argv[1:])
     else:
         main()

@@ -334,7 +334,7 @@ def _only_in(layer: nn.Module, network: nn.Module) -> list[nn.Parameter]:
 
 def _everywhere(x: Tensor, device: torch.device | str) -> Tensor:
     """A tensor of the first process, whole on every one."""
-    value = x.detach().to(device) if ranks.is_first() else torch.empty_like(x, device=device)
+    value = x.detach().to(device, copy=True) if ranks.is_first() else torch.empty_like(x, device=device)
     ranks.same_as_first([value])
     return nn.Parameter(value, x.requires_grad) if isinstance(x, nn.Parameter) else value
 
