@@ -23,6 +23,7 @@ from tiltlm.models.precision import Precision, autocast, wide_attention
 from tiltlm.models.scattered import bring_trained, is_wanted
 from tiltlm.models.weights import part_of
 from tiltlm.objective import Objective
+from tiltlm.progress import note
 from tiltlm.sharded import Shards, all_of, why_not
 
 
@@ -79,7 +80,11 @@ class Engine:
 
     def _divides(self) -> bool:
         """Whether processes are to hold a part of the model each; where all networks are to be in parts, of what can be."""
-        return ranks.size() > 1 and (self.optim.shard or (is_wanted() and not why_not(self.model)))
+        if ranks.size() == 1 or self.optim.shard or not is_wanted():
+            return ranks.size() > 1 and self.optim.shard
+        if reason := why_not(self.model):
+            note(f"--shard: every process trains the whole model: {reason}")
+        return not reason
 
     @property
     def device(self) -> torch.device:
