@@ -35,8 +35,8 @@ from tiltlm.seeds import stream
 from tiltlm.stages.measure import RulerSettings
 
 OWN = stream(0, "test-scattered")
-FAMILIES = ("gpt2", "opt", "mixtral", "qwen3_next")
-"""Tied weights; a body whose layers are reached in two ways; experts; two kinds of layers."""
+FAMILIES = ("gpt2", "opt", "mixtral", "qwen3_next", "gemma2", "llama4_text", "falcon", "mamba2")
+"""Tied weights; a body whose layers are reached in two ways; experts; several kinds of layers; no attention."""
 
 
 def both(work: Callable[[], None]) -> None:
