@@ -1,13 +1,15 @@
-"""A DPO step, and an online (RLOO) step, of one process and of two: what sharing the rows out costs and saves.
+"""Steps of DPO, of RLOO, and of RLOO on a judge's scores, of one process and of two: what sharing the rows out costs and
+saves.
 
     python bench/ranks.py            # all of it
     python bench/ranks.py save       # checkpoints alone
     python bench/ranks.py deep       # weights in parts alone
 
 The work: a GPT-2 of 6 layers of width 256 over 8,192 tokens (7 million parameters), float32, AdamW. DPO: 16 pairs, 64 + 64
-tokens, fixed rows. RLOO: 4 draws of 8 prompts of 32 tokens, 32 new tokens, drawn, scored and learnt from. Each process has
-one thread. Times are medians over the steps after the first; CPU-seconds are summed over the processes; memory is the
-highest that one process held, less what it held once the model was read.
+tokens, fixed rows. RLOO: 4 draws of 8 prompts of 32 tokens, 32 new tokens, drawn, scored and learnt from. Judged: a judge
+of the model's size scores these, and learns from one pass over their 16 pairs. Each process has one thread. Times are
+medians over the steps after the first; CPU-seconds are summed over the processes, and those of the busiest one; memory is
+the highest that one process held, less what it held once models were read.
 
 Checkpoints: a GPT-2 of 8 layers of width 512 over 50,257 tokens (51 million parameters) that two processes hold in parts;
 what one process held at most while it was written, beyond what it held before. "gathered": the first process has weights
@@ -30,6 +32,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,8 +44,14 @@ from common import ONE_THREAD, QUIET, Size, random_ids
 from tiltlm import ranks
 from tiltlm.engine import Engine, Optim
 from tiltlm.experience import Live, Offline, referenced_pairs
+from tiltlm.judges.discriminator import Discriminator
+from tiltlm.judges.judged import JudgedBy, as_rows
+from tiltlm.judges.learning import LearningJudge
+from tiltlm.judges.networks import LastValue
+from tiltlm.judges.settings import Judging
 from tiltlm.models import weights
 from tiltlm.models.causal import CausalLM, copy_of, steady
+from tiltlm.models.heads import ValueHead
 from tiltlm.models.scattered import in_parts as divided
 from tiltlm.policies.dpo import DPO
 from tiltlm.policies.reinforce import Reinforce
@@ -69,7 +79,20 @@ def rloo(model: CausalLM) -> tuple[Any, Any]:
     return Reinforce("leave_one_out", beta=0.1), live
 
 
-KINDS: dict[str, Callable[[CausalLM], tuple[Any, Any]]] = {"dpo": dpo, "rloo": rloo}
+def judged(model: CausalLM, shard: bool) -> tuple[Any, Any]:
+    objective, live = rloo(model)
+    reward, how = live.reward, Judging("reward-model", window=32, relabels=16, epochs=1, lr=1e-5)
+    networks = [LastValue(ValueHead(copy_of(model)))]
+    folder = Path(tempfile.mkdtemp())  # a few kB
+    judge = LearningJudge(Discriminator(networks, how.lr, how.batch_size, shard), None, how, OWN, folder)
+    return objective, JudgedBy(
+        replace(live, reward=None), judge, reward, partial(as_rows, tokenizer=None, eos_ids=())
+    )
+
+
+KINDS: dict[str, Callable[[CausalLM, bool], tuple[Any, Any]]] = {
+    "dpo": lambda model, shard: dpo(model), "rloo": lambda model, shard: rloo(model), "judged": judged,
+}  # fmt: skip
 
 
 def memory(name: str) -> int:
@@ -82,15 +105,15 @@ def worker(kind: str, way: str) -> None:
     """One process: its steps' wall and CPU-seconds, and the memory that they took."""
     torch.set_num_threads(1)
     model = CausalLM.from_config(SIZE.config(), seed=0)
-    objective, experience = KINDS[kind](model)
-    before = memory("VmRSS")
     with divided(way == "shard"):
+        objective, experience = KINDS[kind](model, way == "fit.shard")
+        before = memory("VmRSS")
         engine, took = Engine(model, Optim(lr=1e-5, shard=way == "fit.shard")), []
     for step in range(STEPS + 1):
         wall, cpu = time.perf_counter(), time.process_time()
         model.eval()
         with engine.whole():
-            batch = experience.batch(0)
+            batch = experience.batch(step)
         model.train()
         loss = engine.update(objective, batch)["loss"]
         took.append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -101,7 +124,14 @@ def worker(kind: str, way: str) -> None:
     if ranks.is_first():
         print(
             "FOUND "
-            + json.dumps([max(x[0] for x in found), sum(x[1] for x in found), max(x[2] for x in found), first])
+            + json.dumps(
+                [
+                    max(x[0] for x in found),
+                    *(f(x[1] for x in found) for f in (sum, max)),
+                    max(x[2] for x in found),
+                    first,
+                ]
+            )
         )
     ranks.leave()
 
@@ -227,13 +257,13 @@ def measured(kind: str, processes: int, way: str) -> list[float]:
 
 
 def main() -> None:
-    print(f"{'':<28}{'wall s':>9}{'CPU s':>9}{'memory MB':>11}{'first loss':>13}")
+    print(f"{'':<28}{'wall s':>9}{'CPU s':>9}{'busiest':>9}{'memory MB':>11}{'first loss':>13}")
     for kind in KINDS:
         losses = []
         for processes, way in WAYS:
-            wall, cpu, most, loss = measured(kind, processes, way)
+            wall, cpu, busiest, most, loss = measured(kind, processes, way)
             name = f"{kind}, {processes} process{'es' if processes > 1 else ''}{'' if way == 'whole' else f', {way}'}"
-            print(f"{name:<28}{wall:>9.2f}{cpu:>9.2f}{most / 1e6:>11.0f}{loss:>13.7f}", flush=True)
+            print(f"{name:<28}{wall:>9.2f}{cpu:>9.2f}{busiest:>9.2f}{most / 1e6:>11.0f}{loss:>13.7f}", flush=True)
             losses.append(loss)
         if max(losses) - min(losses) > 1e-5 * max(1.0, abs(losses[0])):
             raise SystemExit(f"{kind}: the first losses differ: {losses}")

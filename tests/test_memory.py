@@ -289,6 +289,11 @@ def test_which_networks_a_step_holds():
     assert names("dialogues/d2po") == ["policy", "reference", "reward model", "judge"]
     judge = footprint(learning("dialogues/d2po", "--feed.judge.lora-rank", "4")).held[-1]
     assert 64 < judge.network.trained < judge.parameters / 4  # its adapters, and a head of 64 weights
+    assert names("words-small/d2po") == [
+        "policy",
+        "reference",
+        "judge",
+    ]  # prompts of a tokenizer that is yet to be made
     assert names("animals/ctl", "--net.body", "frozen") == ["head", "reference"]
     with pytest.raises(ValueError, match="no transformer"):
         footprint(learning("tree/dpo"))

@@ -139,9 +139,10 @@ def _tokens(task: Any, prompt: Any) -> int:
         return len(prompt)
     text = prompt if isinstance(prompt, str) else " ".join(str(each) for each in prompt)
     try:
-        return len(tokenizer_of(task.language.model)(text)["input_ids"])
+        tokenizer = tokenizer_of(task.language.model)
     except (ValueError, OSError):
-        return len(text.encode())
+        tokenizer = None
+    return len(text.encode()) if tokenizer is None else len(tokenizer(text)["input_ids"])
 
 
 def rewards_of(task: Any) -> list[tuple[str, Network]]:
