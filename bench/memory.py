@@ -159,7 +159,9 @@ def rows(root: Path, models: list[str]) -> Iterator[Row]:
                     for parts in ways:
                         shard = [parts] if parts == "--fit.shard" else []
                         made = learning(method, folder, [*more, *shard])
-                        yield Row(model, method, way, processes, parts, footprint(made, processes, parts == "--shard"))
+                        yield Row(
+                            model, method, way, processes, parts, footprint(made, processes, parts == "--shard")
+                        )
 
 
 def line(row: Row) -> str:

@@ -15,8 +15,8 @@ Checkpoints: a GPT-2 of 8 layers of width 512 over 50,257 tokens (51 million par
 what one process held at most while it was written, beyond what it held before. "gathered": the first process has weights
 and moments in whole and writes them. "in parts": each writes its own. "and a folder": from these, for `from_pretrained`.
 
-Weights: a GPT-2 of 24 layers of width 512 over 8,192 tokens (80 million parameters, 320 MB) is read twice, as a policy and
-as its reference, and takes two RLOO steps (2 draws of 4 prompts, 8 + 8 tokens) on two processes: in whole; what is trained in
+Weights: a GPT-2 of 24 layers of width 512 over 8,192 tokens (80 million parameters, 320 MB) is read, copied as a policy, and
+takes two RLOO steps (2 draws of 4 prompts, 8 + 8 tokens) on two processes: in whole; what is trained in
 parts (`--fit.shard`); everything in parts (`--shard`). Memory is what a process held at most beyond what it held before the
 first was read: at the start, and in all; the first process and the second.
 
@@ -231,7 +231,9 @@ def saver(folder: Path) -> None:
 def found(args: list[str], more: dict[str, str] = {}) -> None:  # noqa: B006
     """Print what two processes find."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    done = subprocess.run([*command, *args], capture_output=True, text=True, env=os.environ | ONE_THREAD | QUIET | more)
+    done = subprocess.run(
+        [*command, *args], capture_output=True, text=True, env=os.environ | ONE_THREAD | QUIET | more
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     for line in done.stdout.splitlines():
@@ -262,7 +264,9 @@ def main() -> None:
         losses = []
         for processes, way in WAYS:
             wall, cpu, busiest, most, loss = measured(kind, processes, way)
-            name = f"{kind}, {processes} process{'es' if processes > 1 else ''}{'' if way == 'whole' else f', {way}'}"
+            name = (
+                f"{kind}, {processes} process{'es' if processes > 1 else ''}{'' if way == 'whole' else f', {way}'}"
+            )
             print(f"{name:<28}{wall:>9.2f}{cpu:>9.2f}{busiest:>9.2f}{most / 1e6:>11.0f}{loss:>13.7f}", flush=True)
             losses.append(loss)
         if max(losses) - min(losses) > 1e-5 * max(1.0, abs(losses[0])):

@@ -314,7 +314,9 @@ def main(folder: Path, asked: list[str]) -> None:
         elif called in CASES or (shard and called in DIVIDED):
             FOLDERS.append(folder / f"{name}-saved")
             with in_parts(name.endswith("+layers")):
-                found = (DIVIDED if shard else CASES)[called](Optim(lr=1e-2, micro_batch=int(how or 0), shard=shard))
+                found = (DIVIDED if shard else CASES)[called](
+                    Optim(lr=1e-2, micro_batch=int(how or 0), shard=shard)
+                )
             torch.save(vars(found), folder / f"{name}-{ranks.number()}.pt")
         else:
             course(folder / called, int(how), shard).run()

@@ -313,7 +313,9 @@ def test_more_processes_take_less_each_and_savings_are_what_they_say(monkeypatch
         "--fit.micro-batch 1 --fit.shard",
     ]
     assert min(found.values()) == found["--fit.micro-batch 1 --fit.shard"]
-    monkeypatch.setattr("tiltlm.commands.dry_run.CHANGES", [each for each in CHANGES if each.words[0] in (*SOME, SHARD)])
+    monkeypatch.setattr(
+        "tiltlm.commands.dry_run.CHANGES", [each for each in CHANGES if each.words[0] in (*SOME, SHARD)]
+    )
     found = {words: value for words, _, value in savings(recipe_, Several(2), two)}
     assert found["--fit.micro-batch 1 --shard"] == min(found.values())
     assert not any("shard" in words for words, _, _ in savings(recipe_, Several(2, shard=True), two))

@@ -22,17 +22,13 @@ from side_by_side import side_by_side
 from tiltlm import parts, ranks
 from tiltlm.device import device_of
 from tiltlm.engine import Optim
-from tiltlm.feeds import Feed
-from tiltlm.fit import Fit
 from tiltlm.models import weights
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableCritic
-from tiltlm.policies.dpo import DPO
 from tiltlm.policies.ppo import PPO
-from tiltlm.problem import Facts
 from tiltlm.sharded import why_not
-from tiltlm.stages.cells import Cell, default_cell
+from tiltlm.stages.cells import default_cell
 from tiltlm.train import best_checkpoint, checkpoints
 from toy import Toy
 
@@ -41,8 +37,8 @@ CASES = (
     *ranked.CASES, "dpo@2", "rloo@4", "ctl@3", *(f"{name}+shard" for name in ranked.DIVIDED), "dpo@7+shard",
     *(f"{name}+layers" for name in ("lora", "rloo", "ppo", "ctl", "served")),
 )  # fmt: skip
-"""Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights; +layers: and drawing layer by
-layer."""
+"""Cases; @: of so many rows a micro-batch; +shard: every process holding a part of the weights; +layers: and drawing layer
+by layer."""
 
 COURSES = (
     "changing@2", "straight@6", "interrupted@3", "interrupted@6", "parts@2+shard", "halves@3+shard", "halves@6+shard",
@@ -219,7 +215,6 @@ def test_networks_that_cannot_be_divided_say_why():
     assert "TableCritic" in why_not(TableCritic(2, 3, 3)) and why_not(ValueHead(ranked.network())) == ""
     whole = default_cell(PPO(), Toy().facts())
     assert "--fit.shard" in (replace(whole, fit=replace(whole.fit, shard=True)).why_not(Toy().facts()) or "")
-    facts = Facts(0.1, "several", r_max=1.0)
 
 
 def test_with_one_process_nothing_is_set_up():

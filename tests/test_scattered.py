@@ -120,8 +120,7 @@ def test_processes_may_ask_as_often_as_they_like_and_whichever_they_like(folder)
 
 
 def test_weights_are_written_read_and_adapted(folder):
-    """By one process alone while the others wait; taken back; other weights; adapters beside them, and the reference that is
-    the network without."""
+    """By one process alone while the others wait; taken back; other weights; adapters beside them."""
     samples, whole = rows(), CausalLM.load(folder).requires_grad_(False)
     wanted = whole.log_prob(samples)
     other = build("llama", seed=1, eos_ids=(3,))

@@ -61,7 +61,6 @@ class Shards:
             for root in self.roots:
                 root.close()
 
-
     def open(self) -> None:
         """`whole` from now on: what has been trained is asked, and not trained any more."""
         ranks.meet()

@@ -59,5 +59,7 @@ def _next(wanted: int) -> int:
 def _lend(number: int) -> None:
     lend = _LENDERS[number]()
     if lend is None:
-        raise RuntimeError(f"another process runs network {number}, which is gone here: they are not doing the same work")
+        raise RuntimeError(
+            f"another process runs network {number}, which is gone here: they are not doing the same work"
+        )
     lend()

@@ -137,7 +137,12 @@ def _networks(needed: Process) -> Table:
 def _parts(needed: Process) -> Table:
     table = _table("beside it, in turn", "bytes", "rows", "tokens a row", "of it gathered")
     if needed.start:
-        table.add_row("(the start, all whole)" if any(each.undivided for each in needed.held) else "(the start, one of them whole)", size(needed.start))
+        table.add_row(
+            "(the start, all whole)"
+            if any(each.undivided for each in needed.held)
+            else "(the start, one of them whole)",
+            size(needed.start),
+        )
     for name, value in needed.parts.items():
         batch = next(use.batch for each in needed.held for use in each.uses if use.part == name)
         gathered = needed.gathered(name)

@@ -81,8 +81,8 @@ def network(
 
 
 def footprint(recipe: Any, processes: int = 1, by_layers: bool = False) -> Process:
-    """What one of `processes` holds while it builds `recipe`. by_layers: with `--shard`. Raises ValueError, with the reason,
-    where nobody knows."""
+    """What one of `processes` holds while it builds `recipe`; by_layers: with `--shard`. Raises ValueError, with the
+    reason, where nobody knows."""
     by_layers = by_layers and processes > 1
     if isinstance(recipe, Learn | Round):
         return Process(tuple(Learning.of(recipe, processes, by_layers).held()))

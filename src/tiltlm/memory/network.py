@@ -141,7 +141,9 @@ class Network:
         """The most bytes, beside weights and gradients, that forward and backward pass hold."""
         _, forward, backward = self._head(batch)
         with self._counted(learning=True) as counted:
-            with autocast(CPU, batch.precision, keeps=not self.recomputes):  # copies of weights are kept until the loss
+            with autocast(
+                CPU, batch.precision, keeps=not self.recomputes
+            ):  # copies of weights are kept until the loss
                 states, theirs = self._states(batch), None
                 if self.outputs == "vocabulary" and self.trains != "head":
                     with torch.no_grad():  # the reference's, of a body of its own

@@ -7,8 +7,9 @@ With weights in parts (`sharded`) a process holds its share of them, and beside 
 layers while an update computes, their gradients with them, and the whole of all divided networks while new rows are drawn
 and scored; of a judge's while it scores. Before they are divided every process holds the whole.
 
-With `--shard` no network is ever whole: of those that are not trained a process holds its slice of the layers and what stands
-outside these, and beside that a layer while it computes. On a CPU the first process reads one network after the other.
+With `--shard` no network is ever whole: of those that are not trained a process holds its slice of the layers and what
+stands outside these, and beside that a layer while it computes. On a CPU the first process reads one network after the
+other.
 """
 
 from __future__ import annotations

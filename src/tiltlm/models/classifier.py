@@ -68,7 +68,13 @@ class TextClassifier(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, _ = network(
-                AutoModelForSequenceClassification, name, device, _examine, num_labels=len(labels), dtype=torch.float32, **names
+                AutoModelForSequenceClassification,
+                name,
+                device,
+                _examine,
+                num_labels=len(labels),
+                dtype=torch.float32,
+                **names,
             )
         return TextClassifier(model, pretrained(AutoTokenizer, name))
 

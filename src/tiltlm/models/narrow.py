@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tiltlm import ranks
 from tiltlm.models.base import LanguageModel, State
 from tiltlm.models.causal import CausalLM
-from tiltlm.models.scattered import scattered_in
 from tiltlm.models.precision import autocast, computing_in
+from tiltlm.models.scattered import scattered_in
 from tiltlm.samples import Samples, Tokens
 
 

@@ -112,7 +112,9 @@ class Layer:
 class Scattered:
     """The layers of a network. All processes make the same ones, in the same order."""
 
-    def __init__(self, network: Any, layers: Sequence[tuple[nn.Module, list[nn.Parameter], list[torch.Size]]]) -> None:
+    def __init__(
+        self, network: Any, layers: Sequence[tuple[nn.Module, list[nn.Parameter], list[torch.Size]]]
+    ) -> None:
         """layers: with their parameters that are scattered, at rest, and these ones' shapes."""
         self.processes, self.is_held, self.ran = ranks.size(), False, 0
         self.layers = [Layer(self, k, *each) for k, each in enumerate(layers)]
@@ -173,7 +175,9 @@ class Scattered:
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self.resting and self.ran != len(self.layers):
-            raise RuntimeError(f"{self.ran} of this network's {len(self.layers)} layers have run: leave out --shard")
+            raise RuntimeError(
+                f"{self.ran} of this network's {len(self.layers)} layers have run: leave out --shard"
+            )
 
 
 def scattered_in(module: nn.Module) -> list[Scattered]:
@@ -237,7 +241,14 @@ def load(
         examine(network)
         whole.append(network)
         about = type(network), network.config, network.generation_config if network.can_generate() else None
-        return *about, network.dtype, network.name_or_path, vars(network).get("tiltlm_trust"), _plan(network), beside
+        return (
+            *about,
+            network.dtype,
+            network.name_or_path,
+            vars(network).get("tiltlm_trust"),
+            _plan(network),
+            beside,
+        )
 
     kind, config, generation, dtype, name, trust, plan, beside = ranks.from_first(described)
     network = whole[0] if whole else _empty(kind, config, dtype)
@@ -292,7 +303,10 @@ def scatter(network: Any, device: torch.device | str) -> None:
     _put(network, {id(x): _everywhere(x, device) for x in _tensors(network).values() if id(x) not in apart})
     if not layers:
         return
-    rests = [[nn.Parameter(torch.empty(0, dtype=p.dtype, device=device), p.requires_grad) for p in some] for some in within]
+    rests = [
+        [nn.Parameter(torch.empty(0, dtype=p.dtype, device=device), p.requires_grad) for p in some]
+        for some in within
+    ]
     shapes = [[p.shape for p in some] for some in within]
     found = Scattered(network, list(zip(layers, rests, shapes, strict=True)))
     for layer, module, rest in zip(found.layers, layers, rests, strict=True):
@@ -309,14 +323,22 @@ def refill(module: nn.Module, values: Mapping[str, Tensor] | None) -> None:
     own = module.state_dict(keep_vars=True)
     names = {id(x): name for name, x in own.items()}
     layers = [layer for each in scattered_in(module) for layer in each.layers]
-    shapes = {names[id(p)]: shape for layer in layers for p, shape in zip(layer.parameters, layer.shapes, strict=True)}
+    shapes = {
+        names[id(p)]: shape for layer in layers for p, shape in zip(layer.parameters, layer.shapes, strict=True)
+    }
     if values is not None:
         wrong = [n for n, x in own.items() if n not in values or values[n].shape != shapes.get(n, x.shape)]
         if wrong:
-            raise RuntimeError(f"{wrong[0]} is missing, or has another shape than {tuple(shapes.get(wrong[0], ()))}")
+            raise RuntimeError(
+                f"{wrong[0]} is missing, or has another shape than {tuple(shapes.get(wrong[0], ()))}"
+            )
     for layer in layers:
         of_layer = [names[id(p)] for p in layer.parameters]
-        layer.fill(None if values is None else [values[n].to(p.dtype) for n, p in zip(of_layer, layer.parameters, strict=True)])
+        layer.fill(
+            None
+            if values is None
+            else [values[n].to(p.dtype) for n, p in zip(of_layer, layer.parameters, strict=True)]
+        )
     with torch.no_grad():
         for name, x in own.items():
             if name not in shapes:

@@ -85,7 +85,9 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, those of several names by the first, and the buffers that belong to a state. (`state_dict` would divide
     again what FSDP has just brought together.)"""
     apart = {
-        f"{path}.{name}".lstrip(".") for path, each in module.named_modules() for name in each._non_persistent_buffers_set
+        f"{path}.{name}".lstrip(".")
+        for path, each in module.named_modules()
+        for name in each._non_persistent_buffers_set
     }
     buffers = {name: x for name, x in module.named_buffers() if name not in apart}
     return {**dict(module.named_parameters()), **buffers}
