@@ -15,10 +15,10 @@ Checkpoints: a GPT-2 of 8 layers of width 512 over 50,257 tokens (51 million par
 what one process held at most while it was written, beyond what it held before. "gathered": the first process has weights
 and moments in whole and writes them. "in parts": each writes its own. "and a folder": from these, for `from_pretrained`.
 
-Weights: a GPT-2 of 24 layers of width 512 over 8,192 tokens (80 million parameters, 320 MB) is read, copied as a policy, and
-takes two RLOO steps (2 draws of 4 prompts, 8 + 8 tokens) on two processes: in whole; what is trained in
-parts (`--fit.shard`); everything in parts (`--shard`). Memory is what a process held at most beyond what it held before the
-first was read: at the start, and in all; the first process and the second.
+Weights: a GPT-2 of 24 layers of width 512 over 8,192 tokens (80 million parameters, 320 MB) is read, copied as a policy,
+and takes two RLOO steps (2 draws of 4 prompts, 8 + 8 tokens) on two processes: in whole; what is trained in parts
+(`--fit.shard`); everything in parts (`--shard`). Memory is what a process held at most beyond what it held before that: at
+the start, and in all; the first process and the second.
 
 With as many processors as processes, wall time is what one is after; on a busy machine only CPU-seconds say something.
 """

@@ -12,7 +12,7 @@ ORDER = [
     {"ranks"},
     {"mistakes", "stopping", "tensors", "jsonl", "progress", "settings", "literals"},
     {"seeds", "samples", "lock"},
-    {"device"},
+    {"device", "turns"},
     {"groups"},
     {"models"},
     {"target", "objective"},
