@@ -446,6 +446,26 @@ def test_a_text_judge_learns_scores_steadily_and_comes_back(body, tmp_path, kind
     assert other.score(PROMPTS, TEXTS).mean == judge.score(PROMPTS, TEXTS).mean != after
 
 
+def test_pairs_of_a_judge_learnt_one_by_one_are_learnt_as_together(body, monkeypatch):
+    found = []
+    for micro_batch in (0, 1):
+        network = network_on_texts(Judging("reward-model", most_tokens=48), body, stream(1))
+        judge = Discriminator([network], lr=3e-3, batch_size=2, micro_batch=micro_batch)
+        asked: list[int] = []
+        score = network.score
+        monkeypatch.setattr(
+            network, "score", lambda rows, asked=asked, score=score: asked.append(len(rows)) or score(rows)
+        )
+        verdicts = [Preference("A dog", " no!", ""), Preference("Once there was", TEXTS[0], TEXTS[1])]
+        for module in network.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        judge.train(verdicts, 1, stream(2))
+        found.append((asked, judge.score(PROMPTS, TEXTS).mean))
+    assert [rows[:2] for rows, _ in found] == [[4, 4], [2, 2]]
+    close(torch.tensor(found[1][1]), torch.tensor(found[0][1]), 1e-4)
+
+
 def test_a_second_policy_without_an_end_token_reads_completions_as_they_are(tmp_path):
     network = network_on_texts(Judging("dpo"), text_body(tmp_path, eos_token_id=None), stream(1))
     rows = network.encode(["A dog"], [" no!"])

@@ -257,7 +257,7 @@ def judge_of(problem: Problem, how: Judging, own: Stream, folder: Path, shard: b
         )
     if problem.tokenizer is None:
         networks = [_last_value(problem, how, own.child("member", k)) for k in range(how.members)]
-        discriminator = Discriminator(networks, how.lr, how.batch_size, shard)
+        discriminator = Discriminator(networks, how.lr, how.batch_size, shard, how.micro_batch)
         return LearningJudge(discriminator, problem.reward_of_texts, how, own, folder)
     body = how.start or _written(problem, folder)
     return judge_on_texts(how, body, problem.reward_of_texts, own, folder, problem.device, shard)

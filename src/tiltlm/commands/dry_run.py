@@ -53,6 +53,7 @@ SHARD = "shard"
 
 CHANGES = (
     Change(("fit.micro-batch", "1"), True),
+    Change(("feed.judge.micro-batch", "1"), True),
     Change(("net.checkpointing",), True),
     Change(("fit.shard",), True),
     Change((SHARD,), True),

@@ -336,7 +336,8 @@ class Learning:
         named = Named(how.start) if how.start else reference_of(self.task)
         adapters = Adapters(how.lora_rank, "all-linear") if how.lora_rank else None
         length = min(how.most_tokens, scored.length) if how.start == "" else how.most_tokens
-        batch = Pass(2 * _share(how.batch_size, self.processes), length, min(length, scored.read))
+        share = _share(how.batch_size, self.processes)
+        batch = Pass(2 * min(share, how.micro_batch or share), length, min(length, scored.read))
         uses = (Use("scoring by the judge", "score", replace(batch, rows=scored.rows)),
                 Use("an update of the judge", "update", batch))  # fmt: skip
         pair = how.kind == "dpo"

@@ -57,10 +57,17 @@ class Discriminator:
     """
 
     def __init__(
-        self, networks: Sequence[Any], lr: float = 1e-4, batch_size: int = 16, shard: bool = False
+        self,
+        networks: Sequence[Any],
+        lr: float = 1e-4,
+        batch_size: int = 16,
+        shard: bool = False,
+        micro_batch: int = 0,
     ) -> None:
         self.networks, self.batch_size = [network.eval() for network in networks], batch_size
-        self.engines = [Engine(network, Optim(lr=lr, shard=shard)) for network in self.networks]
+        self.engines = [
+            Engine(network, Optim(lr=lr, micro_batch=micro_batch, shard=shard)) for network in self.networks
+        ]
 
     def score(self, prompts: Sequence[Row], completions: Sequence[Row]) -> Scores:
         """r of every row."""

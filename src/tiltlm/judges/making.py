@@ -31,7 +31,8 @@ def judge_on_texts(
     """A judge of texts that begins as the model called `body`; the other arguments as `Discriminator` and `LearningJudge`
     take them."""
     networks = [network_on_texts(how, body, own.child("member", k), device) for k in range(how.members)]
-    return LearningJudge(Discriminator(networks, how.lr, how.batch_size, shard), gold, how, own, folder)
+    learner = Discriminator(networks, how.lr, how.batch_size, shard, how.micro_batch)
+    return LearningJudge(learner, gold, how, own, folder)
 
 
 def network_on_texts(how: Judging, body: str | Path, own: Stream, device: Any = "cpu") -> Any:

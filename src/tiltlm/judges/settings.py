@@ -16,6 +16,7 @@ OF_LEARNING = (
     "warm_epochs",
     "epochs",
     "batch_size",
+    "micro_batch",
     "lr",
     "replay",
     "lora_rank",
@@ -69,6 +70,9 @@ class Judging:
     batch_size: int = 16
     """Pairs a step of the judge's training."""
 
+    micro_batch: int = field(default=0, metadata=SPEED)
+    """Pairs per forward pass of that (0: the whole batch); changes memory, not the result."""
+
     lr: float = 1e-4
     """Its learning rate (AdamW, constant)."""
 
@@ -92,7 +96,7 @@ class Judging:
 
     def __post_init__(self) -> None:
         at_least_one(self, "warm_epochs", "window", "batch_size", "members", "most_tokens")
-        for name in ("budget", "warm", "relabels", "epochs", "replay", "lora_rank"):
+        for name in ("budget", "warm", "relabels", "epochs", "replay", "lora_rank", "micro_batch"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', '-')} of a judge is not negative; got {getattr(self, name)}")
         if not (self.lr > 0 and self.dpo_beta > 0):
