@@ -43,7 +43,8 @@ usage: tiltlm {command} TASK/STAGE [--setting value …] [--jobs N | --on slurm 
 
 `tiltlm list` shows the tasks and stages; `tiltlm {command} TASK/STAGE --help` the settings of one.
 --jobs N builds what a recipe needs N at a time, each in a process of its own, --on slurm and --on ray on a cluster.
---dry-run builds nothing: it says what is to be built, and the memory that each training takes."""
+--dry-run builds nothing: it says what is to be built, and the memory that each training takes. --shard: several processes
+(torchrun) hold a part each of every network."""
 
 FILES = """\
   --config FILE                     settings from a YAML or JSON file (a run's config.json is one); options override it
@@ -52,6 +53,7 @@ FILES = """\
 COMMON = f"""\
   --jobs N                          build what is needed N at a time, each in a process of its own
   --on {{local,slurm,ray}}            build as jobs of SLURM (--slurm.partition gpu …) or tasks of Ray; --help-all
+  --shard                           several processes (torchrun) hold a part each of every network
   --dry-run [--processes N]         build nothing: what is to be built, and the memory of a process while one trains
 {FILES}"""
 
