@@ -272,3 +272,15 @@ def test_prompts_without_conditions_and_too_few_conditions_are_named():
         conditions_of(Tokens.of([[1]]))
     with pytest.raises(ValueError, match="one condition a prompt; got 1 for 3 prompts"):
         Conditioned(conditioned().ids, conditioned().mask, Tokens.of([[1]]))
+
+
+def test_passes_hold_so_many_tokens_and_every_row_once(monkeypatch):
+    prompts = Tokens.of([[1, 2, 3], [4]])
+    samples = Samples(
+        prompts, torch.tensor([0, 1, 1, 0, 1]), torch.ones(5, 4, dtype=torch.int64), torch.ones(5, 4).bool()
+    )
+    monkeypatch.setattr("tiltlm.samples.A_PASS", 15)  # the longest row has 7
+    assert samples.passes() == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    monkeypatch.setattr("tiltlm.samples.A_PASS", 3)
+    assert samples.passes() == [slice(k, k + 1) for k in range(5)]
+    assert samples.select(torch.tensor([], dtype=torch.int64)).passes() == []

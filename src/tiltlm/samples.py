@@ -18,6 +18,9 @@ from torch import Tensor
 
 from tiltlm.tensors import load_tensors, save_tensors
 
+A_PASS = 1 << 14
+"""Tokens that go through a network at once where nothing is learnt from them: more take memory, and no less time."""
+
 
 def _expect(ok: bool, message: str) -> None:
     if not ok:
@@ -245,6 +248,12 @@ class Samples:
     def sequences(self) -> Tokens:
         """Prompt and completion in one row, right-padded, the completion right behind the prompt's last token."""
         return self.row_prompts.followed_by(self.completions)
+
+    def passes(self) -> list[slice]:
+        """The rows in stretches of `A_PASS` tokens at most, padding counted, and of one row at least."""
+        longest = int((self.row_prompts.lengths + self.mask.sum(1)).max()) if len(self) else 1
+        step = max(1, A_PASS // max(1, longest))
+        return [slice(begin, min(begin + step, len(self))) for begin in range(0, len(self), step)]
 
     def places(self, before: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """(row, column, place) of every real completion token; place: where it stands in `sequences()`, int64 [M].

@@ -28,6 +28,7 @@ from tiltlm.nets import Net
 from tiltlm.rewards.by_name import of_texts
 from tiltlm.rewards.of_texts import LogProbabilityOf, RewardOf
 from tiltlm.rewards.terms import terms_of
+from tiltlm.samples import A_PASS
 from tiltlm.stages.learn import Learn
 from tiltlm.stages.reference import BYTES, LAYERS, own_config
 from tiltlm.stages.reward_model import TrainJudge
@@ -322,7 +323,9 @@ class Learning:
 
     def scorers(self) -> list[Held]:
         """What gives new rows their rewards: the task's reward, and a judge that learns it."""
-        rows = lengths_of(self.task).batch(min(TOGETHER, max(1, self.drawn)))
+        lengths = lengths_of(self.task)
+        most = max(1, A_PASS // (lengths.prompt + lengths.new))
+        rows = lengths.batch(min(TOGETHER, most, max(1, self.drawn)))
         found = []
         if self.new and self.method.fed != "answers":
             found = [

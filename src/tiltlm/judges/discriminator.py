@@ -164,7 +164,8 @@ def _scored(network: Network, prompts: Sequence[Row], completions: Sequence[Row]
     found = [0.0] * len(order)
     for begin in range(0, len(order), TOGETHER):
         some = order[begin : begin + TOGETHER]
-        scores = network.score(network.encode([prompts[k] for k in some], [completions[k] for k in some]))
-        for k, score in zip(some, scores.tolist(), strict=True):
+        rows = network.encode([prompts[k] for k in some], [completions[k] for k in some])
+        scores = [score for part in rows.passes() for score in network.score(rows.select(part)).tolist()]
+        for k, score in zip(some, scores, strict=True):
             found[k] = score
     return found

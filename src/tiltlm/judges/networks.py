@@ -20,7 +20,7 @@ from tiltlm.samplers.shared import of_rows
 from tiltlm.samples import Samples, Tokens
 
 TOGETHER = 64
-"""Rows that are scored in one forward pass."""
+"""Rows that are scored in one forward pass, at most (`Samples.passes`)."""
 
 
 class LogRatio(nn.Module):
@@ -66,8 +66,8 @@ class LogRatio(nn.Module):
         """`samples` with log_ref, `TOGETHER` rows at a time, of several processes each its share of them."""
 
         def log_ref(some: Samples) -> Tensor:
-            starts = range(0, len(some), TOGETHER)
-            return torch.cat([self._base[0].log_prob(some.select(slice(b, b + TOGETHER))) for b in starts])
+            parts = [some.select(slice(b, b + TOGETHER)) for b in range(0, len(some), TOGETHER)]
+            return torch.cat([self._base[0].log_prob(part.select(s)) for part in parts for s in part.passes()])
 
         return samples.with_(log_ref=of_rows(samples, log_ref))
 

@@ -107,7 +107,8 @@ class RewardModel(nn.Module):
 
     def _batch(self, prompts: list[str], completions: list[str]) -> Tensor:
         if self.head is not None:
-            return self.score(self.encode(prompts, completions))
+            rows = self.encode(prompts, completions)
+            return torch.cat([self.score(rows.select(part)) for part in rows.passes()])
         found = self.classifier.tokenizer(
             prompts, completions, truncation="longest_first", max_length=self.classifier.most_tokens, padding=True,
             return_tensors="pt",

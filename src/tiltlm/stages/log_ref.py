@@ -25,7 +25,7 @@ from tiltlm.samples import Samples
 from tiltlm.tensors import load_tensors, save_tensors
 
 ROWS_AT_ONCE = 128
-"""Rows that the reference scores in one pass."""
+"""Rows that the reference scores in one pass, at most (`Samples.passes`)."""
 
 SHARD = 32 * ROWS_AT_ONCE
 """Rows of a file; no more than are held in memory (`MANY`)."""
@@ -93,6 +93,6 @@ def score(samples: Samples, model: LanguageModel, precision: str = "float32") ->
         starts = range(begin, end, ROWS_AT_ONCE)
         parts = [samples.select(slice(k, min(k + ROWS_AT_ONCE, end))).to(model.device) for k in starts]
         with computing_in(model, model.device, precision):
-            return [model.log_prob(part).cpu() for part in parts]
+            return [model.log_prob(part.select(some)).cpu() for part in parts for some in part.passes()]
 
     return torch.cat(ranks.in_shares(len(samples), scored))
