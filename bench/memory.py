@@ -141,7 +141,11 @@ class Row:
 def learning(method: str, folder: Path, more: list[str]) -> Learn:
     """The training of a method, the reference a folder with a configuration, the reward a model of its size."""
     words = [*COMMON, "--task.start", str(folder), "--task.reward", f"reward-model:{folder}"]
-    words += ["--feed.judge.lora-rank", "16", "--feed.judge.micro-batch", "1"] if method == "d2po" else []
+    words += (
+        ["--feed.judge.lora-rank", "16", "--feed.judge.micro-batch", "1", "--feed.judge.checkpointing"]
+        if method == "d2po"
+        else []
+    )
     whole = parsed(recipe(f"pairs/{method}"), [*words, *more])
     return next(each for each in whole.inputs().values() if isinstance(each, Learn))
 

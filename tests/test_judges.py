@@ -446,10 +446,11 @@ def test_a_text_judge_learns_scores_steadily_and_comes_back(body, tmp_path, kind
     assert other.score(PROMPTS, TEXTS).mean == judge.score(PROMPTS, TEXTS).mean != after
 
 
-def test_pairs_of_a_judge_learnt_one_by_one_are_learnt_as_together(body, monkeypatch):
+def test_pairs_of_a_judge_learnt_one_by_one_and_recomputed_are_learnt_as_together(body, monkeypatch):
     found = []
     for micro_batch in (0, 1):
-        network = network_on_texts(Judging("reward-model", most_tokens=48), body, stream(1))
+        how = Judging("reward-model", most_tokens=48, checkpointing=micro_batch > 0)
+        network = network_on_texts(how, body, stream(1))
         judge = Discriminator([network], lr=3e-3, batch_size=2, micro_batch=micro_batch)
         asked: list[int] = []
         score = network.score

@@ -270,7 +270,7 @@ def _last_value(problem: Problem, how: Judging, own: Stream) -> LastValue:
         )
     with torch.random.fork_rng(devices=[]):
         own.seed_everything()
-        return LastValue(head(problem, Net(judges="last")))
+        return LastValue(head(problem, Net(judges="last", checkpointing=how.checkpointing)))
 
 
 def _written(problem: Problem, folder: Path) -> Path:

@@ -54,6 +54,7 @@ SHARD = "shard"
 CHANGES = (
     Change(("fit.micro-batch", "1"), True),
     Change(("feed.judge.micro-batch", "1"), True),
+    Change(("feed.judge.checkpointing",), True),
     Change(("net.checkpointing",), True),
     Change(("fit.shard",), True),
     Change((SHARD,), True),

@@ -350,6 +350,7 @@ class Learning:
             adapters=adapters,
             language=pair,
             labels=0 if pair else 1,
+            recomputes=how.checkpointing,
         )
         found = [Held("judge", judge, uses, self.parts, copies=how.members, apart=True)]
         if pair and not how.lora_rank:

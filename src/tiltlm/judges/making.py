@@ -57,7 +57,7 @@ def _reward_model(how: Judging, body: str | Path, own: Stream, device: Any) -> R
         raise ValueError(f"{body} has no linear head on a causal body: a judge cannot be trained on it")
     if how.lora_rank:
         _adapt(body_of(model.classifier.model), how.lora_rank)
-    return model.to(device)
+    return (model.with_checkpointing() if how.checkpointing else model).to(device)
 
 
 def _log_ratio(how: Judging, body: str | Path, own: Stream, device: Any) -> LogRatio:
@@ -65,6 +65,7 @@ def _log_ratio(how: Judging, body: str | Path, own: Stream, device: Any) -> LogR
     policy = steady(base)
     if how.lora_rank:
         policy = policy.with_lora(how.lora_rank, 4 * how.lora_rank)
+    policy = policy.with_checkpointing() if how.checkpointing else policy
     policy.tokenizer = tokenizer
     return LogRatio(policy, Unadapted(policy) if how.lora_rank else base, how.dpo_beta, how.most_tokens)
 

@@ -17,6 +17,7 @@ OF_LEARNING = (
     "epochs",
     "batch_size",
     "micro_batch",
+    "checkpointing",
     "lr",
     "replay",
     "lora_rank",
@@ -72,6 +73,9 @@ class Judging:
 
     micro_batch: int = field(default=0, metadata=SPEED)
     """Pairs per forward pass of that (0: the whole batch); changes memory, not the result."""
+
+    checkpointing: bool = field(default=False, metadata=SPEED)
+    """Save memory: compute activations again in the backward pass of that."""
 
     lr: float = 1e-4
     """Its learning rate (AdamW, constant)."""

@@ -115,6 +115,11 @@ class RewardModel(nn.Module):
         )  # fmt: skip
         return self.classifier.model(**found.to(self.device)).logits[:, 0].float()
 
+    def with_checkpointing(self) -> RewardModel:
+        """This very model, made to compute its layers' activations again in the backward pass of training."""
+        self.classifier.model.activation_checkpointing_enable({"use_reentrant": False})
+        return self
+
     def save(self, folder: str | Path) -> None:
         """Write a folder that `AutoModelForSequenceClassification` reads, tokenizer included."""
         self.classifier.save(folder)
