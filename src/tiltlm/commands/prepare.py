@@ -26,7 +26,7 @@ from tiltlm.data.relabel import check_relabelling, relabelled
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.device import device_of
 from tiltlm.jsonl import aside_of
-from tiltlm.models.folders import located
+from tiltlm.models.hub import pretrained
 from tiltlm.rewards.by_name import TextFunction, text_function
 from tiltlm.rewards.masking import mask
 from tiltlm.seeds import stream
@@ -88,12 +88,14 @@ class Prepare:
 
 def prepare(args: list[str]) -> int:
     """Run the command."""
+    from transformers import AutoTokenizer
+
     settings = tyro.cli(Prepare, prog="tiltlm prepare", args=args)
     report = settings.out.with_name(f"{settings.out.name}.report.json")
     _check(settings, {settings.out.resolve(), report.resolve()})
     make = format_named(settings.format)
     reward = _reward(settings)
-    tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
+    tokenizer = pretrained(AutoTokenizer, settings.tokenizer) if settings.tokenizer else None
     tally = Tally()
     rows = preference_rows(
         settings.sources, make, settings.split, tokenizer, settings.limit, columns=settings.columns,
@@ -146,16 +148,6 @@ def _reward(settings: Prepare) -> TextFunction | None:
     reward = text_function(settings.relabel, str(device_of(settings.device)))
     check_relabelling(reward)
     return reward
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(located(name))
-    except (OSError, ValueError, KeyError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise ValueError(f"{name!r} is neither a folder with a tokenizer nor a hub name of one: {why}") from None
 
 
 def _report(settings: Prepare, tally: Tally, kept: int, columns: list[str]) -> dict[str, Any]:
