@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.data.formats import as_pairs, as_rewards, format_named
 from tiltlm.data.mapping import mapping_of
 from tiltlm.data.preference_rows import Tally, preference_rows
@@ -90,7 +91,7 @@ def prepare(args: list[str]) -> int:
     """Run the command."""
     from transformers import AutoTokenizer
 
-    settings = tyro.cli(Prepare, prog="tiltlm prepare", args=args)
+    settings = settings_from(args, Prepare, "prepare")
     report = settings.out.with_name(f"{settings.out.name}.report.json")
     _check(settings, {settings.out.resolve(), report.resolve()})
     make = format_named(settings.format)
