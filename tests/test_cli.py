@@ -85,6 +85,19 @@ def test_the_installed_program_works_from_outside(tmp_path):
     assert done.returncode == 2 and "Did you mean solve?" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("pairs/dpo-policy", "pairs/dpo"),
+        ("animals/ctl-twist", "animals/ctl"),
+        ("star-graph/value", "star-graph/METHOD"),
+    ],
+)
+def test_options_of_measuring_are_said_to_be_that(name, where, tmp_path):
+    done = tiltlm("run", name, "--ruler.n", "5", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and f"--ruler.n is an option of `tiltlm run {where}`" in done.stderr
+
+
 def test_a_misspelt_option_names_the_nearest(tmp_path):
     done = tiltlm("run", "star-graph/dpo", "--method.bta", "0.5", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "--method.beta" in done.stdout + done.stderr

@@ -38,6 +38,13 @@ class Cell:
             or self._batch(facts)
         )
 
+    def counted(self, facts: Facts) -> Cell:
+        """This cell with those settings at their defaults that, beside its others, do not matter."""
+        feed = self.feed
+        if not isinstance(feed, Feed) or source_of(facts, self.method.trained(), feed) == "live":
+            return self
+        return replace(self, feed=replace(feed, draw=feed.draw.still))
+
     def files(self) -> list[str]:
         """Files and folders that settings name and whose content decides the result."""
         return [*self.method.files(), *self.feed.files(), *self.net.files()]

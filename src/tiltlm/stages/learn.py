@@ -50,7 +50,7 @@ class Learn(OfTask):
     def of(task: Task, cell: Cell, called: str, exact: ExactSettings, seed: int) -> Learn:
         """What trains for a cell: the value that several rules share, and no more of the target than training needs."""
         facts, trained = task.facts(), cell.method.trained()
-        fed = cell.feed
+        fed = cell.counted(facts).feed
         if not (isinstance(fed, TwistFeed) and fed.supply == "stored"):
             exact = ExactSettings()
         if not cell.depends_on_beta(facts):
