@@ -22,7 +22,7 @@ from rich.table import Table
 from tiltlm.commands.arguments import settings_from
 from tiltlm.data.formats import as_pairs, as_rewards, format_named
 from tiltlm.data.mapping import mapping_of
-from tiltlm.data.preference_rows import Tally, preference_rows
+from tiltlm.data.preference_rows import Reading, Tally, preference_rows
 from tiltlm.data.relabel import check_relabelling, relabelled
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.device import device_of
@@ -98,11 +98,9 @@ def prepare(args: list[str]) -> int:
     reward = _reward(settings)
     tokenizer = pretrained(AutoTokenizer, settings.tokenizer) if settings.tokenizer else None
     tally = Tally()
-    rows = preference_rows(
-        settings.sources, make, settings.split, tokenizer, settings.limit, columns=settings.columns,
-        encoding=settings.encoding, convert=CONVERSIONS.get(settings.as_), own=stream(settings.seed, "prepare"),
-        tally=tally,
-    )  # fmt: skip
+    convert, named = CONVERSIONS.get(settings.as_), mapping_of(settings.columns)
+    reading = Reading(make, settings.split, tokenizer, named, settings.encoding, convert)
+    rows = preference_rows(settings.sources, reading, tally, settings.limit, stream(settings.seed, "prepare"))
     if reward is not None:
         rows = relabelled(rows, reward, tally, settings.keep_ties)
     first = next(rows, None)
