@@ -146,7 +146,8 @@ def load_run(folder: Path) -> Run[Recipe]:
     config = folder / "config.json"
     if not (folder / "provenance.json").is_file() or not config.is_file():
         deeper = [path.parent for depth in range(1, 4) for path in folder.glob("*/" * depth + "provenance.json")]
-        hint = f"; there are runs deeper down, TASK/STAGE/KEY: name {min(deeper).parent}/*, say" if deeper else ""
+        told = [each for each in deeper if (each / "report.json").is_file()] or deeper
+        hint = f"; there are runs deeper down, TASK/STAGE/KEY: name {min(told).parent}/*, say" if told else ""
         raise ValueError(f"{folder} is not a run folder (no config.json and provenance.json in it){hint}")
     if not (folder / "DONE").is_file():
         raise ValueError(f"{folder} is not finished: run the same recipe again to complete it")
