@@ -52,6 +52,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
+HEAD = ["--net.policy", "head"]
 MINE_F = ["--task.reward", "mine.py:f"]
 TEXT = [
     ("mine/ctl", ["--task.reward", "mine.py:gone"], "has no function 'gone'"),
@@ -101,6 +102,18 @@ TEXT = [
         "atoms must be two or more increasing numbers",
     ),
     ("sentiment-small/rl", ["--method.target", "linear", "--method.multi-step", "1"], "multi_step must be"),
+    ("sentiment-small/rloo", [*HEAD, "--feed.draw.precision", "bfloat16"], "leave --feed.draw.precision out"),
+    (
+        "sentiment-small/rloo",
+        [*HEAD, "--feed.draw.url", "http://h/v1", "--feed.draw.weights", "w"],
+        "a head is none: leave --feed.draw.url out",
+    ),
+    (
+        "infill2-small/grpo",
+        ["--feed.draw.precision", "bfloat16"],
+        "a head is none: leave --feed.draw.precision out",
+    ),
+    ("sentiment-small/rloo", [*HEAD, "--net.judges", "last", "--fit.shard"], "take --net.judges next"),
 ]
 
 

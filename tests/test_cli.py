@@ -16,6 +16,7 @@ import pytest
 from command import environment, from_outside, tiltlm
 from families import build
 from tiltlm import cli
+from tiltlm.commands.arguments import unboxed
 from tiltlm.commands.run import grid, what_varies
 
 # A walker too small and too short to learn anything: it exercises every stage in seconds.
@@ -84,9 +85,58 @@ def test_the_installed_program_works_from_outside(tmp_path):
     assert done.returncode == 2 and "Did you mean solve?" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("pairs/dpo-policy", "pairs/dpo"),
+        ("animals/ctl-twist", "animals/ctl"),
+        ("star-graph/value", "star-graph/METHOD"),
+    ],
+)
+def test_options_of_measuring_are_said_to_be_that(name, where, tmp_path):
+    done = tiltlm("run", name, "--ruler.n", "5", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and f"--ruler.n is an option of `tiltlm run {where}`" in done.stderr
+
+
 def test_a_misspelt_option_names_the_nearest(tmp_path):
     done = tiltlm("run", "star-graph/dpo", "--method.bta", "0.5", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "--method.beta" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("sample m --prompts p --out y --draw.precision bf16", "Expected one of ('float32', 'bfloat16') (`tiltlm"),
+        ("prepare x --out y.jsonl --as pair", "invalid choice 'pair' for argument '--as'"),
+        ("doctor m --batch two", "Error parsing --batch: invalid literal for int() with base 10: 'two'"),
+        ("sample m --prompts p --out y --temprature 2", "--temprature, 2; Perhaps you meant: --temperature"),
+        ("sample", "Missing from tiltlm sample: MODEL, --prompts STR, --out PATH"),
+        ("score r", "Missing from tiltlm score: ROWS, --out PATH"),
+        ("measure r --seed x", "tiltlm measure --help"),
+        ("runs du --x 1", "Unrecognized options: --x, 1 (`tiltlm runs du --help`)"),
+    ],
+)  # fmt: skip
+def test_arguments_that_mean_nothing_are_one_line(args, said, tmp_path):
+    done = tiltlm(*args.split(), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and said in done.stderr
+    assert done.stderr.count("\n") == 1 and "│" not in done.stderr, "no box"
+
+
+def test_a_box_of_a_terminal_is_read_as_well():
+    box = """\
+╭─ Required options ──────────────────────────────╮
+│ Missing from tiltlm score:                      │
+│     --out PATH                                  │
+│         The .jsonl file to write. (required)    │
+│ ─────────────────────────────────────────────── │
+│ Unrecognized options:                           │
+│     --dtype                                     │
+│ ─────────────────────────────────────────────── │
+│ For full helptext, run:                         │
+│     tiltlm score --help                         │
+╰─────────────────────────────────────────────────╯
+"""
+    assert list(unboxed(box)) == ["Missing from tiltlm score: --out PATH", "Unrecognized options: --dtype"]
 
 
 def test_help_answers_everywhere(capsys):

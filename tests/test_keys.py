@@ -11,6 +11,7 @@ import torch
 import tiltlm as tl
 import tiltlm.stages.training as training
 from tiltlm.commands.compared import comparable
+from tiltlm.commands.options import by_flag
 from tiltlm.commands.run import parse
 from tiltlm.feeds import Draws, Feed, TwistFeed
 from tiltlm.fit import Fit
@@ -73,6 +74,21 @@ def test_the_content_of_a_classifiers_data_counts(tmp_path):
     before = made.key, made.learn().key
     path.write_text("text,label\nb,toxic\n")
     assert made.key != before[0] and made.learn().key != before[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("words-small/rloo", True), ("words-small/rloo-policy", True), ("pairs/exo-rw", False), ("pairs/exo-rw-policy", False),
+     ("pairs/generate", False), ("pairs/label", False), ("sums/star", False), ("sums/star-round-2", False),
+     ("sums/answers", False), ("sums/v-star", False), ("sums/dpo@greedy", False)],
+)  # fmt: skip
+def test_how_often_a_server_follows_counts_where_it_follows_a_training(name, counts):
+    at = "generator.feed.draw" if name == "sums/v-star" else "draw"
+    at = "feed.draw" if "feed.draw.every" in by_flag(recipe(name)) else at
+    once, seldom = (
+        parse([name, f"--{at}.url", "http://h/v1", f"--{at}.every", every], "run").recipe.key for every in "14"
+    )
+    assert (once != seldom) == counts
 
 
 def test_batches_that_decide_what_is_drawn_count():

@@ -342,11 +342,16 @@ def test_a_dry_run_says_all_this_of_a_model_without_weights_and_writes_nothing(t
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv("TILTLM_RUNS", str(tmp_path / "runs"))
     words = ["--task.start", str(tmp_path / "model"), "--task.reward", "words.py:f", "--net.checkpointing"]
-    assert main(["run", "dialogues/ppo", *words, "--dry-run", "--processes", "2"]) == 0
+    assert main(["run", "dialogues/ppo", *words, "--dry-run", "--processes", "2"]) == 1, "weights are missing"
     page = capsys.readouterr().out
     assert "dialogues/ppo-policy  ->" in page and "no weights" in page
     assert [line.split()[0] for line in page.splitlines() if " k " in line] == ["policy", "reference", "critic"]
     assert "--fit.micro-batch 1" in page and "--net.checkpointing" not in page.partition("less with")[2]
+    monkeypatch.chdir(tmp_path)  # where the project's own model, without a tokenizer yet, is the reference
+    assert main(["run", "animals/rloo", "--dry-run", "--task.model="]) == 0, "nothing is missing"
+    capsys.readouterr()
+    assert main(["run", "animals/rloo", "--dry-run", "--net.policy", "head", "--net.judges", "last"]) == 0
+    assert "animals/rloo-policy  not counted: a head" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 

@@ -581,7 +581,7 @@ def test_prepare_writes_rows_and_a_report(tmp_path):
         (["rows.jsonl", "--out", "y.jsonl", "--limit", "0"], "--limit must be 1 or more"),
         (["gone.jsonl", "--out", "y.jsonl"], "gone.jsonl: no such file"),
         (["--out", "y.jsonl"], "name at least one"),
-        (["rows.jsonl", "--out", "y.jsonl", "--tokenizer", "./none"], "neither a folder with a tokenizer"),
+        (["rows.jsonl", "--out", "y.jsonl", "--tokenizer", "./none"], "'./none' is no folder or hub name"),
     ],
 )
 def test_mistakes_end_in_one_line_and_nothing_is_written(args, said, tmp_path):

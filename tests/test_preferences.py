@@ -16,6 +16,7 @@ from close import FLOAT32
 from command import tiltlm
 from tiltlm.commands.compared import incomparable
 from tiltlm.commands.models import load_run
+from tiltlm.commands.run import parse
 from tiltlm.data.pool import Pool
 from tiltlm.feeds import judged
 from tiltlm.models.causal import CausalLM
@@ -26,7 +27,7 @@ from tiltlm.recipes import recipe
 from tiltlm.recipes.exo import TASKS, preset
 from tiltlm.ruler.compare import paired
 from tiltlm.ruler.measure import Measurement
-from tiltlm.run import Run
+from tiltlm.run import Recipe, Run
 from tiltlm.samples import Pairs as PairsOf
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import Stream, stream
@@ -319,6 +320,22 @@ def test_a_user_s_own_pairs_without_generation(own, work):
     rows = rows_of(work / done.stdout.splitlines()[-1])
     assert ("dpo", "reward") in rows and ("exo-rw", "win_rate") in rows and ("exo-rw", "gap") not in rows
     assert not (work / "runs" / "pairs" / "generate").exists()
+
+
+def test_learning_from_the_data_s_own_rows_alone_builds_no_reward_model(own, work):
+    """Unless the best checkpoint is chosen by it on the way, or the policy is measured."""
+    args = [*own, *ALIGN, "--feed.source", "own", "--fit.evaluations", "0"]
+    done = tiltlm("run", "pairs/dpo-policy", *args, cwd=work)
+    assert checkpoints(work / done.stdout.splitlines()[-1])
+    assert not (work / "runs" / "pairs" / "reward-model").exists()
+    for name, more in (("dpo-policy", ("--fit.evaluations", "2")), ("dpo", ())):
+        value = parse([f"pairs/{name}", *args, *more], "run").recipe
+        assert "pairs/reward-model" in needed_by(value)
+
+
+def needed_by(recipe: Recipe) -> set[str]:
+    """The names of all that a recipe needs."""
+    return {name for each in recipe.inputs().values() for name in {each.name, *needed_by(each)}}
 
 
 def test_wins_are_counted_against_the_chosen_responses(own, work):

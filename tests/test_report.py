@@ -96,6 +96,10 @@ def test_an_unfinished_or_foreign_folder_is_refused(tmp_path):
     for args, message in (([], "at least one run folder"), (["nowhere"], "not a run folder")):
         done = tiltlm("report", *args, cwd=tmp_path, check=False)
         assert done.returncode == 2 and message in done.stderr
+    (tmp_path / "runs" / "task" / "stage" / "key").mkdir(parents=True)
+    (tmp_path / "runs" / "task" / "stage" / "key" / "provenance.json").touch()
+    done = tiltlm("report", "runs", cwd=tmp_path, check=False)
+    assert "not a run folder" in done.stderr and "name runs/task/stage/*" in done.stderr
     done = tiltlm("report", "nowhere", "--samples", "-1", cwd=tmp_path, check=False)
     assert done.returncode == 2 and "0 or more" in done.stderr
 

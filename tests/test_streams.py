@@ -13,8 +13,9 @@ from command import tiltlm
 from tiltlm.commands import score as scoring
 from tiltlm.commands.score import looked_over, score
 from tiltlm.data import relabel, tables
+from tiltlm.data.formats import format_named
 from tiltlm.data.pool import Pool
-from tiltlm.data.preference_rows import Tally, preference_rows, read_preferences
+from tiltlm.data.preference_rows import Reading, Tally, preference_rows, read_preferences
 from tiltlm.jsonl import aside_of, whole_lines
 from tiltlm.rewards.by_name import text_function
 
@@ -107,7 +108,7 @@ def test_rows_come_as_they_are_read(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps(pair(k)) + "\n" for k in range(3)) + "no JSON\n")
     tally = Tally()
-    rows = preference_rows(path, tally=tally)
+    rows = preference_rows(path, Reading(format_named("auto")), tally)
     assert list(islice(rows, 3)) == [pair(k) for k in range(3)]
     with pytest.raises(ValueError, match=r"p.jsonl:4: not JSON"):
         next(rows)

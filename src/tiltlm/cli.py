@@ -61,8 +61,8 @@ SHARED = ("run", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status (0 fine, 2 the user's mistake, 130 interrupted, 143 and 138 stopped by
-    SIGTERM and SIGUSR1)."""
+    """Entry point; returns the exit status (0 fine, 1 a dry run that misses something, 2 the user's mistake, 130
+    interrupted, 143 and 138 stopped by SIGTERM and SIGUSR1)."""
     args = list(sys.argv[1:] if argv is None else argv)
     _degrade_output()
     if not args or args[0] in ("-h", "--help", "help"):

@@ -111,7 +111,7 @@ class Engine:
             own = [self._accumulate(objective, batch, part, total) for part in self._micro(len(batch))]
             if self.shards is not None:
                 self._keep_step(objective, batch, len(own))
-        parts = self._everyones(own, total)
+        found = self._everyones(own, total)
         if self.shards is None:
             ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.optim.clip or math.inf)
@@ -123,8 +123,8 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * lr_factor
         self.optimizer.step()
-        metrics = {name: _mean([part[name] for part in parts]) for name in parts[0]}
-        loss = sum(part["loss"].sum().item() for part in parts) / total
+        metrics = {name: _mean([each[name] for each in found]) for name in found[0]}
+        loss = sum(each["loss"].sum().item() for each in found) / total
         return metrics | {"loss": loss, "grad_norm": norm.item(), "lr": self.optim.lr * lr_factor}
 
     def total(self, weight: Tensor) -> float:
@@ -147,7 +147,7 @@ class Engine:
             raise ValueError(
                 f"the processes hold different batches: they weigh {', '.join(str(t) for t, _ in found)}"
             )
-        return [part for _, parts in found for part in parts]
+        return [each for _, its in found for each in its]
 
     def _accumulate(self, objective: Objective, batch: Any, part: slice, total: float) -> dict[str, Tensor]:
         with self._autocast():
@@ -223,5 +223,5 @@ class Engine:
         self.optimizer.load_state_dict(state | {"state": own})
 
 
-def _mean(parts: list[Tensor]) -> float:
-    return torch.cat([part.float() for part in parts]).nanmean().item()
+def _mean(values: list[Tensor]) -> float:
+    return torch.cat([each.float() for each in values]).nanmean().item()

@@ -53,7 +53,7 @@ class Net:
     """The body's first weights: the reference's, or those of the network that it began as."""
 
     judges: Literal["next", "last"] = "next"
-    """A head judges every next token at once, or reads a token and judges it."""
+    """A head judges every next token at once, or reads a token and judges it (a policy's: the whole vocabulary)."""
 
     mlp_layers: int = 0
     """Hidden layers of the head (0: linear)."""

@@ -16,7 +16,7 @@ from close import NETWORK, close
 from families import FAMILIES, build
 from laws.world import HORIZON, PROMPTS, WORLDS, World, perturbed, world
 from tiltlm.exact import solve
-from tiltlm.models.causal import copy_of
+from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.models.table import TableValues
 from tiltlm.samplers.guided import Guided
@@ -259,28 +259,46 @@ def test_a_conditional_head_reads_its_own_prompt_s_condition(reads, per_token):
 
 
 @pytest.mark.kernels
-def test_the_tilted_log_probability_in_one_pass_has_the_walk_s_values_and_gradients():
-    reference, body = (build("gpt2", torch.float64, seed=seed) for seed in (0, 1))
-    heads = [ValueHead(copy_of(body), per_token=True, mlp_layers=1).double() for _ in range(2)]
+@pytest.mark.parametrize("per_token", [True, False], ids=["judges the next token", "reads a token"])
+@pytest.mark.parametrize("body", ["whole", "lora"])
+def test_the_tilted_log_probability_has_the_values_and_gradients_of_plain_passes(per_token, body):
+    """By hand: at every token by itself both logits over the whole vocabulary, without a cache; of a head that reads tokens
+    a row of the body for each. In one pass, or along the cache: the same, gradients of the body included."""
+    reference, own = (build("gpt2", torch.float64, seed=seed) for seed in (0, 1))
+    heads = [ValueHead(made(copy_of(own), body), per_token=per_token, mlp_layers=1).double() for _ in range(2)]
     torch.manual_seed(0)
-    torch.nn.init.normal_(heads[0].out.weight, std=0.3)
+    for parameter in (heads[0].out.weight, *(p for name, p in heads[0].named_parameters() if "lora_B" in name)):
+        torch.nn.init.normal_(parameter, std=0.3)
     heads[1].load_state_dict(heads[0].state_dict())
-    rows = Samples(Tokens.of([[1, 2, 3]]), torch.zeros(2, dtype=torch.int64), torch.tensor([[4, 5], [6, 7]]),
-                   torch.tensor([[True, True], [True, False]]))  # fmt: skip
+    rows = Samples(Tokens.of([[1, 2, 3]]), torch.zeros(2, dtype=torch.int64), torch.tensor([[4, 5, 6], [6, 7, 0]]),
+                   torch.tensor([[True, True, True], [True, True, False]]))  # fmt: skip
     fused = heads[0].tilted_log_prob(reference, rows)
     out = []
-    for t in range(2):  # by hand: both logits over the whole vocabulary, at every token by itself
-        before = Tokens.full(torch.cat([torch.tensor([[1, 2, 3]] * 2), rows.tokens[:, :t]], 1))
-        hidden = heads[1].body.model.base_model(before.ids).last_hidden_state[:, -1]
-        logits = reference.model(before.ids).logits[:, -1].detach() + heads[1].head(hidden)
+    for t in range(3):
+        before = torch.cat([torch.tensor([[1, 2, 3]] * 2), rows.tokens[:, :t]], 1)
+        logits = reference.model(before).logits[:, -1].detach() + judged(heads[1], before)
         out.append(torch.log_softmax(logits, -1).gather(1, rows.tokens[:, t : t + 1])[:, 0])
     plain = torch.where(rows.mask, torch.stack(out, 1), 0.0)
     close(fused, plain, NETWORK)
-    (fused * torch.tensor([[1.0, -2.0], [0.5, 9.0]])).sum().backward()
-    (plain * torch.tensor([[1.0, -2.0], [0.5, 9.0]])).sum().backward()
+    (fused * torch.tensor([[1.0, -2.0, 3.0], [0.5, 9.0, 1.0]])).sum().backward()
+    (plain * torch.tensor([[1.0, -2.0, 3.0], [0.5, 9.0, 1.0]])).sum().backward()
     for (name, one), other in zip(heads[0].named_parameters(), heads[1].parameters(), strict=True):
-        if "lm_head" not in name:
+        if one.requires_grad and "lm_head" not in name:
             close(one.grad, other.grad, NETWORK)
+
+
+def made(body: CausalLM, kind: str) -> CausalLM:
+    return body.with_lora(2, 4) if kind == "lora" else body
+
+
+def judged(head: ValueHead, before: Tensor) -> Tensor:
+    """What a head says of every token that may follow rows [N, L], [N, V], by plain passes of its body."""
+    body = head.body.model.base_model
+    if head.per_token:
+        return head.head(body(before).last_hidden_state[:, -1])
+    size = head.body.vocab_size
+    longer = torch.cat([before.repeat_interleave(size, 0), torch.arange(size).repeat(len(before))[:, None]], 1)
+    return head.head(body(longer).last_hidden_state[:, -1]).view(len(before), size)
 
 
 def test_resampled_rows_are_equally_weighted_draws():

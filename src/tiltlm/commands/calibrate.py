@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.process import prepare
 from tiltlm.jsonl import write_whole
 from tiltlm.progress import steps
@@ -65,7 +66,7 @@ KINDS: dict[str, Callable[[Calibrate, Stream], Iterator[Cell]]] = {
 
 def calibrate(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Calibrate, prog="tiltlm calibrate", args=args)
+    settings = settings_from(args, Calibrate, "calibrate")
     prepare()
     found: list[Cell] = []
     with steps("calibrate") as on_step:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.compared import SHOWN, Comparison, footnote, incomparable
 from tiltlm.commands.models import load_run
 from tiltlm.commands.observed import Observed, of_file, of_runs, shared
@@ -43,7 +44,7 @@ class Compare:
 
 def compare(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Compare, prog="tiltlm compare", args=args)
+    settings = settings_from(args, Compare, "compare")
     prepare()
     found, other = _observed(settings.first, settings.second)
     one, two = shared(found)

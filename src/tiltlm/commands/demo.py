@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.options import parsed
 from tiltlm.commands.process import prepare
 from tiltlm.mistakes import nearest
@@ -35,7 +36,7 @@ class Demo:
 
 def demo(args: list[str]) -> int:
     """Run `star-graph/evaluate` and `tree/solve` under `--out`, and put report and picture there."""
-    settings = tyro.cli(Demo, prog="tiltlm demo", args=args)
+    settings = settings_from(args, Demo, "demo")
     prepare()
     if settings.figure != "all":
         return alone(settings, args)

@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
 from tiltlm.models import selftest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class Doctor:
     """Examine a model folder, a hub name or a finished run."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A folder or hub name that transformers loads, or a run folder of this library."""
 
     batch: int = 64
@@ -49,7 +50,7 @@ class Doctor:
 
 def doctor(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Doctor, prog="tiltlm doctor", args=args)
+    settings = settings_from(args, Doctor, "doctor")
     if min(settings.batch, settings.length) < 1:
         raise ValueError(
             f"--batch and --length are numbers of rows and tokens, 1 or more; got {settings.batch}, {settings.length}"

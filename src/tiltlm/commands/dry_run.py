@@ -75,14 +75,14 @@ OWN_NAMES: dict[type, dict[str, str]] = {
 }
 
 
-def dry_run(runs: Iterable[Run[Any]], processes: int, shard: bool = False) -> None:
+def dry_run(runs: Iterable[Run[Any]], processes: int, shard: bool = False) -> bool:
     """Print it for everything that is still to be built for `runs`; where training is shared out, by so many processes, who
-    hold every network in parts if `shard`."""
+    hold every network in parts if `shard`. Gives whether nothing is missing."""
     out = Console(width=130, highlight=False)
     found = {run.folder: run for top in runs for run in reversed(unfinished(top))}
     if not found:
         out.print("all is built already")
-        return
+        return True
     out.print(
         f"To be built, in this order, with {processes} process{'es' if processes > 1 else ''} where one trains:\n"
     )
@@ -98,6 +98,7 @@ def dry_run(runs: Iterable[Run[Any]], processes: int, shard: bool = False) -> No
         if isinstance(run.recipe, Round) or run.recipe.together:
             out.print("")
             _say(out, run.recipe, Several(processes, shard), troubles)
+    return not troubles
 
 
 def trouble(recipe: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.card import card
 from tiltlm.commands.models import dtype_called, load_run, new_folder
 from tiltlm.commands.process import prepare
@@ -28,7 +29,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class Export:
     """Write a run's policy as a plain model with tokenizer and card; --push sends it to the hub."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a finished run that trained a policy, or that measured one (then the card has its numbers)."""
 
     out: Path
@@ -44,7 +45,7 @@ class Export:
 
 def export(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Export, prog="tiltlm export", args=args)
+    settings = settings_from(args, Export, "export")
     aside, dtype = new_folder(settings.out), dtype_called(settings.dtype)
     if settings.push and not HUB_NAME.fullmatch(settings.push):
         raise ValueError(f"--push wants owner/name of a repository on the hub; got {settings.push!r}")

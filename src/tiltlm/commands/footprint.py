@@ -276,6 +276,10 @@ class Learning:
         named, live = reference_of(self.task), self.source == "live"
         wanted = "reference" if live and (self.method.wants_reference or self._judging.kind != "none") else ""
         if self.net.policy == "head":
+            if self.net.judges == "last":
+                raise ValueError(
+                    "not counted: a head that reads tokens reads the whole vocabulary behind every prefix"
+                )
             return [*self.values(), *self._critic(named)]
         lora = self.net.policy == "lora"
         policy = network(

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.compared import (
     SHOWN,
     Comparison,
@@ -85,7 +86,7 @@ class Measure:
 def measure(args: list[str]) -> int:
     """Run the command."""
     rest, launch = launching(args)
-    settings = tyro.cli(Measure, prog="tiltlm measure", args=rest)
+    settings = settings_from(rest, Measure, "measure")
     prepare()
     metrics, command = _metrics(settings.metrics), shlex.join(["tiltlm", "measure", *args])
     if settings.protocol:

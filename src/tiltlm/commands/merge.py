@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.models import dtype_called, new_folder
 from tiltlm.commands.process import prepare
 from tiltlm.models.merging import merged
@@ -18,7 +19,7 @@ from tiltlm.progress import note
 class Merge:
     """Merge LoRA adapters, of a language model or a reward model, into the model that they were trained beside."""
 
-    adapters: Annotated[str, tyro.conf.Positional]
+    adapters: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTERS")]
     """A folder of adapters (adapter_config.json), or a run that trained a policy of adapters."""
 
     out: Path
@@ -33,7 +34,7 @@ class Merge:
 
 def merge(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Merge, prog="tiltlm merge", args=args)
+    settings = settings_from(args, Merge, "merge")
     aside, dtype = new_folder(settings.out), dtype_called(settings.dtype)
     prepare()
     found = merged(settings.adapters, settings.base, dtype)

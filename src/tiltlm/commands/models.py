@@ -145,7 +145,10 @@ def load_run(folder: Path) -> Run[Recipe]:
     """The run in `folder`, with its recipe as it was. Raises ValueError if it is not a finished run."""
     config = folder / "config.json"
     if not (folder / "provenance.json").is_file() or not config.is_file():
-        raise ValueError(f"{folder} is not a run folder (no config.json and provenance.json in it)")
+        deeper = [path.parent for depth in range(1, 4) for path in folder.glob("*/" * depth + "provenance.json")]
+        told = [each for each in deeper if (each / "report.json").is_file()] or deeper
+        hint = f"; there are runs deeper down, TASK/STAGE/KEY: name {min(told).parent}/*, say" if told else ""
+        raise ValueError(f"{folder} is not a run folder (no config.json and provenance.json in it){hint}")
     if not (folder / "DONE").is_file():
         raise ValueError(f"{folder} is not finished: run the same recipe again to complete it")
     stored = read_json(config)

@@ -20,7 +20,9 @@ from tiltlm.feeds import TwistFeed
 from tiltlm.stages.cells import Cell
 from tiltlm.stages.evaluate import Evaluate
 from tiltlm.stages.examine import Examine
+from tiltlm.stages.learn import Learn
 from tiltlm.stages.measure import Measure
+from tiltlm.stages.rounds import Round
 
 HIDDEN = ("called", "purpose", "methods")
 """Fields of recipes that are no options: the recipe's name decides them, or `--methods`."""
@@ -163,10 +165,19 @@ def _named(flag: str, values: list[str], known: Mapping[str, Any]) -> tuple[str,
 def no_option(flag: str, recipe: Any, known: Iterable[str]) -> str:
     """What is said of an option that there is not: the nearest ones, and the groups they live in."""
     name = option(flag.removeprefix("--"))
+    if isinstance(recipe, Learn | Round) and name in by_flag(_measuring(recipe)):
+        method = "METHOD" if recipe.method.trains == "value" else recipe.called
+        other = f"tiltlm run {recipe.task.name}/{method}"
+        return f"{recipe.name} measures nothing: {flag} is an option of `{other}`, which does"
     near = near_options(name, list(known))
     where = [f"--{each} (in {each.rpartition('.')[0]})" if "." in each else f"--{each}" for each in near]
     hint = f" Did you mean {' or '.join(where)}?" if near else ""
     return f"{recipe.name} has no option {flag}.{hint} `tiltlm run {recipe.name} --help-all` lists them"
+
+
+def _measuring(recipe: Learn | Round) -> Measure:
+    """What measures the result of a training."""
+    return Measure(recipe.task, recipe.method, recipe.feed, recipe.fit, recipe.net, called=recipe.called)
 
 
 def near_options(name: str, known: Sequence[str], n: int = 2) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.ruler.power import discordance_of_samples, least_difference, questions_needed
 
 USUAL = (0.1, 0.2, 0.3)
@@ -39,7 +39,7 @@ class Power:
 
 def power(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Power, prog="tiltlm power", args=args)
+    settings = settings_from(args, Power, "power")
     out = Table(
         title=f"{settings.questions:,} questions; two-sided, 5%; shown four times in five", title_justify="left",
         header_style="bold", box=box.SIMPLE_HEAD,

@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.data.formats import as_pairs, as_rewards, format_named
 from tiltlm.data.mapping import mapping_of
-from tiltlm.data.preference_rows import Tally, preference_rows
+from tiltlm.data.preference_rows import Reading, Tally, preference_rows
 from tiltlm.data.relabel import check_relabelling, relabelled
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.device import device_of
 from tiltlm.jsonl import aside_of
-from tiltlm.models.folders import located
+from tiltlm.models.hub import pretrained
 from tiltlm.rewards.by_name import TextFunction, text_function
 from tiltlm.rewards.masking import mask
 from tiltlm.seeds import stream
@@ -88,18 +89,18 @@ class Prepare:
 
 def prepare(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Prepare, prog="tiltlm prepare", args=args)
+    from transformers import AutoTokenizer
+
+    settings = settings_from(args, Prepare, "prepare")
     report = settings.out.with_name(f"{settings.out.name}.report.json")
     _check(settings, {settings.out.resolve(), report.resolve()})
     make = format_named(settings.format)
     reward = _reward(settings)
-    tokenizer = _tokenizer(settings.tokenizer) if settings.tokenizer else None
+    tokenizer = pretrained(AutoTokenizer, settings.tokenizer) if settings.tokenizer else None
     tally = Tally()
-    rows = preference_rows(
-        settings.sources, make, settings.split, tokenizer, settings.limit, columns=settings.columns,
-        encoding=settings.encoding, convert=CONVERSIONS.get(settings.as_), own=stream(settings.seed, "prepare"),
-        tally=tally,
-    )  # fmt: skip
+    convert, named = CONVERSIONS.get(settings.as_), mapping_of(settings.columns)
+    reading = Reading(make, settings.split, tokenizer, named, settings.encoding, convert)
+    rows = preference_rows(settings.sources, reading, tally, settings.limit, stream(settings.seed, "prepare"))
     if reward is not None:
         rows = relabelled(rows, reward, tally, settings.keep_ties)
     first = next(rows, None)
@@ -146,16 +147,6 @@ def _reward(settings: Prepare) -> TextFunction | None:
     reward = text_function(settings.relabel, str(device_of(settings.device)))
     check_relabelling(reward)
     return reward
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(located(name))
-    except (OSError, ValueError, KeyError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise ValueError(f"{name!r} is neither a folder with a tokenizer nor a hub name of one: {why}") from None
 
 
 def _report(settings: Prepare, tally: Tally, kept: int, columns: list[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import tyro
 
 from tiltlm import __version__
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.models import load_run
 from tiltlm.commands.page_curves import curves
 from tiltlm.commands.page_samples import SamplesTable
@@ -47,7 +48,7 @@ class Report:
 
 def report(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Report, prog="tiltlm report", args=args)
+    settings = settings_from(args, Report, "report")
     prepare()
     if not settings.runs:
         raise ValueError("name at least one run folder (`tiltlm run` prints it at its end)")

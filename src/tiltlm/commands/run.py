@@ -100,13 +100,14 @@ def run(args: list[str]) -> int:
 
 
 def foreseen(recipes: Sequence[Recipe], launch: Launch) -> int:
-    """Say what building these would do and take, and build nothing."""
+    """Say what building these would do and take, and build nothing; exit status 1 where something is missing for it."""
     from tiltlm.commands.dry_run import dry_run
 
-    if ranks.is_first():
-        asked = launch.slurm.nodes * launch.slurm.processes if launch.on == "slurm" else ranks.size()
-        dry_run([find(value, runs_root()) for value in recipes], launch.processes or asked, launch.shard)
-    return 0
+    if not ranks.is_first():
+        return 0
+    asked = launch.slurm.nodes * launch.slurm.processes if launch.on == "slurm" else ranks.size()
+    whole = dry_run([find(value, runs_root()) for value in recipes], launch.processes or asked, launch.shard)
+    return 0 if whole else 1
 
 
 def value_of(flag: str, args: Sequence[str]) -> tuple[str | None, list[str]]:

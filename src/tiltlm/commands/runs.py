@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.compared import SHOWN, leaves
 from tiltlm.commands.folders import began, folders, in_bytes, named, object_in, recipe_of, size, state_of
 from tiltlm.commands.process import runs_root
@@ -62,7 +63,7 @@ def runs(args: list[str]) -> int:
     if args[0] not in COMMANDS:
         raise ValueError(f"tiltlm runs has no {args[0]!r}; there are {', '.join(COMMANDS)}")
     settings, command = COMMANDS[args[0]]
-    found = command(tyro.cli(settings, prog=f"tiltlm runs {args[0]}", args=args[1:]), runs_root())
+    found = command(settings_from(args[1:], settings, f"runs {args[0]}"), runs_root())
     if found is not None:
         Console(width=150, highlight=False).print(found)
     return 0

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.models import Decoder, load_decoder
 from tiltlm.commands.process import prepare
 from tiltlm.data.asked import prompt_rows
@@ -47,7 +48,7 @@ from tiltlm.settings import hashed
 class Sample:
     """Draw completions from a model folder, a hub name or a finished run."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A folder or hub name that transformers loads, or a run folder of this library."""
 
     prompts: str
@@ -100,7 +101,7 @@ class Sample:
 
 def sample(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Sample, prog="tiltlm sample", args=args)
+    settings = settings_from(args, Sample, "sample")
     if settings.n < 1:
         raise ValueError(f"--n must be 1 or more; got {settings.n}")
     warp = Warp(settings.temperature, settings.top_k, settings.top_p)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.commands.grading import GRADER, grade
 from tiltlm.device import device_of
 from tiltlm.jsonl import aside_of, in_parts, placed_rows
@@ -37,7 +38,7 @@ ONE_EACH = ("completion_ids", "log_q", "finished")
 class Score:
     """Add a `reward` to every line of a .jsonl file of completions."""
 
-    reward: Annotated[str, tyro.conf.Positional]
+    reward: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REWARD")]
     """`exact-answer` (1 if completion equals the line's `answer`); FILE.py:FUNCTION, a function of your own,
     f(prompts, completions, **columns), that returns one number for each completion; `reward-model:MODEL`, a sequence
     classifier with one output; `classifier:MODEL:LABEL`, log P(label | prompt and completion), and
@@ -46,7 +47,7 @@ class Score:
     `tiltlm list gold` has a line on each); or a sum of these: 'a.py:f + 0.5*classifier:MODEL:LABEL'. `grader:NAME` grades
     answers to questions: lines of an exam, or STaR's generated.csv (`commands/grading.py`)."""
 
-    rows: Annotated[Path, tyro.conf.Positional]
+    rows: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROWS")]
     """The .jsonl file of completions: a `completion` (or `response`) a line, or a list of `completions`, which get
     `rewards`."""
 
@@ -73,7 +74,7 @@ class Rows(NamedTuple):
 
 def score(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Score, prog="tiltlm score", args=args)
+    settings = settings_from(args, Score, "score")
     if settings.out.resolve() == settings.rows.resolve():
         raise ValueError(f"--out must be another file than {settings.rows}: results never replace their input")
     if settings.reward.startswith(GRADER):

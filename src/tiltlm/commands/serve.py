@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from tiltlm.commands.arguments import settings_from
 from tiltlm.device import device_of
 from tiltlm.jsonl import read_json, write_whole
 from tiltlm.judges.base import Gold
@@ -30,7 +31,7 @@ from tiltlm.settings import at_least_one
 class Serve:
     """Serve a judge that learns from a trickle of gold verdicts."""
 
-    judge: Annotated[str, tyro.conf.Positional]
+    judge: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="JUDGE")]
     """A reward model's folder, hub name or run; with --fresh or --judge.kind dpo a language model's."""
 
     judging: Annotated[Judging, tyro.conf.arg(name="judge")] = Judging("reward-model")
@@ -66,7 +67,7 @@ class Serve:
 
 def serve(args: list[str]) -> int:
     """Run the command."""
-    settings = tyro.cli(Serve, prog="tiltlm serve", args=args)
+    settings = settings_from(args, Serve, "serve")
     token, gold = os.environ.get(TOKEN, ""), gold_of(settings)
     check(settings, token)
     try:

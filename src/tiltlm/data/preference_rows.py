@@ -177,32 +177,20 @@ def read_preferences(
     byte order mark. convert: what becomes of every row made (`as_pairs`, `as_rewards`). own: draws a weight's fraction.
     Raises ValueError naming file:line for a row that does not fit, and FileNotFoundError.
     """
-    tally = Tally()
-    rows = preference_rows(
-        sources, format, split, tokenizer, limit, keep=keep, columns=columns, encoding=encoding, convert=convert,
-        own=own, tally=tally,
-    )  # fmt: skip
-    return Loaded(list(rows), **tally.said())
+    make, tally = format_named(format) if isinstance(format, str) else format, Tally()
+    reading = Reading(make, split, tokenizer, mapping_of(columns), encoding, convert, keep)
+    return Loaded(list(preference_rows(sources, reading, tally, limit, own)), **tally.said())
 
 
 def preference_rows(
     sources: str | Path | Sequence[str | Path],
-    format: str | Format = "auto",
-    split: str = "train",
-    tokenizer: Any = None,
-    limit: int | None = None,
-    *,
-    keep: Sequence[str] = (),
-    columns: Sequence[str] = (),
-    encoding: str = "",
-    convert: Callable[[Row], Kept | Dropped] | None = None,
-    own: Stream | None = None,
+    reading: Reading,
     tally: Tally,
+    limit: int | None = None,
+    own: Stream | None = None,
 ) -> Iterator[Row]:
     """`read_preferences` row by row: none is kept, but for rated answers until their source ends. `tally` has counted all
     of them once the last one came."""
-    make = format_named(format) if isinstance(format, str) else format
-    reading = Reading(make, split, tokenizer, mapping_of(columns), encoding, convert, keep)
     own, given = own or stream(0, "weights"), 0
     for number, source in enumerate([sources] if isinstance(sources, (str, Path)) else sources):
         name, weight = weighed(source)

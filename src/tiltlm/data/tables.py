@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tiltlm.jsonl import no_half_characters, open_text, parsing, placed_rows, reading
+from tiltlm.models.reachable import hub_for
 
 Placed = tuple[str, dict[str, Any]]
 """(where a row stands, the row)."""
@@ -226,9 +227,10 @@ def _hub(source: str, split: str) -> Iterator[Placed]:
     split = found["split"] or split
     try:
         config = [found["config"]] if found["config"] else []
-        data = load_dataset(found["name"], *config, data_dir=found["data_dir"], split=split)
+        with hub_for(found["name"]) as silence:
+            data = load_dataset(found["name"], *config, data_dir=found["data_dir"], split=split)
     except (OSError, ValueError) as error:
-        why = str(error).strip().split("\n")[0]
+        why = f"it cannot be reached: {silence}" if silence else str(error).strip().split("\n")[0]
         raise ValueError(
             f"{source!r} is no file or folder here, and the hub gives no split {split!r}: {why}"
         ) from None

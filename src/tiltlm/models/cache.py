@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -18,7 +19,7 @@ class BufferLayer(DynamicLayer):
     """One layer's keys and values, at most `capacity` columns of them.
 
     transformers' own dynamic layer copies the whole cache at every token; this one writes in place and hands
-    out views, which also makes taking tokens back (`length = …`) free.
+    out views, which also makes taking tokens back (`length = …`) free. (States with a gradient are copied after all.)
 
     Storage is allocated once, for `capacity` columns. Where heads are narrow, on a CPU, it grows by an eighth, or `ROOM`
     columns, at a time: short runs of memory with wide gaps between them are read at half the speed of runs that lie
@@ -39,11 +40,20 @@ class BufferLayer(DynamicLayer):
             self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             states = (key_states, value_states)
             self.key_store, self.value_store = (_empty(x, len(x), self._columns(x, end)) for x in states)
+        if key_states.requires_grad or value_states.requires_grad:
+            return self._joined(key_states, value_states)
         self.key_store, self.value_store = (self._with_room(store, end) for store in self.stores())
         self.key_store[:, :, self.length : end] = key_states
         self.value_store[:, :, self.length : end] = value_states
         self.length = end
         self.keys, self.values = self.key_store[:, :, :end], self.value_store[:, :, :end]
+        return self.keys, self.values
+
+    def _joined(self, *states: Tensor) -> tuple[Tensor, Tensor]:
+        """`update` with what has a gradient, in new storage: the backward pass reads the old one as it was."""
+        held = zip(self.stores(), states, strict=True)
+        self.keys, self.values = (torch.cat([store[:, :, : self.length], new], 2) for store, new in held)
+        self.key_store, self.value_store, self.length = self.keys, self.values, self.keys.shape[2]
         return self.keys, self.values
 
     def _columns(self, like: Tensor, needed: int) -> int:
@@ -84,9 +94,15 @@ class BufferLayer(DynamicLayer):
 
     def keep_column(self, column: Tensor) -> None:
         """Of the columns written beyond `length`, keep row n's column `length + column[n]` as the next one."""
+        kept = []
         for store in self.stores():
             place = (self.length + column)[:, None, None, None].expand(-1, store.shape[1], 1, store.shape[3])
-            store[:, :, self.length] = store.gather(2, place)[:, :, 0]
+            kept.append(store.gather(2, place))
+        if any(states.requires_grad for states in kept):
+            self._joined(*kept)
+            return
+        for store, states in zip(self.stores(), kept, strict=True):
+            store[:, :, self.length] = states[:, :, 0]
         self.length += 1
 
 

@@ -22,6 +22,7 @@ from rich.markup import escape
 
 from tiltlm.models.folders import located
 from tiltlm.models.hub import pretrained
+from tiltlm.models.reachable import hub_for
 from tiltlm.models.templates import end_of_turn
 from tiltlm.progress import note
 
@@ -60,7 +61,8 @@ def tokenizer_of(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(located(name))
+        with hub_for(place := located(name)):
+            return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError):
         return None
 
@@ -86,7 +88,8 @@ def _generation(name: str) -> Any:
     from transformers import GenerationConfig
 
     try:
-        return GenerationConfig.from_pretrained(name)
+        with hub_for(name):
+            return GenerationConfig.from_pretrained(name)
     except OSError:
         return None
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from tiltlm.jsonl import read_json
 from tiltlm.models import scattered
 from tiltlm.models.folders import located
+from tiltlm.models.reachable import hub_for
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
-    """`kind.from_pretrained(name)`. Raises ValueError that names what was looked for."""
+    """`kind.from_pretrained(name)`. Raises ValueError that names what was looked for, soon if the hub is silent."""
     from huggingface_hub.errors import StrictDataclassError
 
     place = located(name)
@@ -27,9 +28,12 @@ def pretrained(kind: Any, name: str | Path, **options: Any) -> Any:
     if config.is_file() and not isinstance(read_json(config), dict):
         raise ValueError(f"{config}: a model's settings are an object; this is something else")
     try:
-        return kind.from_pretrained(place, **options)
+        with hub_for(place) as silence:
+            return kind.from_pretrained(place, **options)
     except (OSError, ValueError, KeyError, StrictDataclassError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if silence and isinstance(error, OSError):
+            reason = f"not all of it is here, and the hub cannot be reached: {silence}"
         raise ValueError(
             f"{str(name)!r} is no folder or hub name that transformers can load: {reason} "
             "(without a network, download the model elsewhere and name its folder)"

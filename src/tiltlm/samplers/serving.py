@@ -6,7 +6,7 @@ A server speaks the OpenAI completions protocol. One that returns token ids and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -81,6 +81,11 @@ class Serving:
     def exact(self) -> bool:
         """Whether log q of what it draws is the log-probability that the model has in float32."""
         return not self.url and self.precision == "float32"
+
+    @property
+    def still(self) -> Serving:
+        """This, of draws that follow no policy step by step: how often it is followed does not matter."""
+        return replace(self, every=1)
 
     def of(self, model: LanguageModel) -> LanguageModel:
         """What this process draws from in the model's place. Raises ValueError where that cannot be had."""

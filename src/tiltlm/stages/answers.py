@@ -111,9 +111,8 @@ class Answers(OfTask):
         return f"{who}answers{number}" + ("" if self.split == "train" else f"-{self.split}")
 
     def counted(self) -> Answers:
-        made = replace(
-            self, task=self.task.at(1.0), right=self.right if self.hinted or self.split == "valid" else None
-        )
+        right = self.right if self.hinted or self.split == "valid" else None
+        made = replace(self, task=self.task.at(1.0), right=right, draw=self.draw.still)
         if self.samples:
             made = replace(made, n=Answers.n, policy=self.policy if self.split == "valid" else "")
         return made

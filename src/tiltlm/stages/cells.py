@@ -32,14 +32,38 @@ class Cell:
             or (trained.why_not(facts) if trained is not method else None)
             or why_not(facts, trained, self.feed)
             or self.net.why_not(trained, facts)
+            or self._no_head(facts)
             or self._unwatched(facts)
             or self._undivided(facts)
             or self._batch(facts)
         )
 
+    def counted(self, facts: Facts) -> Cell:
+        """This cell with those settings at their defaults that, beside its others, do not matter."""
+        feed = self.feed
+        if not isinstance(feed, Feed) or source_of(facts, self.method.trained(), feed) == "live":
+            return self
+        return replace(self, feed=replace(feed, draw=feed.draw.still))
+
     def files(self) -> list[str]:
         """Files and folders that settings name and whose content decides the result."""
         return [*self.method.files(), *self.feed.files(), *self.net.files()]
+
+    def _no_head(self, facts: Facts) -> str | None:
+        """Why a head on the reference cannot be the policy here, or None."""
+        trained, feed = self.method.trained(), self.feed
+        if self.net.policy != "head" or trained.trains != "policy" or not facts.network:
+            return None
+        own = isinstance(feed, Feed) and source_of(facts, trained, feed) in ("live", "rounds")
+        if own and not feed.draw.exact:
+            asked = "--feed.draw.url" if feed.draw.url else "--feed.draw.precision"
+            return f"a server and bfloat16 draw from a whole model, and a head is none: leave {asked} out"
+        if self.fit.shard and self.net.judges == "last":
+            return (
+                "a head that reads tokens runs its body along every row, as often as rows are long, which differs between "
+                "processes: leave --fit.shard off, or take --net.judges next"
+            )
+        return None
 
     def _undivided(self, facts: Facts) -> str | None:
         """Why the weights cannot be held in parts, where they are to be."""

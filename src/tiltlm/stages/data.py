@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 from tiltlm.data.dialogues import dialogues
 from tiltlm.data.encoded import Encoded
 from tiltlm.data.encoding import Encoder
+from tiltlm.data.formats import format_named
 from tiltlm.data.hh import Dropped, split_dialogues
 from tiltlm.data.mapping import mapping_of
 from tiltlm.data.pool import Pool
-from tiltlm.data.preference_rows import Tally, preference_rows
+from tiltlm.data.preference_rows import Reading, Tally, preference_rows
 from tiltlm.data.tables import file_of, weighed
 from tiltlm.jsonl import Lines, aside_of, read_rows
 from tiltlm.problem import SPLITS, Fed, Split
@@ -110,10 +111,9 @@ class Dataset:
     ) -> Iterator[Row]:
         """At most `limit` rows of some sources."""
         tokenizer = tokenizer_in(model) if model else None
-        return preference_rows(
-            sources, self.format, split, tokenizer, limit, keep=self.keep, columns=self.columns,
-            encoding=self.encoding, own=own.child("weights"), tally=tally,
-        )  # fmt: skip
+        named, make = mapping_of(self.columns), format_named(self.format)
+        reading = Reading(make, split, tokenizer, named, self.encoding, keep=self.keep)
+        return preference_rows(sources, reading, tally, limit, own.child("weights"))
 
     def columns_of(self, model: str) -> tuple[str, ...]:
         """The columns that the rows will have, as the first one tells; none where that is not a file here."""

@@ -57,7 +57,7 @@ class Draws(OfTask):
         return not self.draw.url  # a server is asked by one
 
     def counted(self) -> Draws:
-        return replace(self, task=self.task.untilted())
+        return replace(self, task=self.task.untilted(), draw=self.draw.still)
 
     def check(self) -> None:
         refuse_one_prompt(self)
@@ -188,7 +188,7 @@ class Labels(OfTask):
         return Labels(task.at(1.0), draws, seed, draw)
 
     def counted(self) -> Labels:
-        return replace(self, task=self.task.at(1.0))
+        return replace(self, task=self.task.at(1.0), draw=self.draw.still)
 
     def check(self) -> None:
         refuse_one_prompt(self)

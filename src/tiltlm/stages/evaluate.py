@@ -82,7 +82,7 @@ class Evaluate(OfTask):
             each.check()
 
     def counted(self) -> Evaluate:
-        cells = {name: self.cells[name] for name in self.methods}
+        cells = {name: self.cells[name].counted(self.task.facts()) for name in self.methods}
         return replace(self, cells=cells, twist=self.twist if self.log_z.by == "bounds" else None)
 
     # ---- what comes out -------------------------------------------------------------------------------------------

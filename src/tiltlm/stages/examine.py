@@ -99,9 +99,10 @@ class Examine(OfTask):
 
     def counted(self) -> Examine:
         like = self.measured
+        made = replace(self, feed=like.feed, exact=like.exact)
         if self.method.trains != "policy" or like.cell.depends_on_beta(self.task.facts()):
-            return replace(self, exact=like.exact)
-        return replace(self, task=self.task.at(1.0), method=self.method.bound(self.task.beta), exact=like.exact)
+            return made
+        return replace(made, task=self.task.at(1.0), method=self.method.bound(self.task.beta))
 
     def inputs(self) -> dict[str, Recipe]:
         return self.measured.inputs()

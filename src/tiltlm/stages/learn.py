@@ -16,7 +16,7 @@ from tiltlm.judges.judged import LEDGER
 from tiltlm.method import Learner
 from tiltlm.models.base import LanguageModel
 from tiltlm.nets import Net, judge_of, learner, loaded
-from tiltlm.problem import Problem
+from tiltlm.problem import Problem, Source
 from tiltlm.progress import note
 from tiltlm.ruler.measure import Measurement
 from tiltlm.run import Recipe, Run
@@ -50,7 +50,7 @@ class Learn(OfTask):
     def of(task: Task, cell: Cell, called: str, exact: ExactSettings, seed: int) -> Learn:
         """What trains for a cell: the value that several rules share, and no more of the target than training needs."""
         facts, trained = task.facts(), cell.method.trained()
-        fed = cell.feed
+        fed = cell.counted(facts).feed
         if not (isinstance(fed, TwistFeed) and fed.supply == "stored"):
             exact = ExactSettings()
         if not cell.depends_on_beta(facts):
@@ -71,9 +71,26 @@ class Learn(OfTask):
     def cell(self) -> Cell:
         return Cell(self.method, self.feed, self.fit, self.net)
 
+    @property
+    def source(self) -> Source:
+        """Where its rows come from."""
+        return source_of(self.task.facts(), self.method, self.feed)
+
+    @property
+    def asked(self) -> Task:
+        """The task as training asks it: without its reward, where it learns from the data's own rows and no more."""
+        told = self.source == "own" and not self.method.asks and not self.fit.evaluations
+        return self.task.unrewarded() if told else self.task
+
+    def needs(self) -> dict[str, Recipe]:
+        return self.asked.needs(self.seed)
+
+    def problem(self, run: Run[Any]) -> Problem:
+        return self.asked.problem(run.inputs, self.seed)
+
     def inputs(self) -> dict[str, Recipe]:
         needed = self.needs()
-        if source_of(self.task.facts(), self.method, self.feed) == "stored":
+        if self.source == "stored":
             needed["label"] = Labels.of(self.task, self.feed.draws, self.seed, self.feed.draw)
         if isinstance(self.feed, TwistFeed) and self.feed.supply == "stored":
             needed["training"] = Exact(self.task, self.exact, "training", self.seed)

@@ -126,11 +126,12 @@ class Measure(OfTask):
         return CommonLogZ(self.task, self.log_z, self.exact, twist, self.seed)
 
     def counted(self) -> Measure:
+        feed = self.cell.counted(self.task.facts()).feed
         if self.absolute:
-            return replace(self, twist=self.twist if self.log_z.by == "bounds" else None)
+            return replace(self, feed=feed, twist=self.twist if self.log_z.by == "bounds" else None)
         learn = self.learn()  # exact draws that are stored to train on count, whatever is measured
         exact = learn.exact if isinstance(learn, Learn) else ExactSettings()
-        return replace(self, twist=None, exact=exact, log_z=LogZSettings(by="none"))
+        return replace(self, feed=feed, twist=None, exact=exact, log_z=LogZSettings(by="none"))
 
     def inputs(self) -> dict[str, Recipe]:
         needed, learn = self.needs(), self.learn()

@@ -79,7 +79,7 @@ class Round(OfTask):
         if not self.index:
             how = replace(how, start=none.start, reference=none.reference, growth=1.0)
             how = replace(how, accumulate=self.learns_of is not None and how.accumulate)
-        return replace(self, feed=replace(self.feed, rounds=how))
+        return replace(self, feed=replace(self.feed, rounds=how, draw=self.feed.draw.still))
 
     @property
     def how(self) -> Rounds:

@@ -60,6 +60,10 @@ class Task:
         """This task with every setting that only the target depends on (reward, beta) at its default."""
         return self.at(1.0)
 
+    def unrewarded(self) -> Self:
+        """This task for work that asks for no reward: where one would have to be built, without it."""
+        return self
+
     def files(self) -> list[str]:
         """Files that settings name and whose content decides the result."""
         return []

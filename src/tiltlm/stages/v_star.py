@@ -83,8 +83,10 @@ class VStar(OfTask):
         return Round.last_of(self.task, cell, "v-star-verifier", self.seed, self.last)
 
     def counted(self) -> VStar:
+        facts, beta = self.task.facts(), self.task.beta
         first, second = (
-            replace(c, method=c.method.bound(self.task.beta)) for c in (self.generator, self.verifier)
+            replace(cell.counted(facts), method=cell.method.bound(beta))
+            for cell in (self.generator, self.verifier)
         )
         return replace(self, task=self.task.at(1.0), generator=first, verifier=second)
 

@@ -120,6 +120,9 @@ class Pairs(Task):
         sft = () if self.reader.start else ("sft",)
         return replace(self.only("dataset", "reader", "base", *sft), plain=True)
 
+    def unrewarded(self) -> Self:
+        return replace(self, plain=True)
+
     def needs(self, seed: int) -> dict[str, Recipe]:
         found = begun(self, seed)
         if not self.reader.start:
