@@ -91,13 +91,6 @@ def test_weights_are_sent_once_a_block_and_at_once_after_an_interruption(model, 
     close(CausalLM.load(tmp_path / "weights").head.weight, model.head.weight, 0)
 
 
-def test_a_server_follows_no_policy_in_parts(model, tmp_path):
-    model.set_reshard_after_forward = lambda *args, **how: None  # what FSDP2 makes of a module
-    drawer = Following(Server(Serving("http://localhost:1/v1"), (), 5), model, tmp_path, lambda folder: None)
-    with pytest.raises(ValueError, match=r"leave out --fit\.shard"):
-        drawer.follow(0)
-
-
 def test_adapters_go_under_a_name_of_their_own(model, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr("tiltlm.samplers.reloading.told", lambda server, path, body: told.append((path, body)))
