@@ -8,6 +8,7 @@ from typing import Any
 from tiltlm.feeds import NEW, AnyFeed, Feed, TwistFeed, default_feed, source_of, unshared, why_not
 from tiltlm.fit import Fit
 from tiltlm.method import Method
+from tiltlm.models.scattered import is_wanted
 from tiltlm.nets import Net
 from tiltlm.problem import Facts
 
@@ -58,10 +59,10 @@ class Cell:
         if own and not feed.draw.exact:
             asked = "--feed.draw.url" if feed.draw.url else "--feed.draw.precision"
             return f"a server and bfloat16 draw from a whole model, and a head is none: leave {asked} out"
-        if self.fit.shard and self.net.judges == "last":
+        if (self.fit.shard or is_wanted()) and self.net.judges == "last":
             return (
                 "a head that reads tokens runs its body along every row, as often as rows are long, which differs between "
-                "processes: leave --fit.shard off, or take --net.judges next"
+                "processes: leave --shard and --fit.shard off, or take --net.judges next"
             )
         return None
 
