@@ -9,9 +9,9 @@ trusted with this: `look` runs the network once, puts numbers of its own choice,
 what the head gave, and reads the curve off the logits that come out. What is neither scale nor soft cap is refused.
 
 Scoring never holds [B, T, V]: the head is applied tile by tile of the vocabulary. In the backward pass a tile's logits
-are computed again instead of kept; with p = softmax(logits) and g the gradient reaching log p(y),
+are computed again instead of kept; with p = softmax(logits) and g, one number a row, the gradient reaching log p(y),
 
-    d = g · (onehot(y) − p) · curve′,    dh = d·W,    dW = dᵀ·h,
+    d = (p − onehot(y)) · curve′,    dh = −g · d·W,    dW = dᵀ·(−g·h),
     curve′ = scale/temperature · (1 − (logits·temperature/cap)²).
 
 A tile is computed as W·hᵀ, [tile, M]: each row of dW is then written once, and matrix kernels of the CPU take
@@ -24,7 +24,9 @@ row near the logits that matter: taken off inside the kernel, before it rounds, 
     logits = round(W·h − level) + level.
 
 Scoring takes h·W[y], the target's own logit, so that what is rounded is a log-ratio to the target, and an error stays below
-2⁻⁸ of what −log p(y) is made of; decoding takes the largest of the first logits. Softmax and sums are float32.
+2⁻⁸ of what −log p(y) is made of. Softmax knows nothing of a number that a whole row lacks, so there nothing but a cap wants
+it back; and p(v)/p(y), a factor p(y) apart what d is made of, is the exponential of what the kernel hands over, in 16 bits
+as the next products want it. Decoding takes the largest of the first logits. Softmax and sums are float32.
 """
 
 from __future__ import annotations
@@ -45,6 +47,9 @@ Never fewer than there are entries in the hidden states: thinner tiles would sav
 HALF = (torch.bfloat16, torch.float16)
 """Dtypes whose matrix products are rounded around a level."""
 
+FAR = 40.0
+"""−log p(y) from which p(v)/p(y) is not made in bfloat16: its largest number is exp(88), and a gradient multiplies it."""
+
 LEVEL_ENTRIES = 4096
 """Vocabulary entries whose largest logit is the level while decoding: the first ones, in most tokenizers the commonest."""
 
@@ -64,18 +69,21 @@ class Curve:
     temperature: float = 1.0
     entries: int | None = None
 
+    @property
+    def straight(self) -> bool:
+        """Whether it leaves every entry as it is."""
+        return self.cap is None and self.scale == self.temperature
+
     def __call__(self, x: Tensor) -> Tensor:
         """The curve of every entry of `x`."""
         if self.cap is None:
-            factor = self.scale / self.temperature
-            return x if factor == 1 else x * factor
+            return x if self.straight else x * (self.scale / self.temperature)
         return torch.tanh(x * (self.scale / self.cap)) * (self.cap / self.temperature)
 
     def in_place(self, x: Tensor) -> Tensor:
         """The same, written over `x`."""
         if self.cap is None:
-            factor = self.scale / self.temperature
-            return x if factor == 1 else x.mul_(factor)
+            return x if self.straight else x.mul_(self.scale / self.temperature)
         return x.mul_(self.scale / self.cap).tanh_().mul_(self.cap / self.temperature)
 
     def slope(self, y: Tensor) -> Tensor | float:
@@ -188,12 +196,23 @@ class _Logits:
             level = (states.float() * weight[targets].float()).sum(1).to(weight.dtype)
         return _Logits(states, weight, bias, curve, level)
 
+    @property
+    def plain(self) -> bool:
+        """Whether logits are products, neither bias nor curve between them."""
+        return self.curve.straight and not self.bias.numel()
+
+    def products(self, tile: slice) -> Tensor:
+        """W·h of the vocabulary entries in `tile`, less the level, in their own dtype, [tile, M]."""
+        weight, states = self.weight[tile], self.states.t()
+        return weight @ states if self.level is None else torch.addmm(-self.level, weight, states)
+
     def __call__(self, tile: slice) -> Tensor:
-        """Logits of the vocabulary entries in `tile`, float32 or wider, [tile, M]."""
-        if self.level is None:
-            logits = self.weight[tile] @ self.states.t()
-        else:
-            logits = torch.addmm(self.level, self.weight[tile], self.states.t(), beta=-1) + self.level.float()
+        """Logits of the vocabulary entries in `tile`, float32 or wider, [tile, M]; each row up to a number of its own."""
+        logits = self.products(tile)
+        if self.level is not None:
+            logits = logits.float()
+            if self.curve.cap is not None:
+                logits += self.level.float()
         if self.bias.numel():
             logits += self.bias[tile, None]
         return self.curve.in_place(logits)
@@ -249,25 +268,61 @@ class _HeadLogProb(torch.autograd.Function):
     @staticmethod
     def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets, log_norm = ctx.saved_tensors
-        made = _Logits.of(states, weight, bias, targets, ctx.curve)
+        slopes = _slopes(_Logits.of(states, weight, bias, targets, ctx.curve), ctx.under, targets, log_norm)
+        factor = -grad * slopes.factor
+        weighed = (states * factor[:, None]).to(states.dtype)
         to_states = torch.zeros_like(states, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight, dtype=ctx.dtype) if ctx.needs_input_grad[1] else None
         to_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] and bias.numel() else None
         for tile in _tiles(ctx.curve.entries or len(weight), ctx.width):
-            logits = made(tile)
-            slope = ctx.curve.slope(logits)
-            if ctx.under is not None:
-                logits += ctx.under(tile)
-            d = logits.sub_(log_norm).exp_().mul_(-grad)
-            row, column = _targets_in(tile, targets)
-            d[row, column] += grad[column]
-            if ctx.curve != STRAIGHT:
-                d *= slope
+            d = slopes(tile)
             if to_bias is not None:
-                to_bias[tile] = d.sum(1)
+                to_bias[tile] = d @ factor
             d = d.to(states.dtype)
             if to_states is not None:
                 to_states += d.t() @ weight[tile]
             if to_weight is not None:
-                to_weight[tile] = d @ states
-        return None if to_states is None else to_states.to(states.dtype), to_weight, to_bias
+                to_weight[tile] = d @ weighed
+        if to_states is not None:
+            to_states = to_states.mul_(factor[:, None]).to(states.dtype)
+        return to_states, to_weight, to_bias
+
+
+def _slopes(made: _Logits, under: _Logits | None, targets: Tensor, log_norm: Tensor) -> _Slopes:
+    """The slopes of log p(y), log_norm the log Σ exp of what `made`, and `under` with it, gives."""
+    narrow = under is None and made.plain and made.states.dtype == torch.bfloat16
+    if narrow and bool(log_norm.max() < FAR):
+        return _NarrowSlopes(made, None, targets, log_norm, (-log_norm).exp())
+    return _Slopes(made, under, targets, log_norm, torch.ones_like(log_norm))
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """d = −∂ log p(y) / ∂(W·h), tile by tile, but for a factor [M] of each row."""
+
+    made: _Logits
+    under: _Logits | None
+    targets: Tensor
+    log_norm: Tensor
+    factor: Tensor
+
+    def __call__(self, tile: slice) -> Tensor:
+        """(p − onehot(y))·curve′, [tile, M], float32 or wider."""
+        logits = self.made(tile)
+        slope = self.made.curve.slope(logits)
+        if self.under is not None:
+            logits += self.under(tile)
+        d = logits.sub_(self.log_norm).exp_()
+        d[_targets_in(tile, self.targets)] -= 1
+        return d if self.made.curve.straight else d.mul_(slope)
+
+
+class _NarrowSlopes(_Slopes):
+    """The same of logits that are nothing but products in bfloat16: these are ln p(v)/p(y), and no row's −log p(y) is FAR."""
+
+    def __call__(self, tile: slice) -> Tensor:
+        """(p − onehot(y))/p(y), [tile, M], in the dtype of products; p(y) − 1 is rounded once, however small."""
+        d, places = self.made.products(tile), _targets_in(tile, self.targets)
+        own = d[places].to(self.log_norm.dtype).exp_() - self.log_norm[places[1]].exp()
+        d.exp_()[places] = own.to(d.dtype)
+        return d
