@@ -141,16 +141,24 @@ def ratio(name: str, value: float, goal: str) -> str:
 
 
 def run(
-    script: Any, sides: Mapping[str, Callable[[Any], Work]], cases: Mapping[str, Any], report: Report, rounds: int
+    script: Any,
+    sides: Mapping[str, Callable[[Any], Work]],
+    cases: Mapping[str, Any],
+    report: Report,
+    rounds: int,
+    short: int = 1,
 ) -> None:
-    """The whole of a script (its module): a child measures one side, the parent runs all and reports."""
+    """The whole of a script (its module): a child measures one side, the parent runs all and reports.
+
+    short: how many times as often a process works, where a piece of work takes fractions of a second.
+    """
     told = options(script.__doc__)
     torch.set_num_threads(1)
     if told.side:
         return child(sides[told.side](cases[told.case]), told.steps)
     lines: list[str] = []
     for case in [told.only] if told.only else cases:
-        often = {"rounds": 1, "steps": 2} if told.quick else {"rounds": rounds, "steps": 3}
+        often = {"rounds": 1, "steps": 2 * short} if told.quick else {"rounds": rounds, "steps": 3 * short}
         lines += report(case, alternate(script.__file__, tuple(sides), case, **often))
     print("\n".join(lines))
 

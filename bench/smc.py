@@ -132,4 +132,4 @@ SIDES = {
 }
 
 if __name__ == "__main__":
-    run(sys.modules[__name__], SIDES, CASES, report, rounds=5)
+    run(sys.modules[__name__], SIDES, CASES, report, rounds=5, short=8)

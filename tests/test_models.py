@@ -8,7 +8,7 @@ from transformers import GPT2Config
 
 from close import FLOAT32, NETWORK, close
 from families import FAMILIES, VOCAB, build
-from tiltlm.models import output
+from tiltlm.models import scoring
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
 from tiltlm.samplers.ancestral import draw
@@ -66,7 +66,7 @@ def test_chunk_size_changes_neither_value_nor_gradient(model, monkeypatch):
         return total.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     whole, whole_gradient = value_and_gradient()
-    monkeypatch.setattr(output, "CHUNK_ENTRIES", 3 * VOCAB)
+    monkeypatch.setattr(scoring, "CHUNK_ENTRIES", 3 * VOCAB)
     parts, parts_gradient = value_and_gradient()
     close(parts, whole, NETWORK)
     for a, b in zip(parts_gradient, whole_gradient, strict=True):

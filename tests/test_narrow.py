@@ -13,12 +13,13 @@ import tiltlm as tl
 from families import VOCAB, build
 from tiltlm.decoders.best_of_n import BestOf
 from tiltlm.exact import all_completions, every_pair, log_density
-from tiltlm.models import output
+from tiltlm.models import output, scoring
 from tiltlm.models.base import LanguageModel
 from tiltlm.models.causal import CausalLM
 from tiltlm.models.narrow import Narrow, rounded
-from tiltlm.models.output import Fixed, head_log_prob, head_logits
+from tiltlm.models.output import head_logits
 from tiltlm.models.precision import computing_in, wide_attention
+from tiltlm.models.scoring import Fixed, head_log_prob
 from tiltlm.models.table import TableLM
 from tiltlm.ruler.measure import Ruler
 from tiltlm.samplers.ancestral import draw
@@ -79,7 +80,7 @@ def worst(head: nn.Linear, states: Tensor, targets: Tensor, under: Fixed | None 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_head_is_off_by_what_rounding_around_the_target_costs(bias, fixed, monkeypatch):
     """Products of 16 bits, sums in float32: |Δ log p(y)| ≤ 2⁻⁸ Σ p(v) |l(v) − l(y)|; tile by tile."""
-    monkeypatch.setattr(output, "CHUNK_ENTRIES", 37 * M)
+    monkeypatch.setattr(scoring, "CHUNK_ENTRIES", 37 * M)
     head, states, targets = head_and_states(bias)
     generator = torch.Generator().manual_seed(1)
     under = Fixed(torch.randn(M, 5, generator=generator), nn.Linear(5, V)) if fixed else None
@@ -89,26 +90,31 @@ def test_the_head_is_off_by_what_rounding_around_the_target_costs(bias, fixed, m
 def test_logits_that_are_summed_in_bfloat16_would_be_noticed(monkeypatch):
     """Rounded as the kernel hands them over, without a level, logits of 150 are off by half a nat."""
 
-    def carelessly(self: output._Logits, tile: slice) -> Tensor:
+    def carelessly(self: scoring._Logits, tile: slice) -> Tensor:
         return self.curve.in_place((self.weight[tile] @ self.states.t()).float())
 
     head, states, targets = head_and_states()
     right = worst(head, states, targets)
-    monkeypatch.setattr(output._Logits, "__call__", carelessly)
+    monkeypatch.setattr(scoring._Logits, "__call__", carelessly)
     assert right < 1 < worst(head, states, targets) / 3
 
 
-def test_the_heads_gradient_is_float64s_to_a_percent():
-    """Of the same rounded factors; the weight's own dtype comes back."""
-    head, states, targets = head_and_states()
+@pytest.mark.parametrize("bias, sharpness, error", [(False, 1, 0.01), (True, 1, 0.01), (False, 4, 0.03)])
+def test_the_heads_gradient_is_float64s_to_a_percent_and_its_value_as_close_as_said(bias, sharpness, error):
+    """Of the same rounded factors; the weight's own dtype comes back. With sharp logits, ln p(v)/p(y) of up to 128, whose
+    exponential is no number of 16 bits, rounding costs more."""
+    head, states, targets = head_and_states(bias)
+    states[:, 1:] *= sharpness
     leaf = states.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         head_log_prob(leaf, head, targets).sum().backward()
     wide, there = (x.detach().bfloat16().double().requires_grad_() for x in (head.weight, states))
-    (there @ wide.t()).log_softmax(1)[torch.arange(M), targets].sum().backward()
+    logits = there @ wide.t() + (head.bias.detach().double() if bias else 0)
+    logits.log_softmax(1)[torch.arange(M), targets].sum().backward()
     for ours, expected in ((leaf.grad, there.grad), (head.weight.grad, wide.grad)):
         assert ours.dtype == torch.float32
-        assert ((ours - expected).norm() / expected.norm()).item() < 0.01
+        assert ((ours - expected).norm() / expected.norm()).item() < error
+    assert worst(head, states, targets) < 1
 
 
 @pytest.mark.parametrize("grad", [False, True])

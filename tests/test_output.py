@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from every_family import VOCAB, build, loud, plain
-from tiltlm.models import output
+from tiltlm.models import scoring
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.models.causal import CausalLM, copy_of
 from tiltlm.models.heads import ValueHead
-from tiltlm.models.output import STRAIGHT, Curve, Fixed, head_log_prob, head_logits
+from tiltlm.models.output import STRAIGHT, Curve, head_logits
+from tiltlm.models.scoring import Fixed, head_log_prob
 from tiltlm.models.teacherless import Teacherless
 from tiltlm.models.unadapted import Unadapted
 from tiltlm.samplers.ancestral import draw
@@ -69,7 +70,7 @@ def test_what_stands_between_body_and_logits_is_read_off_the_network(family):
 
 @pytest.mark.parametrize("family", SOME)
 def test_gradients_are_autograd_s_own_through_the_network(family, monkeypatch):
-    monkeypatch.setattr(output, "CHUNK_ENTRIES", 100)  # several tiles of the vocabulary
+    monkeypatch.setattr(scoring, "CHUNK_ENTRIES", 100)  # several tiles of the vocabulary
     model = model_of(family)
     weight = torch.linspace(0.5, 2, 12, dtype=torch.float64).reshape(3, 4)
 
@@ -135,7 +136,7 @@ CASES = [Curve(), Curve(scale=3.0), Curve(cap=2.0), Curve(0.5, 2.0, 0.7), Curve(
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("curve", CASES, ids=str)
 def test_the_tiled_head_is_log_softmax_of_the_curve_in_value_and_gradient(curve, fixed, monkeypatch):
-    monkeypatch.setattr(output, "CHUNK_ENTRIES", 20)
+    monkeypatch.setattr(scoring, "CHUNK_ENTRIES", 20)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(5, 6, generator=generator, dtype=torch.float64).requires_grad_()
     head, other = nn.Linear(6, 23).double(), nn.Linear(4, 17 if curve.entries else 23).double()

@@ -1,4 +1,4 @@
-"""What the output head takes (`models.output`): it goes through the vocabulary tile by tile, in places that depend on the
+"""What the output head takes (`models.scoring`): it goes through the vocabulary tile by tile, in places that depend on the
 tokens, so it is not run but counted by hand.
 
     kept       states where it reads them, in the dtype of its products; in bfloat16 a copy of its weights
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tiltlm.models.output import CHUNK_ENTRIES
+from tiltlm.models.scoring import CHUNK_ENTRIES
 
 FLOAT, HALF = 4, 2
 """Bytes of a number in float32 and in bfloat16."""

@@ -27,7 +27,7 @@ from tiltlm.memory.head import FLOAT, HALF, PLACE, Head
 from tiltlm.memory.making import Adapters, made, unnumbered
 from tiltlm.models.body import body_of, run_body
 from tiltlm.models.look import one_line
-from tiltlm.models.output import LEVEL_ENTRIES
+from tiltlm.models.output import HALF_TILE
 from tiltlm.models.precision import Precision, autocast, wide_attention
 
 TOKEN = 8 + 1
@@ -194,7 +194,7 @@ class Network:
         matrices have a copy."""
         cache, (_, pass_) = self.cache(batch), self._prefilled(_prompts(batch))
         vocabulary = self.out.weight.shape[0] if self.out is not None else 0
-        logits = 2 * FLOAT * vocabulary + (2 * HALF * LEVEL_ENTRIES if batch.bfloat16 else 0)
+        logits = 2 * FLOAT * vocabulary + (HALF * min(vocabulary, HALF_TILE) if batch.bfloat16 else 0)
         step = cache // max(1, int(self._text.num_hidden_layers)) + batch.rows * logits
         return cache + max(pass_, step) + (HALF * self._matrices if batch.bfloat16 else 0)
 

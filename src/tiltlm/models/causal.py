@@ -1,8 +1,8 @@
 """`CausalLM`: any Hugging Face causal language model, spoken to through the protocol of `base.py`.
 
 Hidden states are gathered at completion positions only; what makes log-probabilities of them, soft caps and scales
-included, stands in `output.py`. How the body may be run, with a cache or without, is what its self-test found
-(`selftest.py`).
+included, stands in `output.py` and `scoring.py`. How the body may be run, with a cache or without, is what its self-test
+found (`selftest.py`).
 
 Under autocast body and head multiply in bfloat16. A sum of log-probabilities is what every method compares, so the head's
 logits are float32, rounded around a level (`output.py`), and their softmax is float32 in both directions.
@@ -26,9 +26,10 @@ from tiltlm.models.ends import ends_of
 from tiltlm.models.folders import located
 from tiltlm.models.hub import network
 from tiltlm.models.look import look
-from tiltlm.models.output import Curve, Fixed, head_log_prob, head_logits
+from tiltlm.models.output import Curve, head_logits
 from tiltlm.models.packing import hidden_packed, why_not
 from tiltlm.models.prefixes import body_state
+from tiltlm.models.scoring import Fixed, head_log_prob
 from tiltlm.models.selftest import examine
 from tiltlm.models.weights import load_state, save_pretrained
 from tiltlm.samples import Samples, Tokens

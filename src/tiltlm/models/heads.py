@@ -29,8 +29,9 @@ from tiltlm.jsonl import read_json
 from tiltlm.models.backbone import BodyState, hidden, hidden_of
 from tiltlm.models.base import LanguageModel, Values
 from tiltlm.models.causal import CausalLM
-from tiltlm.models.output import head_log_prob, head_logits
+from tiltlm.models.output import head_logits
 from tiltlm.models.prefixes import body_state
+from tiltlm.models.scoring import head_log_prob
 from tiltlm.models.weights import load_state, save_state
 from tiltlm.samples import Samples, Tokens, conditions_of
 from tiltlm.tensors import load_tensors

@@ -8,48 +8,34 @@ with `entry` a factor (MiniCPM3 divides its states) or a module (BERT's kin tran
 trusted with this: `look` runs the network once, puts numbers of its own choice, up to 20000 in size, in the place of
 what the head gave, and reads the curve off the logits that come out. What is neither scale nor soft cap is refused.
 
-Scoring never holds [B, T, V]: the head is applied tile by tile of the vocabulary. In the backward pass a tile's logits
-are computed again instead of kept; with p = softmax(logits) and g the gradient reaching log p(y),
-
-    d = g · (onehot(y) − p) · curve′,    dh = d·W,    dW = dᵀ·h,
-    curve′ = scale/temperature · (1 − (logits·temperature/cap)²).
-
-A tile is computed as W·hᵀ, [tile, M]: each row of dW is then written once, and matrix kernels of the CPU take
-their arguments as they lie (1.7 times the speed of h·Wᵀ over the whole of a large vocabulary).
-
 Half precision (weights in it, or float32 weights under autocast) multiplies in 16 bits and adds up in float32, but a matrix
 kernel rounds what it hands over to 16 bits again: 2⁻⁸ of a logit of 100 is 0.4 nats. Hence `level`, one number a
 row near the logits that matter: taken off inside the kernel, before it rounds, and added again in float32,
 
     logits = round(W·h − level) + level.
 
-Scoring takes h·W[y], the target's own logit, so that what is rounded is a log-ratio to the target, and an error stays below
-2⁻⁸ of what −log p(y) is made of; decoding takes the largest of the first logits. Softmax and sums are float32.
+Decoding takes the largest of the first logits, scoring the target's own (`scoring.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-CHUNK_ENTRIES = 1_000_000
-"""Logits held at once while scoring, in entries: 4 MB of float32, which stays inside the processor's cache.
-
-Never fewer than there are entries in the hidden states: thinner tiles would save no memory that matters.
-"""
 
 HALF = (torch.bfloat16, torch.float16)
 """Dtypes whose matrix products are rounded around a level."""
 
-LEVEL_ENTRIES = 4096
-"""Vocabulary entries whose largest logit is the level while decoding: the first ones, in most tokenizers the commonest."""
+LEVEL_ENTRIES = 1024
+"""Vocabulary entries whose largest logit is the level while decoding: the first ones, in most tokenizers the commonest.
+They are multiplied twice."""
 
 DECODING_TILE = 1024
 """Vocabulary entries per matrix product while decoding on a CPU: 1.5 times as fast as one product over 50257."""
+
+HALF_TILE = 4096
+"""The same in half precision: a product that is faster wants larger tiles."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +50,21 @@ class Curve:
     temperature: float = 1.0
     entries: int | None = None
 
+    @property
+    def straight(self) -> bool:
+        """Whether it leaves every entry as it is."""
+        return self.cap is None and self.scale == self.temperature
+
     def __call__(self, x: Tensor) -> Tensor:
         """The curve of every entry of `x`."""
         if self.cap is None:
-            factor = self.scale / self.temperature
-            return x if factor == 1 else x * factor
+            return x if self.straight else x * (self.scale / self.temperature)
         return torch.tanh(x * (self.scale / self.cap)) * (self.cap / self.temperature)
 
     def in_place(self, x: Tensor) -> Tensor:
         """The same, written over `x`."""
         if self.cap is None:
-            factor = self.scale / self.temperature
-            return x if factor == 1 else x.mul_(factor)
+            return x if self.straight else x.mul_(self.scale / self.temperature)
         return x.mul_(self.scale / self.cap).tanh_().mul_(self.cap / self.temperature)
 
     def slope(self, y: Tensor) -> Tensor | float:
@@ -90,28 +79,19 @@ STRAIGHT = Curve()
 """Logits as the head gives them."""
 
 
-@dataclass(frozen=True)
-class Fixed:
-    """Logits added without gradient, curve(head(states)): a reference under a twist. states [M, D']."""
-
-    states: Tensor
-    head: nn.Linear
-    curve: Curve = STRAIGHT
-
-
 def head_logits(states: Tensor, head: nn.Linear, curve: Curve = STRAIGHT) -> Tensor:
     """curve(head(states)), [M, D] -> [M, V]; on a CPU and without gradients, tile by tile of a large vocabulary.
 
     Of half-precision products in float32; see the module's docstring.
     """
-    size, dtype = head.weight.shape[0], _dtype_of_products(head.weight)
+    size, dtype = head.weight.shape[0], dtype_of_products(head.weight)
     if dtype in HALF:
         logits = _levelled_logits(states.to(dtype), head.weight.to(dtype))
         return curve(_plus(logits, head.bias)[..., : curve.entries])
     if torch.is_grad_enabled() or states.device.type != "cpu" or size <= 4 * DECODING_TILE:
         return curve(head(states)[..., : curve.entries])
     logits = states.new_empty(len(states), size)
-    for tile in _tiles(size, DECODING_TILE):
+    for tile in tiles(size, DECODING_TILE):
         torch.mm(states, head.weight[tile].t(), out=logits[:, tile])
     return curve.in_place(_plus(logits, head.bias))[:, : curve.entries]
 
@@ -126,8 +106,9 @@ def _levelled_logits(states: Tensor, weight: Tensor) -> Tensor:
             logits = torch.addmm(level, rows, weight.t(), beta=-1) + level.float()
         else:
             logits, wide = level.new_empty(len(rows), len(weight), dtype=torch.float32), level.float()
-            for tile in _tiles(len(weight), LEVEL_ENTRIES):
-                torch.add(torch.addmm(level, rows, weight[tile].t(), beta=-1), wide, out=logits[:, tile])
+            for tile in tiles(len(weight), HALF_TILE):
+                part = logits[:, tile].copy_(torch.addmm(level, rows, weight[tile].t(), beta=-1))
+                part += wide
     return logits.unflatten(0, states.shape[:-1])
 
 
@@ -135,22 +116,7 @@ def _plus(logits: Tensor, bias: Tensor | None) -> Tensor:
     return logits if bias is None else logits.add_(bias)
 
 
-def head_log_prob(
-    states: Tensor, head: nn.Linear, targets: Tensor, fixed: Fixed | None = None, curve: Curve = STRAIGHT
-) -> Tensor:
-    """log softmax(curve(head(states)))[targets] in float32 or wider: [M, D], [M] -> [M], tile by tile both ways."""
-    dtype, under = _dtype_of_products(head.weight), None
-    entries = 2 * CHUNK_ENTRIES if dtype in HALF else CHUNK_ENTRIES  # a product that is faster wants larger tiles
-    width = max(states.shape[1], entries // max(1, len(states)))
-    other = dtype if fixed is None else _dtype_of_products(fixed.head.weight)
-    with torch.autocast(states.device.type, enabled=False):
-        if fixed is not None:
-            weight = fixed.head.weight.detach().to(other)
-            under = _Logits.of(fixed.states.detach(), weight, _bias(fixed.head).detach(), targets, fixed.curve)
-        return _HeadLogProb.apply(states.to(dtype), head.weight, _bias(head), targets, width, curve, under)
-
-
-def _dtype_of_products(weight: Tensor) -> torch.dtype:
+def dtype_of_products(weight: Tensor) -> torch.dtype:
     """What products with `weight` are made in: its own dtype, or autocast's, as for any layer (never of float64)."""
     kind = weight.device.type
     if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
@@ -158,116 +124,6 @@ def _dtype_of_products(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def _bias(head: nn.Linear) -> Tensor:
-    """The head's bias; an empty tensor where it has none."""
-    return head.bias if head.bias is not None else head.weight.new_zeros(0)
-
-
-def _tiles(size: int, width: int) -> list[slice]:
+def tiles(size: int, width: int) -> list[slice]:
+    """`size` entries, `width` at a time."""
     return [slice(begin, min(begin + width, size)) for begin in range(0, size, width)]
-
-
-@dataclass(frozen=True)
-class _Logits:
-    """A head before its logits are made: states [M, D] and weight [V, D] of one dtype, bias [V] or empty.
-
-    level [M]: what half-precision products are rounded around, in their dtype; None for wider ones.
-    """
-
-    states: Tensor
-    weight: Tensor
-    bias: Tensor
-    curve: Curve
-    level: Tensor | None
-
-    @staticmethod
-    def of(states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, curve: Curve) -> _Logits:
-        """`states` are taken to the weight's dtype; the level is the logit of each row's target."""
-        states, level = states.to(weight.dtype), None
-        if weight.dtype in HALF:
-            level = (states.float() * weight[targets].float()).sum(1).to(weight.dtype)
-        return _Logits(states, weight, bias, curve, level)
-
-    def __call__(self, tile: slice) -> Tensor:
-        """Logits of the vocabulary entries in `tile`, float32 or wider, [tile, M]."""
-        if self.level is None:
-            logits = self.weight[tile] @ self.states.t()
-        else:
-            logits = torch.addmm(self.level, self.weight[tile], self.states.t(), beta=-1) + self.level.float()
-        if self.bias.numel():
-            logits += self.bias[tile, None]
-        return self.curve.in_place(logits)
-
-
-def _log_sum_exp(logits: Tensor) -> Tensor:
-    """log Σ exp over the first dimension, written over `logits`: a third of the time of torch's."""
-    top = logits.amax(0)
-    return logits.sub_(top).exp_().sum(0).log_().add_(top)
-
-
-def _targets_in(tile: slice, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Which targets lie in `tile`: their places inside it, and their places in the batch."""
-    column = ((targets >= tile.start) & (targets < tile.stop)).nonzero()[:, 0]
-    return targets[column] - tile.start, column
-
-
-class _HeadLogProb(torch.autograd.Function):
-    """See the module's docstring; states are in the dtype of the products. An empty bias stands for none."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        targets: Tensor,
-        width: int,
-        curve: Curve,
-        under: _Logits | None,
-    ) -> Tensor:
-        made = _Logits.of(states, weight.to(states.dtype), bias, targets, curve)
-        picked = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
-        norms: list[Tensor] = []
-        for tile in _tiles(curve.entries or len(weight), width):
-            logits = made(tile)
-            if under is not None:
-                logits += under(tile)
-            row, column = _targets_in(tile, targets)
-            picked[column] = logits[row, column]
-            norms.append(_log_sum_exp(logits))
-        log_norm = _log_sum_exp(torch.stack(norms))
-        ctx.save_for_backward(states, made.weight, bias, targets, log_norm)
-        ctx.width, ctx.curve, ctx.under, ctx.dtype = width, curve, under, weight.dtype
-        return picked - log_norm
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad.device.type, enabled=False):
-            return (*_HeadLogProb._backward(ctx, grad), None, None, None, None)
-
-    @staticmethod
-    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias, targets, log_norm = ctx.saved_tensors
-        made = _Logits.of(states, weight, bias, targets, ctx.curve)
-        to_states = torch.zeros_like(states, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight, dtype=ctx.dtype) if ctx.needs_input_grad[1] else None
-        to_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] and bias.numel() else None
-        for tile in _tiles(ctx.curve.entries or len(weight), ctx.width):
-            logits = made(tile)
-            slope = ctx.curve.slope(logits)
-            if ctx.under is not None:
-                logits += ctx.under(tile)
-            d = logits.sub_(log_norm).exp_().mul_(-grad)
-            row, column = _targets_in(tile, targets)
-            d[row, column] += grad[column]
-            if ctx.curve != STRAIGHT:
-                d *= slope
-            if to_bias is not None:
-                to_bias[tile] = d.sum(1)
-            d = d.to(states.dtype)
-            if to_states is not None:
-                to_states += d.t() @ weight[tile]
-            if to_weight is not None:
-                to_weight[tile] = d @ states
-        return None if to_states is None else to_states.to(states.dtype), to_weight, to_bias
