@@ -24,6 +24,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -98,7 +99,7 @@ def encoded(n: int, cache: str) -> Any:
     from tiltlm.data.encoded import Encoded
     from tiltlm.jsonl import Lines
 
-    return Encoded(Lines(source(n)), encoder(), folder() / cache)
+    return Encoded(Lines(source(n)), replace(encoder()), folder() / cache)  # another: it knows no words yet
 
 
 def in_memory(n: int, twice: bool = False, sides: tuple[str, ...] = ("chosen", "rejected")) -> Any:
