@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tiltlm.data.encoding import Encoder, ids_of
+from tiltlm.data.encoding import Encoder
 from tiltlm.data.stories import stories, train_tokenizer
 from tiltlm.seeds import stream
 
@@ -132,7 +132,7 @@ def test_many_texts_at_once_are_encoded_as_each_by_itself(encoder, monkeypatch):
     ]
     assert len({tuple(ids(encoder, text)) for text in texts}) == len(texts) - 1
     turn = ids(encoder, "!")[0]
-    monkeypatch.setattr("tiltlm.data.encoding.AT_ONCE", 3)
+    monkeypatch.setattr("tiltlm.data.words.AT_ONCE", 3)
     for one in (
         encoder,
         replace(encoder, turn_id=turn),
@@ -147,15 +147,6 @@ def test_many_texts_at_once_are_encoded_as_each_by_itself(encoder, monkeypatch):
         alone = [one.completion(texts[k // 2], flags[k], ends[k]) for k in index]
         assert list(zip(found.completions.lists(), found.finished.tolist(), strict=True)) == alone
         assert {turn, STOP} >= set(ends) and len(set(ends)) == (2 if one.turn_id else 1)
-
-
-def test_a_tokenizer_that_was_told_to_cut_or_pad_does_neither_here(encoder):
-    """What somebody else left the engine with is not looked at, as where texts come one by one."""
-    texts = [" a cat and a dog", " a"]
-    plain = ids_of(encoder.tokenizer, texts)
-    encoder.tokenizer.backend_tokenizer.enable_truncation(2)
-    encoder.tokenizer.backend_tokenizer.enable_padding(length=9)
-    assert ids_of(encoder.tokenizer, texts) == plain and len(plain[0]) > 2
 
 
 class Overridden:

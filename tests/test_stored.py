@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,6 +253,37 @@ def test_half_a_file_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="there are no rows"):
         write_parts(tmp_path / "z.arrow", [])
     assert sorted(each.name for each in tmp_path.iterdir()) == ["x.arrow", "y.arrow"]
+
+
+def resident(kind: str) -> int:
+    """Bytes of this process in memory: RssAnon (its own), RssFile (mapped files)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_reading_all_rows_holds_neither_the_file_nor_a_number_a_row(tmp_path):
+    """100,000 rows in a file of 13 MB, in batches of random rows: at most 2 MB of pages, and 1 byte a row of our own."""
+    n, width = 100_000, 32
+    ids = torch.arange(n * width).reshape(n, width)
+    store_tokens(tmp_path / "x.arrow", (Tokens.full(part) for part in ids.split(1024)))
+    del ids
+    order, source = (
+        torch.randperm(n, generator=torch.Generator().manual_seed(0)),
+        Ragged((tmp_path / "x.arrow",), "ids"),
+    )
+    assert source.padded(order[:64], width)[0][:, 0].tolist() == (order[:64] * width).tolist()
+    tracemalloc.start()
+    files, most = resident("RssFile"), 0
+    try:
+        for rows in order.split(512):
+            source.padded(rows, width)
+            most = max(most, resident("RssFile") - files)
+        assert int(source.lengths.max()) == width and len(source) == n
+        most, held = max(most, resident("RssFile") - files), tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert most < 2 << 20 and held < n, (most, held)
 
 
 def test_labelled_draws_are_read_from_files_too(sides, encoder, tmp_path):

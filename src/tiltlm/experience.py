@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -89,7 +90,13 @@ def rows_of_step(size: int, batch_size: int, step: int, stream: Stream) -> Tenso
     if not 1 <= batch_size <= size:
         raise ValueError(f"batch size {batch_size} does not fit {size} rows of data (1 to {size})")
     epoch, place = divmod(step, size // batch_size)
-    return stream.child("epoch", epoch).permutation(size)[place * batch_size : (place + 1) * batch_size]
+    return _order(stream.child("epoch", epoch), size)[place * batch_size : (place + 1) * batch_size].clone()
+
+
+@lru_cache(maxsize=4)
+def _order(stream: Stream, size: int) -> Tensor:
+    """An epoch's order: kept, so that a step does not shuffle all rows to take its own."""
+    return stream.permutation(size)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,13 @@ Shapes: P distinct prompts, N samples, T completion positions. Log-probabilities
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +56,7 @@ class Tokens:
         width = int(lengths.max()) if len(rows) else 0
         mask = torch.arange(width)[None, :] < lengths[:, None]
         ids = torch.zeros(len(rows), width, dtype=torch.int64)
-        ids[mask] = torch.tensor([i for row in rows for i in row], dtype=torch.int64)
+        ids[mask] = torch.from_numpy(np.asarray(array("q", chain.from_iterable(rows))))
         return Tokens(ids.to(device), mask.to(device))
 
     @staticmethod

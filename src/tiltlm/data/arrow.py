@@ -1,13 +1,15 @@
 """Rows of numbers of unequal length in Arrow files: written a part at a time, memory-mapped, read by number.
 
-A file is in Arrow's IPC format, a record batch a part, so whatever reads Arrow reads it (`pyarrow.ipc.open_file`). Pages of
-a mapped file belong to the system, which several processes share and which takes them back when it needs them: of a file of
-any size a process holds 16 bytes a row, where it stands and how long it is.
+A file is in Arrow's IPC format, a record batch a part, so whatever reads Arrow reads it (`pyarrow.ipc.open_file`). Of a
+file of any size a process holds next to nothing: where rows stand is looked up in the file too, and the pages that were
+touched are given back once the rows are copied. They stay with the system, where whoever reads next finds them.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +59,7 @@ def _column(values: Tensor | tuple[Tensor, Tensor]) -> Any:
 
 def flat_columns(path: Path, leave: Sequence[str] = ()) -> dict[str, Tensor]:
     """The columns of a file that hold one number a row, in memory; those named in `leave` are left out."""
-    reader, found = _opened(path), {}
+    reader, found = _opened(path)[1], {}
     for name in reader.schema.names:
         if name not in leave:
             parts = [reader.get_batch(k).column(name) for k in range(reader.num_record_batches)]
@@ -65,16 +67,37 @@ def flat_columns(path: Path, leave: Sequence[str] = ()) -> dict[str, Tensor]:
     return found
 
 
-def _opened(path: Path) -> Any:
-    """A reader of a file. Raises ValueError for what is no whole Arrow file."""
+def _opened(path: Path) -> tuple[mmap.mmap, Any]:
+    """A file as it is mapped, and its reader. Raises ValueError for what is no whole Arrow file."""
     import pyarrow
 
     try:
-        return pyarrow.ipc.open_file(pyarrow.memory_map(str(path)))
-    except pyarrow.ArrowInvalid as error:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mapped, pyarrow.ipc.open_file(pyarrow.py_buffer(mapped))
+    except ValueError as error:  # pyarrow's ArrowInvalid is one
         raise ValueError(
             f"{path}: not a whole Arrow file ({error}); remove it, and the same command makes it again"
         ) from None
+
+
+def _give_back(mapped: mmap.mmap) -> None:
+    """Let go of a map's pages: a row that is read maps those around it as well, and an epoch would hold the whole file."""
+    if sys.platform != "win32":
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+AT_ONCE = 256
+"""Rows that are read before their pages are given back: some 16 MB of them, for the system maps 64 kB around a row."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A column of a record batch: row k is values[offsets[k]:offsets[k + 1]]."""
+
+    mapped: mmap.mmap
+    offsets: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -85,46 +108,53 @@ class Ragged:
     column: str
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return int(self._ends[-1])
 
     def __reduce__(self) -> Any:
         return Ragged, (self.paths, self.column)  # another process maps the files anew
 
     @cached_property
-    def _lists(self) -> list[Any]:
-        readers = [_opened(path) for path in self.paths]
-        return [
-            reader.get_batch(k).column(self.column) for reader in readers for k in range(reader.num_record_batches)
-        ]
+    def _parts(self) -> list[_Part]:
+        found = []
+        for mapped, reader in map(_opened, self.paths):
+            for k in range(reader.num_record_batches):
+                lists = reader.get_batch(k).column(self.column)
+                found.append(_Part(mapped, lists.offsets.to_numpy(), lists.values.to_numpy()))
+        return found
 
     @cached_property
-    def _values(self) -> list[np.ndarray]:
-        return [each.values.to_numpy() for each in self._lists]
+    def _ends(self) -> np.ndarray:
+        """How many rows there are up to the end of each part."""
+        return np.cumsum([len(part.offsets) - 1 for part in self._parts])
 
-    @cached_property
-    def _begins(self) -> np.ndarray:
-        return np.concatenate([each.offsets.to_numpy()[:-1] for each in self._lists])
-
-    @cached_property
-    def _holders(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self._lists), dtype=np.int32), [len(each) for each in self._lists])
-
-    @cached_property
+    @property
     def lengths(self) -> Tensor:
         """Numbers in every row, int32 [N]."""
-        return torch.from_numpy(np.concatenate([np.diff(each.offsets.to_numpy()) for each in self._lists]))
+        found = torch.from_numpy(np.concatenate([np.diff(part.offsets) for part in self._parts]))
+        for part in self._parts:
+            _give_back(part.mapped)
+        return found
 
     def padded(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """(numbers [n, width], mask bool [n, width]) of the rows int64 [n], right-padded with 0; ids are int64."""
-        lengths = self.lengths[rows]
-        mask = torch.arange(width)[None, :] < lengths[:, None]
-        begins, holders = self._begins[rows.numpy()], self._holders[rows.numpy()]
-        pieces = [
-            self._values[k][begin : begin + n]
-            for k, begin, n in zip(holders.tolist(), begins.tolist(), lengths.tolist(), strict=True)
-        ]
-        flat = torch.from_numpy(np.concatenate(pieces)) if pieces else torch.zeros(0, dtype=torch.int32)
+        parts = [self._read(some.numpy()) for some in rows.split(AT_ONCE)]
+        flat, lengths = (torch.from_numpy(np.concatenate(each)) for each in zip(*parts, strict=True))
         flat = flat.long() if flat.dtype == torch.int32 else flat
+        mask = torch.arange(width)[None, :] < lengths[:, None]
         out = torch.zeros(len(rows), width, dtype=flat.dtype)
         out[mask] = flat
         return out, mask
+
+    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of some rows, one behind the other, and how many each has."""
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        places = rows - np.concatenate([[0], self._ends])[numbers]
+        holders = [self._parts[k] for k in numbers.tolist()]
+        pieces = [
+            part.values[part.offsets[k] : part.offsets[k + 1]]
+            for part, k in zip(holders, places.tolist(), strict=True)
+        ]
+        found = np.concatenate([self._parts[0].values[:0], *pieces])
+        for mapped in {part.mapped for part in holders}:
+            _give_back(mapped)
+        return found, np.array([len(piece) for piece in pieces], dtype=np.int64)

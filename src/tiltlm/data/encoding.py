@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from tiltlm.data.words import TextIds
 from tiltlm.groups import Groups
 from tiltlm.models.base import without_end
 from tiltlm.samples import Pairs, Samples, Tokens
@@ -47,6 +49,10 @@ class Encoder:
         if not ids:
             raise ValueError(f"the prompt {text!r} has no tokens: a causal LM needs one to begin with")
         return cut_left(ids, self.most - self.most_new, self.tokenizer.bos_token_id)
+
+    @cached_property
+    def _ids(self) -> TextIds:
+        return TextIds(self.tokenizer)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -84,13 +90,13 @@ class Encoder:
 
     def prompts(self, texts: Sequence[str]) -> Tokens:
         """`prompt` of every text."""
-        return Tokens.of([self._cut(*each) for each in zip(texts, ids_of(self.tokenizer, texts), strict=True)])
+        return Tokens.of([self._cut(*each) for each in zip(texts, self._ids.of(texts), strict=True)])
 
     def completions(
         self, texts: Sequence[str], finished: Sequence[bool], ends: Sequence[int]
     ) -> list[tuple[list[int], bool]]:
         """`completion` of every text."""
-        found = ids_of(self.tokenizer, texts, special=False)
+        found = self._ids.of(texts, special=False)
         return [self._ended(*each) for each in zip(found, finished, ends, strict=True)]
 
     def samples(
@@ -158,35 +164,6 @@ class Encoder:
             rewards = torch.tensor([value for row in rows for value in row["rewards"]], dtype=torch.float32)
             samples = samples.with_(reward=rewards)
         return samples
-
-
-AT_ONCE = 1024
-"""Texts that a tokenizer is handed together: what it returns beside ids is let go before the next ones."""
-
-
-def ids_of(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-    """`tokenizer(text)["input_ids"]` of every text. Equal texts are encoded once, and a fast tokenizer's in one call.
-
-    special: whether the tokenizer may add tokens of its own (a start token).
-    """
-    distinct, known = list(dict.fromkeys(texts)), dict[str, list[int]]()
-    for begin in range(0, len(distinct), AT_ONCE):
-        some = distinct[begin : begin + AT_ONCE]
-        known.update(zip(some, _encoded(tokenizer, some, special), strict=True))
-    return [known[text] for text in texts]
-
-
-def _encoded(tokenizer: Any, texts: list[str], special: bool) -> list[list[int]]:
-    from transformers import PreTrainedTokenizerFast
-
-    kind, usual = type(tokenizer), PreTrainedTokenizerFast
-    if not (
-        issubclass(kind, usual) and (kind.__call__, kind._encode_plus) == (usual.__call__, usual._encode_plus)
-    ):
-        return [list(tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
-    tokenizer(texts[0], add_special_tokens=special)  # puts the engine behind it into the state that it works in
-    found = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=special)
-    return [each.ids for each in found]
 
 
 def cut_left(ids: list[int], room: int, bos_id: int | None) -> list[int]:

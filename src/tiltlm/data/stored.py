@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ MANY = 5_000
 """Rows that are held in memory, at most: some 50 MB of prompts and pairs of 512 tokens."""
 
 
+@lru_cache(maxsize=4)
+def _every(n: int) -> Tensor:
+    """0 … n−1, int64: one for all columns of as many rows, for it is the largest thing that is held of them."""
+    return torch.arange(n)
+
+
 @dataclass(frozen=True)
 class Picked:
     """Rows int64 [n] of stored lists, padded to `width` where they are read."""
@@ -36,7 +42,7 @@ class Picked:
     @staticmethod
     def whole(source: Ragged, width: int | None = None) -> Picked:
         """All rows; width: that of the longest, unless it is named."""
-        return Picked(source, torch.arange(len(source)), int(source.lengths.max()) if width is None else width)
+        return Picked(source, _every(len(source)), int(source.lengths.max()) if width is None else width)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,7 +174,7 @@ class StoredSamples(Samples):
 
     def select(self, index: Tensor | slice) -> Samples:
         """The rows at `index`, with their own prompts alone; many of them stay where they are, with all prompts."""
-        rows = torch.arange(len(self))[_cpu(index)]
+        rows = _every(len(self))[_cpu(index)]
         known = {name: value[rows.to(value.device)] for name, value in self.known.items()}
         referred = None if self.referred is None else self.referred.at(rows)
         asked, done = self.prompt_index[rows.to(self.prompt_index.device)], self.done.at(rows)
