@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import every_family
 import question_world
 import ranked
-from close import alike
+from close import alike, close
 from families import build
 from side_by_side import side_by_side
 from test_sharing import in_rounds, shortly
@@ -25,12 +25,16 @@ from tiltlm.jsonl import read_json
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.models.scattered import Scattered, in_parts, is_wanted, layers_in, refill, scattered_in
+from tiltlm.nets import trainable
 from tiltlm.policies.sft import SFT
+from tiltlm.problem import Problem
 from tiltlm.recipes.preset import Preset
 from tiltlm.recipes.stages import measured
+from tiltlm.rewards.by_name import TextReward
+from tiltlm.rewards.of_texts import RewardOf
 from tiltlm.run import Recipe, ensure, find
 from tiltlm.samplers.ancestral import draw
-from tiltlm.samples import Samples
+from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
 from tiltlm.stages.measure import RulerSettings
 
@@ -232,6 +236,48 @@ def test_reward_models_are_scattered_too(tmp_path):
         equal(RewardModel.from_body(place, seed=0).scores(asked, answers), wanted)
 
     both(work)
+
+
+def test_a_reward_by_name_is_read_before_rows_are_shared_out(tmp_path):
+    """One row, which the second process alone asks about; then all of them by both."""
+    place = question_world.written(tmp_path / "model", layers=3)
+    whole = RewardModel.from_body(place, seed=0)
+    whole.save(tmp_path / "judge")
+    asked, answers = ["1?\nA 1", "34?"], ["A", " B"]
+    wanted = whole.scores(asked, answers).tolist()
+
+    def work() -> None:
+        found = TextReward(f"2*reward-model:{tmp_path / 'judge'}", None)
+        assert ranks.in_shares(1, lambda begin, end: found.of(asked[:1], answers[:1])) == [2 * wanted[0]]
+        assert found.of(asked, answers) == [2 * each for each in wanted]
+        (network,) = (reward.network for reward in found.function.rewards if isinstance(reward, RewardOf))
+        assert scattered_in(network)
+
+    both(work)
+
+
+def test_a_policy_begins_with_merged_adapters(tmp_path):
+    place, samples = question_world.written(tmp_path / "model", layers=3), Tokens.of([[1, 7], [1, 8, 9]])
+    torch.manual_seed(0)
+    adapted = CausalLM.load(place).with_lora(2)
+    for p in adapted.parameters():
+        p.data += 0.1 * p.requires_grad
+    adapted.save(tmp_path / "adapters")
+    how: dict[str, Any] = {"reward": lucky, "prompts": samples, "beta": 1.0, "max_new_tokens": 3}
+    rows = draw(CausalLM.load(place), samples, max_new_tokens=3, stream=OWN)
+    wanted = trainable(Problem.of(place, **how), str(tmp_path / "adapters")).log_prob(rows)
+    close(wanted, adapted.log_prob(rows), 1e-5)
+
+    def work() -> None:
+        model = trainable(Problem.of(place, **how), str(tmp_path / "adapters"))
+        assert scattered_in(model)
+        equal(model.log_prob(rows), wanted)
+
+    both(work)
+
+
+def lucky(samples: Samples) -> Tensor:
+    return (samples.tokens == 7).any(1).float()
 
 
 def test_orders_hand_it_on(tmp_path):

@@ -32,6 +32,7 @@ from tiltlm.models.heads import ValueHead
 from tiltlm.models.merging import merged
 from tiltlm.models.table import TableCritic, TableLM, TableValues
 from tiltlm.models.unadapted import Unadapted
+from tiltlm.models.weights import load_state
 from tiltlm.problem import Facts, Problem
 from tiltlm.seeds import Stream
 from tiltlm.settings import ADDED, at_least_one
@@ -190,7 +191,7 @@ def trainable(problem: Problem, name: str) -> Any:
         if folder is None:
             model.restore(located(name))
         else:
-            model.model.load_state_dict(merged(folder, dtype=model.model.dtype).model.state_dict())
+            load_state(model.model, lambda: merged(folder, dtype=model.model.dtype).model.state_dict())
     except (RuntimeError, OSError) as error:
         why = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
         raise ValueError(f"{name} holds no weights of a model like the reference: {why}") from None

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tiltlm.models.scattered import is_wanted
 from tiltlm.rewards.classifier import SENTIMENT, TOXICITY
 from tiltlm.rewards.endpoint import Endpoint
 from tiltlm.rewards.gold import catalogue, gold
@@ -112,6 +113,11 @@ class TextFunction:
         weights = [term.weight for term in self.terms]
         return Judged([sum(w * r for w, r in zip(weights, row, strict=True)) for row in rows], found)
 
+    def read(self) -> None:
+        """Read the networks that are asked."""
+        for reward in self.rewards:
+            reward.read()
+
     @property
     def labels(self) -> tuple[str, ...]:
         """What the terms are called; empty where there is one alone."""
@@ -192,6 +198,10 @@ class TextReward:
     about: Rows | None = None
     bare: Callable[[str], str] | None = None
     _seen: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if is_wanted():  # who has rows to ask about would read by himself, in whole
+            self.function.read()
 
     @cached_property
     def function(self) -> TextFunction:

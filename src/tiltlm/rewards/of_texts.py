@@ -63,6 +63,10 @@ class OfTexts(ABC):
         """The files and folders that it is read from, whether or not they are there."""
         return ()
 
+    def read(self) -> None:
+        """Read the networks that are asked. (Where processes hold them in parts, all of them do so together, before they share
+        rows out; else the first question does.)"""
+
     @abstractmethod
     def check(self) -> None:
         """Raise ValueError or FileNotFoundError for what can be known to fail before any work."""
@@ -90,6 +94,9 @@ class RewardOf(OfTexts):
     def network(self) -> RewardModel:
         return RewardModel.load(self.model, device=self.device)
 
+    def read(self) -> None:
+        _ = self.network
+
     def __call__(self, prompts: Column, completions: Column, columns: Mapping[str, Column]) -> Any:
         return self.network.scores(prompts, completions)
 
@@ -116,6 +123,9 @@ class LogProbabilityOf(OfTexts):
     @cached_property
     def network(self) -> TextClassifier:
         return TextClassifier.load(self.model, device=self.device)
+
+    def read(self) -> None:
+        _ = self.network
 
     def __call__(self, prompts: Column, completions: Column, columns: Mapping[str, Column]) -> Any:
         texts = [x + y for x, y in zip(prompts, completions, strict=True)]

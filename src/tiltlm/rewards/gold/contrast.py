@@ -92,6 +92,10 @@ class Contrast(OfTexts):
     def scorers(self) -> tuple[MeanLogProb, MeanLogProb]:
         return MeanLogProb(self.big, self.device), MeanLogProb(self.small, self.device)
 
+    def read(self) -> None:
+        for scorer in self.scorers:
+            _ = scorer.network
+
     def __call__(self, prompts: Column, completions: Column, columns: Mapping[str, Column]) -> Tensor:
         texts = [prompt + response for prompt, response in zip(prompts, completions, strict=True)]
         big, small = self.scorers

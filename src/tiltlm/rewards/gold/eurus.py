@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tiltlm.models.classifier import TextClassifier
-from tiltlm.models.hub import config_of, pretrained
+from tiltlm.models.hub import config_of, network, pretrained
+from tiltlm.models.selftest import examine
 from tiltlm.rewards.of_texts import Column, OfTexts
 
 NAMES: dict[str, str] = {"eurusrm": "the output of the reward model Eurus-RM-7b; eurusrm:MODEL, one of its make"}
@@ -47,15 +48,18 @@ class Eurus(OfTexts):
     def network(self) -> TextClassifier:
         from transformers import AutoTokenizer, MistralForSequenceClassification
 
-        model, found = pretrained(
-            MistralForSequenceClassification, self.model, num_labels=1, key_mapping=HEAD, output_loading_info=True,
+        model, found = network(
+            MistralForSequenceClassification, self.model, self.device, examine, num_labels=1, key_mapping=HEAD,
             dtype=torch.bfloat16 if self.device.startswith("cuda") else torch.float32,
         )  # fmt: skip
         if found["missing_keys"]:
             raise ValueError(
                 f"{self.model} lacks weights of a Mistral reward model: {sorted(found['missing_keys'])}"
             )
-        return TextClassifier(model, pretrained(AutoTokenizer, self.model)).eval().to(self.device)
+        return TextClassifier(model, pretrained(AutoTokenizer, self.model)).eval()
+
+    def read(self) -> None:
+        _ = self.network
 
     @torch.no_grad()
     def __call__(self, prompts: Column, completions: Column, columns: Mapping[str, Column]) -> Tensor:
