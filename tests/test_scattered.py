@@ -15,13 +15,16 @@ from torch import Tensor, nn
 import every_family
 import question_world
 import ranked
+import side_by_side as side_by_side_module
 from close import alike, close
 from families import build
 from side_by_side import side_by_side
 from test_sharing import in_rounds, shortly
 from tiltlm import ranks, turns
 from tiltlm.commands.launch.order import Order
+from tiltlm.engine import Engine, Optim
 from tiltlm.jsonl import read_json
+from tiltlm.models.body import layers_of
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.reward_model import RewardModel
 from tiltlm.models.scattered import Scattered, in_parts, is_wanted, layers_in, refill, scattered_in
@@ -36,6 +39,7 @@ from tiltlm.run import Recipe, ensure, find
 from tiltlm.samplers.ancestral import draw
 from tiltlm.samples import Samples, Tokens
 from tiltlm.seeds import stream
+from tiltlm.sharded import at_rest
 from tiltlm.stages.measure import RulerSettings
 
 OWN = stream(0, "test-scattered")
@@ -179,6 +183,46 @@ def test_a_process_that_fails_at_work_ends_those_that_lend(folder, capfd):
     assert side_by_side(work) == [1, 1]
     told = capfd.readouterr().err
     assert "ValueError: planted" in told and "have lost each other" in told
+
+
+def test_a_process_that_fails_between_layers_waits_for_nobody(folder, monkeypatch, capfd):
+    """The other one waits for the next layer, and would for ten minutes."""
+    monkeypatch.setattr(side_by_side_module, "LONGEST", 60)
+
+    def work() -> None:
+        model = CausalLM.load(folder).requires_grad_(True)
+        engine = Engine(model, Optim())
+
+        def fails(*_: Any) -> None:
+            raise MemoryError("planted")
+
+        if not ranks.is_first():
+            layers_of(model.model)[1].register_forward_pre_hook(fails)
+        with engine.whole(), ranks.alone():
+            model.log_prob(rows())
+
+    with in_parts():
+        assert side_by_side(work) == [1, 1]
+    assert "MemoryError: planted" in capfd.readouterr().err
+
+
+def test_what_was_trained_in_parts_takes_other_weights(folder):
+    """The best ones, say; then the first process alone asks."""
+    other, samples = build("llama", seed=1, eos_ids=(3,)), rows()
+    other.save(folder.parent / "other")
+    wanted = other.log_prob(samples).detach()
+
+    def work() -> None:
+        model = CausalLM.load(folder).requires_grad_(True)
+        engine = Engine(model, Optim())
+        engine.update(SFT(), samples)
+        engine.finish()
+        with at_rest(model):
+            model.restore(folder.parent / "other")
+        with torch.no_grad():
+            equal(ranks.from_first(lambda: model.log_prob(samples)), wanted)
+
+    both(work)
 
 
 def test_one_process_holds_the_whole(folder):

@@ -52,14 +52,12 @@ class Shards:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Within, every process may run the network as often as it likes: it holds all weights, or gathers them as layers
-        compute."""
+        compute. A process that fails there waits for nobody: others may wait for its next layer."""
         self.open()
-        try:
-            yield
-        finally:
-            ranks.meet()
-            for root in self.roots:
-                root.close()
+        yield
+        ranks.meet()
+        for root in self.roots:
+            root.close()
 
     def open(self) -> None:
         """`whole` from now on: what has been trained is asked, and not trained any more."""
@@ -70,7 +68,8 @@ class Shards:
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """Within, processes hold their parts of what has been divided of a model, and no more: to write it."""
+    """Within, processes hold their parts of what has been divided of a model, and no more: to write it, or to put
+    other weights into it."""
     found = [vars(root)["tiltlm_root"] for root in roots_of(model) if "tiltlm_root" in vars(root)]
     how = [root.is_open for root in found]
     for root in found:

@@ -64,8 +64,8 @@ class OfTexts(ABC):
         return ()
 
     def read(self) -> None:
-        """Read the networks that are asked. (Where processes hold them in parts, all of them do so together, before they share
-        rows out; else the first question does.)"""
+        """Read the networks that are asked. (Where processes hold them in parts, all of them do so together, before they
+        share rows out; else the first question does.)"""
 
     @abstractmethod
     def check(self) -> None:

@@ -24,6 +24,7 @@ from tiltlm.ruler.table import read_report
 from tiltlm.run import Recipe, Run
 from tiltlm.seeds import stream
 from tiltlm.settings import ADDED
+from tiltlm.sharded import at_rest
 from tiltlm.stages.base import begun, reading
 from tiltlm.stages.data import Rows, are_verdicts, rows_of, wanted
 from tiltlm.stages.reporting import estimate, row
@@ -106,7 +107,8 @@ class TrainJudge(OfTask):
         experience = Offline(data, how.batch_size, own.child("reward-model", "data"))
         watch = how.watching(measure, best="loss")
         train(run, model, objective, experience, how, next(model.parameters()).device, own, watch=watch)
-        model.restore(best_checkpoint(run.folder))
+        with at_rest(model):
+            model.restore(best_checkpoint(run.folder))
 
     def verdicts(self, model: RewardModel, rows: Rows) -> Verdicts:
         """Rows of verdicts in the reward model's tokens."""
