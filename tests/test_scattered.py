@@ -197,7 +197,7 @@ def test_a_process_that_fails_between_layers_waits_for_nobody(folder, monkeypatc
             raise MemoryError("planted")
 
         if not ranks.is_first():
-            layers_of(model.model)[1].register_forward_pre_hook(fails)
+            layers_of(model.model)[1].register_forward_pre_hook(fails, prepend=True)
         with engine.whole(), ranks.alone():
             model.log_prob(rows())
 
