@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from tiltlm.jsonl import read_json
 from tiltlm.models.body import layers_of
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.reward_model import RewardModel
-from tiltlm.models.scattered import Scattered, in_parts, is_wanted, layers_in, refill, scattered_in
+from tiltlm.models.scattered import in_parts, is_wanted, refill, scattered_in
 from tiltlm.nets import trainable
 from tiltlm.policies.sft import SFT
 from tiltlm.problem import Problem
@@ -156,15 +158,33 @@ def test_weights_are_written_read_and_adapted(folder):
     equal(CausalLM.load(folder.parent / "copy").log_prob(samples), wanted)
 
 
+def test_slices_go_with_the_network(folder):
+    """At once, as whole weights do; those of a copy with the copy."""
+
+    def work() -> None:
+        gc.disable()
+        model = CausalLM.load(folder).requires_grad_(False)
+        copied = steady(model)
+        kept, gone = ([weakref.ref(x) for x in slices_of(each)] for each in (model, copied))
+        copied.log_prob(rows())
+        del copied
+        assert all(x() is not None for x in kept) and not any(x() is not None for x in gone)
+
+    both(work)
+
+
+def slices_of(model: nn.Module) -> list[Tensor]:
+    return [x for each in scattered_in(model) for layer in each.layers for x in layer.slices.values()]
+
+
 def test_layers_out_of_order_are_refused(folder):
     """What another process lends comes in the order of the list."""
 
     def work() -> None:
         model = CausalLM.load(folder).requires_grad_(False)
-        first, second = (layer.owner for layer in layers_in(model.model)[:2])
-        assert first is second and isinstance(first, Scattered)
+        (found,) = scattered_in(model)
         with pytest.raises(RuntimeError, match="layer 1 of this network runs where layer 0 should"):
-            first.begin(1)
+            found.begin(1)
 
     both(work)
 

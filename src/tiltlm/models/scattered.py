@@ -15,6 +15,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,16 +53,11 @@ def is_wanted() -> bool:
 class Layer:
     """One layer of a scattered network: this process's slice of all its parameters, laid end to end, for every dtype."""
 
-    def __init__(
-        self, owner: Scattered, place: int, module: nn.Module, parameters: Sequence[nn.Parameter],
-        shapes: Sequence[torch.Size],
-    ) -> None:  # fmt: skip
-        """parameters: those of the module that are scattered, at rest; shapes: what they have at work."""
-        self.owner, self.place, self.is_whole = owner, place, False
+    def __init__(self, parameters: Sequence[nn.Parameter], shapes: Sequence[torch.Size]) -> None:
+        """parameters: those of the layer that are scattered, at rest; shapes: what they have at work."""
         self.parameters, self.shapes = list(parameters), list(shapes)
+        self.processes, self.is_whole = ranks.size(), False
         self.slices: dict[torch.dtype, Tensor] = {}
-        module.register_forward_pre_hook(self._before, prepend=True)
-        module.register_forward_hook(self._after, always_call=True)
 
     @torch.no_grad()
     def fill(self, values: Sequence[Tensor] | None) -> None:
@@ -75,7 +71,7 @@ class Layer:
     def gather(self) -> None:
         """Bring the layer together, as all processes do at the same time."""
         for dtype, own in self.slices.items():
-            flat = own.new_empty(len(own) * self.owner.processes)
+            flat = own.new_empty(len(own) * self.processes)
             with ranks.connected() as (dist, _):
                 dist.all_gather_single(flat, own)
             begin = 0
@@ -100,24 +96,22 @@ class Layer:
     def _numbers(self, dtype: torch.dtype) -> int:
         return sum(shape.numel() for _, shape in self._of(dtype))
 
-    def _before(self, module: nn.Module, inputs: Any) -> None:
-        if self.owner.begin(self.place):
-            self.gather()
-
-    def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self.owner.resting:
-            self.rest()
-
 
 class Scattered:
-    """The layers of a network. All processes make the same ones, in the same order."""
+    """The layers of a network. All processes make the same ones, in the same order.
+
+    The network's hooks know it, and it knows no module: so its slices go when the network does, and wait for no collector.
+    """
 
     def __init__(
         self, network: Any, layers: Sequence[tuple[nn.Module, list[nn.Parameter], list[torch.Size]]]
     ) -> None:
         """layers: with their parameters that are scattered, at rest, and these ones' shapes."""
         self.processes, self.is_held, self.ran = ranks.size(), False, 0
-        self.layers = [Layer(self, k, *each) for k, each in enumerate(layers)]
+        self.layers = [Layer(parameters, shapes) for _, parameters, shapes in layers]
+        for k, (module, _, _) in enumerate(layers):
+            module.register_forward_pre_hook(partial(self._before, k), prepend=True)
+            module.register_forward_hook(partial(self._behind, k), always_call=True)
         body_of(network).register_forward_hook(self._after)
         self.number = turns.join(self.lend)
         vars(network)[SCATTERED] = self
@@ -172,6 +166,14 @@ class Scattered:
             self.is_held = False
             for layer in self.layers:
                 layer.rest()
+
+    def _before(self, place: int, module: nn.Module, inputs: Any) -> None:
+        if self.begin(place):
+            self.layers[place].gather()
+
+    def _behind(self, place: int, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.resting:
+            self.layers[place].rest()
 
     def _after(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self.resting and self.ran != len(self.layers):
