@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import weakref
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from close import FLOAT32, NETWORK, close, size_of
 from families import VOCAB, build
 from tiltlm.engine import Engine, Optim
 from tiltlm.models.causal import CausalLM, copy_of
+from tiltlm.models.precision import computing_in
 from tiltlm.objective import Outcome
 from tiltlm.policies.sft import SFT
 from tiltlm.samples import Samples, Tokens
@@ -132,3 +135,20 @@ def test_prompts_that_are_shared_without_checkpointing_give_the_same_gradient_wi
     expected, _ = gradient_and_bytes(model, ragged(40))
     gradient, _ = gradient_and_bytes(model.with_checkpointing(), ragged(40))
     close(gradient, expected, NETWORK, size_of(expected))
+
+
+def test_a_pass_keeps_no_rounded_copy_of_a_weight():
+    """Of weights in parts they would come to the whole network."""
+    layer, kept = nn.Linear(7, 5), list[weakref.ref[Tensor]]()
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if isinstance(made, Tensor) and made.shape == layer.weight.shape and made.dtype == torch.bfloat16:
+                kept.append(weakref.ref(made))
+            return made
+
+    with torch.no_grad(), computing_in(layer, torch.device("cpu"), "bfloat16"):
+        with Seen():
+            assert layer(torch.ones(2, 7)).dtype == torch.bfloat16
+        assert kept and all(copy() is None for copy in kept)

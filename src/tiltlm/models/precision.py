@@ -37,7 +37,10 @@ def wide_attention(model: nn.Module, device: torch.device, precision: str) -> Ab
 @contextmanager
 def computing_in(model: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
     """Both: to score what is trained, to draw from it, or to compare with it."""
-    with wide_attention(model, device, precision), autocast(device, precision):
+    with (
+        wide_attention(model, device, precision),
+        autocast(device, precision, keeps=False),
+    ):  # a pass uses a weight once
         yield
 
 

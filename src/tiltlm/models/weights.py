@@ -109,7 +109,9 @@ def load_state(module: nn.Module, read: Callable[[], Mapping[str, Tensor]]) -> N
     if not any(in_parts(x) for x in own.values()):
         module.load_state_dict(read())
         return
-    put(own, read() if ranks.is_first() else None)
+    values = read() if ranks.is_first() else None
+    ranks.wait()  # as long as that takes: sums and copies of tensors wait for `LOST` alone
+    put(own, values)
     ranks.same_as_first([x for x in own.values() if not in_parts(x)])
 
 

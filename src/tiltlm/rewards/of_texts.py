@@ -63,7 +63,7 @@ class OfTexts(ABC):
         """The files and folders that it is read from, whether or not they are there."""
         return ()
 
-    def read(self) -> None:
+    def read(self) -> None:  # noqa: B027
         """Read the networks that are asked. (Where processes hold them in parts, all of them do so together, before they
         share rows out; else the first question does.)"""
 
