@@ -320,6 +320,36 @@ def test_a_reward_by_name_is_read_before_rows_are_shared_out(tmp_path):
     both(work)
 
 
+OWN_REWARD = """
+from functools import cache
+
+from tiltlm.models.reward_model import RewardModel
+
+@cache
+def judge():
+    return RewardModel.load({place!r})
+
+def reward(prompts, completions):
+    return judge().scores(prompts, completions).tolist()
+"""
+
+
+def test_networks_of_a_function_of_ones_own_are_whole(tmp_path):
+    """Whoever asks first reads by himself."""
+    whole = RewardModel.from_body(question_world.written(tmp_path / "model", layers=3), seed=0)
+    whole.save(tmp_path / "judge")
+    (tmp_path / "mine.py").write_text(OWN_REWARD.format(place=str(tmp_path / "judge")))
+    asked, answers = ["1?\nA 1", "34?"], ["A", " B"]
+    wanted = whole.scores(asked, answers).tolist()
+
+    def work() -> None:
+        found = TextReward(f"{tmp_path / 'mine.py'}:reward", None)
+        assert ranks.in_shares(1, lambda begin, end: found.of(asked[:1], answers[:1])) == wanted[:1]
+        assert found.of(asked, answers) == wanted
+
+    both(work)
+
+
 def test_a_policy_begins_with_merged_adapters(tmp_path):
     place, samples = question_world.written(tmp_path / "model", layers=3), Tokens.of([[1, 7], [1, 8, 9]])
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from tiltlm.models.scattered import in_parts
 from tiltlm.rewards.of_texts import Column, Columns, OfTexts
 
 SIGNATURE = "f(prompts, completions, **columns)"
@@ -70,11 +71,12 @@ class UserFunction(OfTexts):
         function, takes, by_name = self.call
         given = takes.of(columns)
         try:
-            if by_name:
-                found = function(prompts=prompts, completions=completions, **given)
-            else:
-                found = function(prompts, completions, **given)
-            return list(found) if inspect.isgenerator(found) else found
+            with in_parts(False):  # who has rows to ask about may be the only one that reads a network there
+                if by_name:
+                    found = function(prompts=prompts, completions=completions, **given)
+                else:
+                    found = function(prompts, completions, **given)
+                return list(found) if inspect.isgenerator(found) else found
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
             raise ValueError(f"{self.name} failed{self._line(error)}: {said} ({HOW})") from error
@@ -148,7 +150,8 @@ def _names_in(file: Path, changed: int, size: int) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses of its own look their module up there
     try:
-        spec.loader.exec_module(module)
+        with in_parts(False):
+            spec.loader.exec_module(module)
     except Exception as error:
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
         line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else None

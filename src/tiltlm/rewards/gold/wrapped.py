@@ -38,6 +38,9 @@ class Wrapped(OfTexts):
     def check(self) -> None:
         self.inner.check()
 
+    def read(self) -> None:
+        self.inner.read()
+
     @abstractmethod
     def changed(self, value: float, prompt: str, response: str) -> float:
         """The reward, where the other's is `value`."""
