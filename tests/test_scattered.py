@@ -29,7 +29,8 @@ from tiltlm.jsonl import read_json
 from tiltlm.models.body import layers_of
 from tiltlm.models.causal import CausalLM, steady
 from tiltlm.models.reward_model import RewardModel
-from tiltlm.models.scattered import in_parts, is_wanted, refill, scattered_in
+from tiltlm.models.scattered import in_parts, is_wanted, scattered_in
+from tiltlm.models.scattering import refill
 from tiltlm.nets import trainable
 from tiltlm.policies.sft import SFT
 from tiltlm.problem import Problem

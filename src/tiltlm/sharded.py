@@ -145,6 +145,8 @@ def why_not(model: nn.Module) -> str:
             continue
         if not trust_of(network).padding:
             return "rows of this network are run by length, as often as there are lengths, which differ between processes"
+        if getattr(network.config, "layerdrop", None):
+            return "layers of this network (layerdrop) are left out by chance, others on every process"
         if not layers_of(network):
             return "no list of layers is found in this network"
     return ""

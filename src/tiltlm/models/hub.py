@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from tiltlm.jsonl import read_json
-from tiltlm.models import scattered
 from tiltlm.models.folders import located
 from tiltlm.models.reachable import hub_for
+from tiltlm.models.scattered import is_wanted
+from tiltlm.models.scattering import load
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +50,8 @@ def network(
     def read() -> tuple[Any, dict[str, Any]]:
         return pretrained(kind, name, output_loading_info=True, **options)
 
-    if scattered.is_wanted():
-        return scattered.load(read, device, examine)
+    if is_wanted():
+        return load(read, device, examine)
     found, said = read()
     return found.to(device), said
 

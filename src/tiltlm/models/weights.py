@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tiltlm import ranks
-from tiltlm.models.scattered import refill, scattered_in, together
+from tiltlm.models.scattered import scattered_in, together
+from tiltlm.models.scattering import refill
 from tiltlm.tensors import save_tensors
 
 if TYPE_CHECKING:

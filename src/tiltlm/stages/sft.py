@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -97,7 +97,8 @@ class Sft(OfTask):
         """The best adapters merged into the base model: a folder like any other, that new adapters can be put on."""
         if (run.folder / "merged").is_dir():
             return
-        model = read.trainable(lora=self.task.sft.lora).eval()
+        here = replace(read, reader=replace(read.reader, device="cpu"))  # whole: a GPU may hold no more than a part
+        model = here.trainable(lora=self.task.sft.lora).eval()
         model.restore(best_checkpoint(run.folder))
         assert model.adapters is not None
         aside = run.folder / ".merged.tmp"
