@@ -8,7 +8,7 @@ reference's answers to them: all rows, in the same batches at every round; log-r
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +29,8 @@ from tiltlm.stages.answers import GREEDY, greedy
 from tiltlm.stages.log_ref import score
 from tiltlm.stages.reporting import Row, estimate, row
 
-if TYPE_CHECKING:
-    from tiltlm.stages.rounds import Round
 
-
-def shares(made: Round, run: Run[Any], right: float, rows: int) -> list[Row]:
+def shares(made: Any, run: Run[Any], right: float, rows: int) -> list[Row]:
     """What the answers were like, and how many rows were built of them."""
     drawn = made.drawn(run)[0]
     graded = drawn.recipe.graded(drawn)
@@ -54,7 +51,7 @@ def shares(made: Round, run: Run[Any], right: float, rows: int) -> list[Row]:
 
 
 @torch.no_grad()
-def validated(made: Round, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
+def validated(made: Any, run: Run[Any], problem: Problem, who: Learner, right: float) -> list[Row]:
     """Greedy accuracy, also on prompts that the reference always, or sometimes, answers right; then `held_out`."""
     if not made.validated:
         return []
@@ -73,7 +70,7 @@ def validated(made: Round, run: Run[Any], problem: Problem, who: Learner, right:
     return rows + held_out(made, problem, who, built([graded], made.method.fed, made.how, right, own))
 
 
-def held_out(made: Round, problem: Problem, who: Learner, rows: Any) -> list[Row]:
+def held_out(made: Any, problem: Problem, who: Learner, rows: Any) -> list[Row]:
     """The method's loss and metrics on validation rows."""
     if not len(rows):
         return []
@@ -101,7 +98,7 @@ def held_out(made: Round, problem: Problem, who: Learner, rows: Any) -> list[Row
     return told
 
 
-def referred(made: Round, problem: Problem, rows: Any) -> Any:
+def referred(made: Any, problem: Problem, rows: Any) -> Any:
     """`rows` with the reference's log-probabilities, in the precision that is validated in."""
     if made.method.fed == "answers":
         return rows.to(problem.device)
@@ -112,7 +109,7 @@ def referred(made: Round, problem: Problem, rows: Any) -> Any:
     return mapped(rows, fill).to(problem.device)
 
 
-def reason_to_end(made: Round, run: Run[Any]) -> str:
+def reason_to_end(made: Any, run: Run[Any]) -> str:
     """Why no round should follow, by the settings; empty where one may."""
     if not made.validated or not (made.how.gain or made.how.collapse):
         return ""
