@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
@@ -23,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
     seen: list[dict[str, Any]]
     odd: list[str]
     busy = 0
+    slow = 0.0
 
     def do_POST(self) -> None:
         kind = type(self)
@@ -33,6 +35,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(503)
             self.end_headers()
             return
+        time.sleep(kind.slow)
         given = json.loads(body["messages"][1]["content"])["response"]
         rating = {"instruction_following": int(given[-2]), "helpfulness": int(given[-1])}
         content = kind.odd.pop(0) if kind.odd else json.dumps(rating)
@@ -162,10 +165,11 @@ def test_openai_s_key_goes_to_openai_alone_and_no_key_in_the_clear(monkeypatch):
 
 
 def test_the_ceiling_is_reached_and_not_passed_over_runs_threads_and_retries(server, monkeypatch):
-    """Of 12 questions 5 are asked in all; a second run asks none; a higher ceiling goes on where it stopped."""
+    """Of 12 questions 5 are asked in all; a second run asks none; a higher ceiling goes on where it stopped. Answers that
+    are on their way when the ceiling is met are paid for, and kept."""
     judge, kind = server
     monkeypatch.setenv(CEILING, "5")
-    kind.busy = 1
+    kind.busy, kind.slow = 1, 0.05
     asked, said = ["x"] * 12, [f"{k} 33" for k in range(12)]
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"has been asked \${CEILING} = 5 times in all"):

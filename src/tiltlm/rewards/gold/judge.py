@@ -116,13 +116,13 @@ class Judge(OfTexts):
         self.check()
         pairs = list(zip(prompts, completions, strict=True))
         posting, pool = self.posting, ThreadPoolExecutor(self.concurrent)
-        try:
-            with posting.client() as client:
+        with posting.client() as client:
+            try:
                 distinct = list(dict.fromkeys(pairs))
                 ratings = pool.map(lambda pair: self._rating(posting, client, *pair), distinct)
                 found = dict(zip(distinct, ratings, strict=True))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a mistake nothing more is paid for
+            finally:  # after a mistake nothing more is paid for, and what is on its way is still kept
+                pool.shutdown(cancel_futures=True)
         return [found[pair] for pair in pairs]
 
     def _rating(self, posting: Posting, client: Any, prompt: str, response: str) -> float:
