@@ -5,7 +5,7 @@ policy and critic (two networks), a reward model. A layer's weights are brought 
 again; what stands outside the layers makes a part with the head, brought together by the calls that losses make
 (`ENTRIES`). All processes must come to these in the same order, so a loss runs the network once for a batch, whatever its
 rows (prompts that several rows answer are not run apart), and every process runs as many micro-batches as the others. A
-frozen body is the reference itself: it stays whole.
+frozen body is the reference itself: it is held as that is.
 
 Drawing and scoring, whose number of calls depends on the rows, happen while every process holds all weights (`whole`) or,
 with `--shard`, layer by layer, when a process has its turn (`turns`). What becomes of the parts in a checkpoint: `parts`.
