@@ -124,6 +124,8 @@ def test_help_of_a_comparison_says_how_to_set_all_and_one(tmp_path):
     [
         (("toy/dpo", "--lr", "3"), "Did you mean --fit.lr (in fit)?"),
         (("toy/dpo", "--fit.lrr", "3"), "--fit.lr (in fit)"),
+        (("toy/dpo", "--shrad"), "Did you mean --shard?"),
+        (("toy/dpo", "--job", "2"), "Did you mean --jobs?"),
         (("toy/dpo", "--beta", "3"), "--task.beta (in task)"),
         (("toy/evaluate", "--dpo.lr", "3"), "--dpo.fit.lr (in dpo.fit)"),
         (("toy/dpo", "--fit.lr", "fast"), "--fit.lr wants a number; got 'fast'"),
@@ -142,6 +144,11 @@ def test_help_of_a_comparison_says_how_to_set_all_and_one(tmp_path):
 def test_a_mistake_is_one_line_that_names_the_nearest(args, told, tmp_path):
     assert told in refused("run", *args, cwd=tmp_path)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--shard"])
+def test_measuring_refuses_what_only_building_knows(option, tmp_path):
+    assert "`tiltlm run` and `tiltlm sweep`" in refused("measure", "runs/toy", option, cwd=tmp_path)
 
 
 # ---- options --------------------------------------------------------------------------------------------------------

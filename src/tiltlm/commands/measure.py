@@ -86,6 +86,10 @@ class Measure:
 def measure(args: list[str]) -> int:
     """Run the command."""
     rest, launch = launching(args)
+    if launch.dry_run or launch.shard:
+        raise ValueError(
+            "--dry-run and --shard are options of `tiltlm run` and `tiltlm sweep`: leave them off here"
+        )
     settings = settings_from(rest, Measure, "measure")
     prepare()
     metrics, command = _metrics(settings.metrics), shlex.join(["tiltlm", "measure", *args])

@@ -125,13 +125,16 @@ def _shared(recipe: Evaluate, method: str, group: str, *name: str) -> bool:
 # ---- what the command line says ---------------------------------------------------------------------------------
 
 
-def parsed(recipe: Any, args: Sequence[str]) -> Any:
-    """`recipe` with what the options in `args` say. Raises ValueError, in one line, for what is no option or no value."""
+def parsed(recipe: Any, args: Sequence[str], others: Iterable[str] = ()) -> Any:
+    """`recipe` with what the options in `args` say. Raises ValueError, in one line, for what is no option or no value.
+
+    others: options of the command itself, which a misspelt one may have meant.
+    """
     known, said = by_flag(recipe), {}
     for flag, values in _spoken(args):
         name, plain = _named(flag, values, known)
         if name not in known:
-            raise ValueError(no_option(flag, recipe, known))
+            raise ValueError(no_option(flag, recipe, [*known, *others]))
         for each in known[name]:
             said[each.path] = converted(each.kind, plain, f"--{name}")
     return changed(recipe, said)

@@ -16,7 +16,7 @@ from tiltlm.commands.compared import measured, name_of
 from tiltlm.commands.config import applied, read, save, say_masked
 from tiltlm.commands.help import USAGE, full_help, short_help
 from tiltlm.commands.launch.building import build_all
-from tiltlm.commands.launch.settings import Launch, launching
+from tiltlm.commands.launch.settings import Launch, launch_options, launching
 from tiltlm.commands.options import methods_in, parsed
 from tiltlm.commands.process import prepare, runs_root
 from tiltlm.commands.ranking import ranked
@@ -59,7 +59,7 @@ def parse(args: Sequence[str], command: str) -> Asked:
         value = applied(config, value)
     if wanted:
         return Asked(value, (full_help if "--help-all" in wanted else short_help)(value, command))
-    value = parsed(value, options)
+    value = parsed(value, options, launch_options())
     if config is not None:
         say_masked(value)
     return Asked(value, save_to=None if save_to is None else Path(save_to))
