@@ -97,9 +97,7 @@ class Sft(OfTask):
         """The best adapters merged into the base model: a folder like any other, that new adapters can be put on."""
         if (run.folder / "merged").is_dir():
             return
-        here = replace(
-            read, reader=replace(read.reader, device="cpu")
-        )  # whole: a GPU may hold no more than a part
+        here = replace(read, reader=replace(read.reader, device="cpu"))  # whole: a GPU may hold a part alone
         model = here.trainable(lora=self.task.sft.lora).eval()
         model.restore(best_checkpoint(run.folder))
         assert model.adapters is not None
