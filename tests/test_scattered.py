@@ -23,7 +23,9 @@ from families import build
 from side_by_side import side_by_side
 from test_sharing import in_rounds, shortly
 from tiltlm import ranks, turns
+from tiltlm.commands.launch.building import build_all
 from tiltlm.commands.launch.order import Order
+from tiltlm.commands.launch.settings import Launch
 from tiltlm.engine import Engine, Optim
 from tiltlm.jsonl import read_json
 from tiltlm.models.body import layers_of
@@ -381,3 +383,9 @@ def test_orders_hand_it_on(tmp_path):
         order = Order.of(run, "")
     assert order.shard and not Order.of(run, "").shard
     assert json.loads(json.dumps(order.__dict__))["shard"]
+
+
+def test_one_process_is_told_that_it_holds_everything(tmp_path, capsys):
+    for launch, told in ((Launch(shard=True), True), (Launch(), False)):
+        assert build_all([], launch, "")
+        assert ("one process holds everything" in capsys.readouterr().err) is told

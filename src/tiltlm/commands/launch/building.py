@@ -8,6 +8,7 @@ from typing import Any
 
 from tiltlm import ranks
 from tiltlm.commands.launch.settings import Launch
+from tiltlm.progress import note
 from tiltlm.run import Run, check_all
 
 
@@ -18,6 +19,9 @@ def build_all(runs: Iterable[Run[Any]], launch: Launch, command: str) -> bool:
     Raises ValueError naming what failed.
     """
     tops = list(runs)
+    together = launch.slurm.nodes * launch.slurm.processes if launch.on == "slurm" else ranks.size()
+    if launch.shard and together == 1:
+        note("--shard: one process holds everything; several are started by torchrun, or with --slurm.processes")
     if ranks.size() > 1 and replace(launch, shard=False) != Launch():
         raise ValueError("--jobs and --on start processes of their own: start the command without torchrun")
     for run in tops:
