@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -162,7 +163,7 @@ def test_weights_are_written_read_and_adapted(folder):
 
 
 def test_slices_go_with_the_network(folder):
-    """At once, as whole weights do; those of a copy with the copy."""
+    """As whole weights do, without a collector; those of a copy with the copy."""
 
     def work() -> None:
         gc.disable()
@@ -171,7 +172,14 @@ def test_slices_go_with_the_network(folder):
         kept, gone = ([weakref.ref(x) for x in slices_of(each)] for each in (model, copied))
         copied.log_prob(rows())
         del copied
-        assert all(x() is not None for x in kept) and not any(x() is not None for x in gone)
+        assert all(x() is not None for x in kept)
+        for _ in range(
+            100
+        ):  # what the last slice was sent by, in a thread of its own, lets go of it a little later
+            if not any(x() is not None for x in gone):
+                return
+            time.sleep(0.05)
+        raise AssertionError("slices are still there, and no collector runs")
 
     both(work)
 
