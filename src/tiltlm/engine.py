@@ -80,8 +80,10 @@ class Engine:
 
     def _divides(self) -> bool:
         """Whether processes are to hold a part of the model each; where all networks are to be in parts, of what can be."""
-        if ranks.size() == 1 or self.optim.shard or not is_wanted():
-            return ranks.size() > 1 and self.optim.shard
+        if ranks.size() == 1 or self.optim.shard:
+            return ranks.size() > 1
+        if not is_wanted():
+            return False
         if reason := why_not(self.model):
             note(f"--shard: every process trains the whole model: {reason}")
         return not reason

@@ -25,7 +25,7 @@ from torch.autograd.graph import get_gradient_edge
 from tiltlm.memory.counting import Counted
 from tiltlm.memory.head import FLOAT, HALF, PLACE, Head
 from tiltlm.memory.making import Adapters, made, unnumbered
-from tiltlm.models.body import body_of, run_body
+from tiltlm.models.body import body_of, layers_of, run_body
 from tiltlm.models.look import one_line
 from tiltlm.models.output import HALF_TILE
 from tiltlm.models.precision import Precision, autocast, wide_attention
@@ -122,8 +122,7 @@ class Network:
 
     @property
     def _layers(self) -> list[nn.Module]:
-        lists = [found for found in self.body.modules() if isinstance(found, nn.ModuleList)]
-        return list(max(lists, key=len, default=()))
+        return layers_of(self.model)
 
     # ---- passes ---------------------------------------------------------------------------------------------------
 

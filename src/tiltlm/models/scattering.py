@@ -110,15 +110,13 @@ def refill(module: nn.Module, values: Mapping[str, Tensor] | None) -> None:
     own = module.state_dict(keep_vars=True)
     names = {id(x): name for name, x in own.items()}
     layers = [layer for each in scattered_in(module) for layer in each.layers]
-    shapes = {
+    at_rest = {
         names[id(p)]: shape for layer in layers for p, shape in zip(layer.parameters, layer.shapes, strict=True)
     }
-    if values is not None:
-        wrong = [n for n, x in own.items() if n not in values or values[n].shape != shapes.get(n, x.shape)]
-        if wrong:
-            raise RuntimeError(
-                f"{wrong[0]} is missing, or has another shape than {tuple(shapes.get(wrong[0], ()))}"
-            )
+    shapes = {name: at_rest.get(name, x.shape) for name, x in own.items()}
+    for name, shape in shapes.items():
+        if values is not None and (name not in values or values[name].shape != shape):
+            raise RuntimeError(f"{name} is missing, or has another shape than {tuple(shape)}")
     for layer in layers:
         of_layer = [names[id(p)] for p in layer.parameters]
         layer.fill(
@@ -128,7 +126,7 @@ def refill(module: nn.Module, values: Mapping[str, Tensor] | None) -> None:
         )
     with torch.no_grad():
         for name, x in own.items():
-            if name not in shapes:
+            if name not in at_rest:
                 if values is not None:
                     x.copy_(values[name])
                 ranks.same_as_first([x])
